@@ -1,0 +1,1 @@
+"""Where refinement runs. One protocol (`base.py`); `reference` is the paper's loop, the yardstick of the others."""

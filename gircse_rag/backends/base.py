@@ -1,0 +1,74 @@
+"""The protocol between the Embedder, which knows texts, and whatever refines token ids into vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gircse_rag.errors import GircseError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One rendered text to refine.
+
+    Attributes:
+        token_ids: the whole prompt, at least one id.
+        steps: K, the number of soft tokens; an upper bound when `tolerance` is set.
+        tolerance: leave as soon as 1 - cos(z_k, z_{k-1}) <= tolerance (`steps="auto"`); None runs all steps.
+        soft_tokens: how many of the heaviest vocabulary tokens to report a step.
+    """
+
+    token_ids: tuple[int, ...]
+    steps: int
+    tolerance: float | None = None
+    soft_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What came out of one request.
+
+    Attributes:
+        trajectory: (k, d) float32, unit rows: z_1..z_k, where k is the number of steps used.
+        soft_tokens: per step the heaviest (token id, weight), or None if not asked for.
+    """
+
+    trajectory: NDArray[np.float32]
+    soft_tokens: list[list[tuple[int, float]]] | None = None
+
+    @property
+    def vector(self) -> NDArray[np.float32]:
+        """(d,) float32: the embedding after the last step."""
+        vector: NDArray[np.float32] = self.trajectory[-1]
+        return vector
+
+    @property
+    def steps(self) -> int:
+        """The number of refinement steps used."""
+        return len(self.trajectory)
+
+
+class Backend(Protocol):
+    """Refines prompts. Safe to call from several threads at once."""
+
+    @property
+    def dimension(self) -> int:
+        """d, the length of every vector."""
+        ...
+
+    def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
+        """Yield (position of the request, its result) in completion order, in bounded memory.
+
+        `requests` is consumed lazily and may be endless. A request that fails yields its error and spoils no other.
+        Closing the iterator cancels what is under way and frees what it held.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the model. Calling it twice is harmless; `refine` afterwards raises GircseError."""
+        ...

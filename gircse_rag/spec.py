@@ -1,0 +1,143 @@
+"""EmbeddingSpec: everything that fixes the vector space, and its fingerprint.
+
+Two vectors may be compared when the specs they were made with have the same fingerprint. What a query may vary is
+not part of it: its instruction and its own number of steps. The dtype is recorded beside it: the space is the same
+up to rounding, so a difference warns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError
+from gircse_rag.prompts import DEFAULT_INSTRUCTION, DOCUMENT_TEMPLATE, QUERY_TEMPLATE, check_template
+
+DEFAULT_STEPS = 5
+MAX_STEPS = 256
+
+# Names are for people; the hashes beside them are what fixes the space. A moved folder is still the same model.
+_NOT_IN_FINGERPRINT = frozenset({"base_model", "adapter", "default_instruction", "dtype"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSpec:
+    """Everything that fixes the vector space.
+
+    Attributes:
+        base_model: name, folder or Hub id of the base model, for people.
+        base_hash: sha256 over its weights and the parts of its configuration that change the arithmetic.
+        tokenizer_hash: sha256 of the tokenizer's definition.
+        adapter: name, folder or Hub id of the LoRA adapter, or None.
+        adapter_hash: sha256 over its weights and configuration, or None.
+        dimension: d, the length of a vector.
+        temperature: tau of the soft token's softmax.
+        pooling: "mean" over h_1..h_K, the paper's.
+        normalize: vectors have unit length; always true, written down because a reader of the spec needs to know.
+        query_template: ends in `{text}` and holds `{instruction}`; for queries and symmetric texts.
+        document_template: ends in `{text}`.
+        suffix: appended to every rendered text before tokenising, kept under truncation; "" for none.
+        max_length: prompt tokens at most, the suffix included; what is over is cut from the body's end.
+        document_steps: K that documents are embedded with, and queries unless they ask for another.
+        default_instruction: what a query without an instruction gets.
+        dtype: of the weights the vectors were computed with ("float32", "bfloat16", "float16").
+    """
+
+    base_model: str
+    base_hash: str
+    tokenizer_hash: str
+    dimension: int
+    adapter: str | None = None
+    adapter_hash: str | None = None
+    temperature: float = 1.0
+    pooling: str = "mean"
+    normalize: bool = True
+    query_template: str = QUERY_TEMPLATE
+    document_template: str = DOCUMENT_TEMPLATE
+    suffix: str = ""
+    max_length: int = 512
+    document_steps: int = DEFAULT_STEPS
+    default_instruction: str = DEFAULT_INSTRUCTION
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_template(self.query_template)
+        check_template(self.document_template)
+        check_steps(self.document_steps)
+        if "{instruction}" not in self.query_template:
+            raise InputError(f"query_template {self.query_template!r} has no {{instruction}}")
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be above 0, not {self.temperature}")
+        if self.max_length < 1:
+            raise InputError(f"max_length must be at least 1, not {self.max_length}")
+        if self.pooling != "mean" or not self.normalize:
+            raise InputError("GIRCSE pools by the normalised mean; pooling='mean', normalize=True is all there is")
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that are equal exactly when vectors may be compared."""
+        space = {name: value for name, value in self.to_dict().items() if name not in _NOT_IN_FINGERPRINT}
+        return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:32]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EmbeddingSpec:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: a field is missing, or one is there that this version does not know.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise InputError(
+                f"unknown spec fields {unknown}: written by a newer gircse-rag? this one knows {sorted(known)}"
+            )
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"the spec is incomplete: {error}") from error
+
+    def check_matches(
+        self, other: EmbeddingSpec, *, ours: str = "this embedder", theirs: str = "the collection"
+    ) -> None:
+        """Whether vectors of both specs may be compared; a dtype that differs only warns.
+
+        Raises:
+            SpecMismatchError: they may not; names every field that differs, with both values.
+        """
+        if self.fingerprint != other.fingerprint:
+            mine, his = self.to_dict(), other.to_dict()
+            differing = [name for name in mine if name not in _NOT_IN_FINGERPRINT and mine[name] != his[name]]
+            lines = [f"  {name}: {ours} {mine[name]!r}, {theirs} {his[name]!r}" for name in differing]
+            raise SpecMismatchError(
+                f"{ours} ({self.describe()}) and {theirs} ({other.describe()}) embed into different vector spaces:\n"
+                + "\n".join(lines)
+                + "\nuse the model the vectors were made with, or embed the documents again into a new collection"
+            )
+        if self.dtype != other.dtype:
+            warnings.warn(
+                f"{ours} computes in {self.dtype}, {theirs} was made in {other.dtype}: similarities move slightly",
+                GircseWarning,
+                stacklevel=3,
+            )
+
+    def describe(self) -> str:
+        """One line for people: model, adapter, steps and fingerprint."""
+        model = self.base_model if self.adapter is None else f"{self.base_model} + {self.adapter}"
+        return f"{model}, {self.document_steps} steps, fingerprint {self.fingerprint[:12]}"
+
+
+def check_steps(steps: int) -> None:
+    """Refuse a number of refinement steps that is no integer from 1 to MAX_STEPS.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        raise InputError(f"steps must be an integer from 1 to {MAX_STEPS}, not {steps!r}; the paper uses 5 to 20")

@@ -1,0 +1,108 @@
+"""Text -> token ids, with truncation reported, never silent.
+
+The rendered text is always tokenised whole: a text that starts with `"`, `(`, `->`, `:` or `'s` merges with the
+template's colon, so ids of pieces may not be joined. Cutting happens afterwards, on ids.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from gircse_rag.errors import InputError
+from gircse_rag.prompts import Role, prefix
+from gircse_rag.spec import EmbeddingSpec
+
+# Python counts \t \n \v \f \r and \x1c-\x1f as white space; the other controls mean that this is not text.
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered, tokenised text.
+
+    Attributes:
+        token_ids: at most `max_length` of them, suffix included.
+        truncated: whether the end of the body was cut.
+    """
+
+    token_ids: tuple[int, ...]
+    truncated: bool
+
+
+def check_text(text: object, index: int | None = None) -> str:
+    """Refuse what cannot be embedded.
+
+    Raises:
+        InputError: no string, nothing but white space, a lone surrogate, or a control character.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{_which(index)} is not a string but {type(text).__name__}", index=index)
+    if not text.strip():
+        raise InputError(f"{_which(index)} is empty or white space; leave it out", index=index)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{_which(index)} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
+            "it was decoded wrongly; read the source again with its real encoding",
+            index=index,
+        ) from error
+    if control := _CONTROL.search(text):
+        raise InputError(
+            f"{_which(index)} holds the control character U+{ord(control[0]):04X} at character {control.start()}: "
+            "binary data or terminal codes; remove it",
+            index=index,
+        )
+    return text
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    spec: EmbeddingSpec,
+    text: str,
+    *,
+    role: Role,
+    instruction: str | None,
+    index: int | None = None,
+) -> Prompt:
+    """Render `text` for its role, tokenise it whole, and cut the body's end if it is too long.
+
+    Template and suffix always survive. No special tokens are added.
+
+    Raises:
+        InputError: the text is refused (`check_text`), or template, instruction and suffix leave no room for it.
+    """
+    check_text(text, index)
+    head = _head(spec, role, instruction)
+    rendered = head + text + spec.suffix
+    ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    if len(ids) <= spec.max_length:
+        return Prompt(tuple(ids), truncated=False)
+
+    spans: list[tuple[int, int]] = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
+    body_end = len(rendered) - len(spec.suffix)
+    tail = sum(1 for _, end in spans if end > body_end)
+    first_of_body = next(i for i, (_, end) in enumerate(spans) if end > len(head))
+    kept = spec.max_length - tail
+    if kept <= first_of_body:
+        raise InputError(
+            f"{_which(index)} has no room: template, instruction and suffix take {first_of_body + tail} of the "
+            f"{spec.max_length} tokens; shorten the instruction",
+            index=index,
+        )
+    return Prompt(tuple(ids[:kept] + ids[len(ids) - tail :]), truncated=True)
+
+
+def _head(spec: EmbeddingSpec, role: Role, instruction: str | None) -> str:
+    if role == "document":
+        return prefix(spec.document_template, None)
+    return prefix(spec.query_template, spec.default_instruction if instruction is None else instruction)
+
+
+def _which(index: int | None) -> str:
+    return "the text" if index is None else f"text {index}"

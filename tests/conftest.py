@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from gircse_rag import Embedder
+from tests import tiny
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a model hub
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama as a Hugging Face folder."""
+    return tiny.folder(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture
+def tiny_embedder(tiny_folder: Path) -> Embedder:
+    return Embedder.from_pretrained(str(tiny_folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Embedder:
+    """The real model in float32; fetched on first use."""
+    return Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu")

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gircse_rag import Embedder, GircseWarning
+from gircse_rag.errors import GircseError, InputError
+from gircse_rag.spec import MAX_STEPS
+from tests import tiny
+
+TEXTS = ["it's the way", "of the world", "it's the way", '"quoted"']
+
+
+def test_vectors_are_unit_float32_rows_in_order(tiny_embedder: Embedder) -> None:
+    vectors = tiny_embedder.embed_documents(TEXTS)
+    assert vectors.shape == (4, tiny_embedder.dimension) == (4, 32)
+    assert vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-6)
+    assert np.array_equal(vectors[0], vectors[2])
+    for text, row in zip(TEXTS, vectors, strict=True):
+        assert np.array_equal(tiny_embedder.embed_documents([text])[0], row)
+
+
+def test_roles_and_instructions_reach_the_model(tiny_embedder: Embedder) -> None:
+    document = tiny_embedder.embed_documents(["text"])
+    default = tiny_embedder.embed_queries(["text"])
+    asked = tiny_embedder.embed_queries(["text"], instruction="find texts")
+    symmetric = tiny_embedder.embed(["text"], role="symmetric", instruction="find texts").vectors
+    bare = tiny_embedder.embed(["Instruct: find texts\nQuery:text"], role="document").vectors
+    for other in (default, asked):
+        assert np.abs(document - other).max() > 1e-3
+    assert np.abs(default - asked).max() > 1e-3
+    assert np.array_equal(asked, symmetric)
+    assert np.array_equal(asked, bare)
+
+
+def test_result_tells_all(tiny_embedder: Embedder) -> None:
+    with pytest.warns(GircseWarning, match=r"1 of 2 texts are longer than 512 tokens.*positions 1"):
+        result = tiny_embedder.embed(["short", "way " * 1000], "document", steps=[2, 4], trajectory=True, soft_tokens=3)
+    assert result.steps.tolist() == [2, 4]
+    assert result.truncated.tolist() == [False, True]
+    assert result.prompt_tokens.tolist() == [len(tiny.tokenizer()("short")["input_ids"]), 512]
+    assert result.trajectory is not None
+    assert result.trajectory.shape == (2, 4, 32)
+    assert np.array_equal(result.trajectory[0, 1], result.trajectory[0, 3])
+    assert np.array_equal(result.trajectory[:, -1], result.vectors)
+    assert not np.array_equal(result.trajectory[1, 2], result.trajectory[1, 3])
+    assert result.soft_tokens is not None
+    assert [len(steps) for steps in result.soft_tokens] == [2, 4]
+    assert all(isinstance(token, str) and 0 <= weight <= 1 for token, weight in result.soft_tokens[0][0])
+    assert result.errors == {}
+
+
+def test_what_was_not_asked_for_is_none(tiny_embedder: Embedder) -> None:
+    result = tiny_embedder.embed(["text"])
+    assert result.trajectory is None
+    assert result.soft_tokens is None
+
+
+def test_equal_texts_are_computed_once(tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    refine = tiny_embedder.backend.refine
+
+    def counting(requests):  # type: ignore[no-untyped-def]
+        requests = list(requests)
+        seen.extend(requests)
+        return refine(requests)
+
+    monkeypatch.setattr(tiny_embedder.backend, "refine", counting)
+    result = tiny_embedder.embed(TEXTS * 10)
+    assert len(seen) == 3
+    assert len(result.vectors) == 40
+    tiny_embedder.embed(["a", "a"], steps=[1, 2])
+    assert len(seen) == 5
+
+
+def test_steps(tiny_embedder: Embedder) -> None:
+    with pytest.warns(GircseWarning, match="queries take 20 refinement steps, documents 5"):
+        long = tiny_embedder.embed(["text"], steps=20, trajectory=True)
+    default = tiny_embedder.embed(["text"])
+    assert default.steps.tolist() == [5]
+    assert long.trajectory is not None
+    assert np.array_equal(long.trajectory[0, 4], default.vectors[0])
+    auto = tiny_embedder.embed(["text"], steps="auto", tolerance=0.5)
+    assert 2 <= auto.steps[0] < 20
+    assert np.array_equal(auto.vectors[0], long.trajectory[0, auto.steps[0] - 1])
+
+
+def test_steps_of_the_embedder_are_part_of_the_space(tiny_folder: Path, tiny_embedder: Embedder) -> None:
+    deep = Embedder.from_pretrained(str(tiny_folder), dtype="float32", device="cpu", steps=7)
+    assert deep.spec.document_steps == 7
+    assert deep.fingerprint != tiny_embedder.fingerprint
+    assert deep.embed(["text"], "document").steps.tolist() == [7]
+
+
+@pytest.mark.parametrize("bad", ["", "  ", None, 3, "\ud800", "a\x00"])
+def test_one_bad_text_is_named_before_anything_is_computed(tiny_embedder: Embedder, bad: object) -> None:
+    with pytest.raises(InputError, match="text 1") as caught:
+        tiny_embedder.embed_queries(["fine", bad, "fine too"])  # type: ignore[list-item]
+    assert caught.value.index == 1
+
+
+def test_one_bad_text_does_not_spoil_its_batch(tiny_embedder: Embedder) -> None:
+    result = tiny_embedder.embed(["fine", "", "fine too"], trajectory=True, soft_tokens=2, on_error="return")
+    assert list(result.errors) == [1]
+    assert result.errors[1].index == 1
+    assert np.isnan(result.vectors[1]).all()
+    assert result.steps.tolist() == [5, 0, 5]
+    assert np.array_equal(result.vectors[[0, 2]], tiny_embedder.embed_queries(["fine", "fine too"]))
+    alone = tiny_embedder.embed([""], trajectory=True, on_error="return")
+    assert alone.vectors.shape == (1, 32)
+
+
+def test_a_text_the_backend_fails_on_does_not_either(tiny_embedder: Embedder) -> None:
+    with pytest.warns(GircseWarning):
+        result = tiny_embedder.embed(["way " * 1000, "fine"], "document", steps=[5, 5], on_error="return")
+    assert result.errors == {}
+    broken = tiny_embedder.tokenizer("fine", add_special_tokens=False)["input_ids"][-1]
+    weights = tiny_embedder.backend._model.get_input_embeddings().weight  # type: ignore[attr-defined]
+    kept = weights[broken].clone()
+    try:
+        weights[broken] = float("nan")
+        failed = tiny_embedder.embed(["fine"], on_error="return")
+        assert "NaN" in str(failed.errors[0])
+        with pytest.raises(GircseError, match=r"text 0.*NaN"):
+            tiny_embedder.embed(["fine"])
+    finally:
+        weights[broken] = kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"texts": []}, "empty"),
+        ({"texts": "text"}, "single string"),
+        ({"texts": 7}, "sequence of strings"),
+        ({"texts": ["a"], "role": "passage"}, "query, document, symmetric"),
+        ({"texts": ["a"], "role": "document", "instruction": "find"}, "a document takes no instruction"),
+        ({"texts": ["a"], "instruction": " "}, "instruction is empty"),
+        ({"texts": ["a"], "instruction": 3}, "must be a string"),
+        ({"texts": ["a"], "instruction": "a\x00"}, "the instruction holds the control character"),
+        ({"texts": ["a"], "instruction": "way " * 3000}, "no room"),
+        ({"texts": ["a"], "steps": 0}, f"from 1 to {MAX_STEPS}"),
+        ({"texts": ["a"], "steps": -1}, f"from 1 to {MAX_STEPS}"),
+        ({"texts": ["a"], "steps": 10_000}, f"from 1 to {MAX_STEPS}"),
+        ({"texts": ["a"], "steps": [1, 2]}, "2 entries for 1 texts"),
+        ({"texts": ["a"], "steps": "many"}, "or 'auto'"),
+        ({"texts": ["a"], "steps": "auto", "tolerance": -1}, "cosine distance"),
+        ({"texts": ["a"], "soft_tokens": -1}, "soft_tokens"),
+        ({"texts": ["a"], "on_error": "ignore"}, "on_error"),
+    ],
+)
+def test_impossible_arguments_are_refused(tiny_embedder: Embedder, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny_embedder.embed(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "magic"}, "one of paged, reference"),
+        ({"dtype": "int4"}, "float32, bfloat16, float16"),
+        ({"device": "abacus"}, "not usable here"),
+        ({"steps": 0}, "from 1 to"),
+        ({"name": ""}, "a bundled name"),
+    ],
+)
+def test_impossible_embedders_are_refused(tiny_folder: Path, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Embedder.from_pretrained(**{"name": str(tiny_folder), **arguments})  # type: ignore[arg-type]
+
+
+def test_many_threads_get_the_same_vectors(tiny_embedder: Embedder) -> None:
+    expected = tiny_embedder.embed_queries(TEXTS)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: tiny_embedder.embed_queries(TEXTS), range(16)):
+            assert np.array_equal(found, expected)
+
+
+def test_closed_embedders_say_so(tiny_folder: Path) -> None:
+    with Embedder.from_pretrained(str(tiny_folder), device="cpu") as embedder:
+        embedder.embed_queries(["text"])
+    with pytest.raises(GircseError, match="closed"):
+        embedder.embed_queries(["text"])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_loads_embeds_and_explains_with_an_adapter(tmp_path: Path, family: str) -> None:
+    base = tiny.folder(tmp_path / "base", family)
+    adapter = tiny.adapter(tmp_path / "adapter", base, family=family)
+    plain = Embedder.from_pretrained(str(base), dtype="float32", device="cpu")
+    adapted = Embedder.from_pretrained(str(adapter), dtype="float32", device="cpu")
+    result = adapted.embed(["text"], soft_tokens=8)
+    assert result.soft_tokens is not None
+    assert [len(step) for step in result.soft_tokens[0]] == [8] * 5
+    assert np.abs(result.vectors - plain.embed_queries(["text"])).max() > 1e-3

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import gircse_rag
+from gircse_rag.errors import MissingExtraError, require
+
+HEAVY = "{'torch', 'transformers', 'peft', 'qdrant_client', 'numpy'}"
+
+
+@pytest.mark.parametrize("module", ["gircse_rag", "gircse_rag.spec", "gircse_rag.prompts", "gircse_rag.bundled"])
+def test_importing_the_package_imports_nothing_heavy(module: str) -> None:
+    program = f"import sys, {module}; print(sorted({HEAVY} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists() -> None:
+    for name in gircse_rag.__all__:
+        assert getattr(gircse_rag, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = gircse_rag.Nothing
+
+
+def test_a_missing_extra_names_itself() -> None:
+    with pytest.raises(MissingExtraError, match=r'pip install "gircse-rag\[train\]"'):
+        require("no_such_module_anywhere", "train")
+    assert require("json", "train").__name__ == "json"

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gircse_rag.errors import InputError
+from gircse_rag.spec import EmbeddingSpec
+from gircse_rag.tokens import Prompt, check_text, encode
+from tests import tiny
+
+TOKENIZER = tiny.tokenizer()
+SPEC = EmbeddingSpec(base_model="m", base_hash="b", tokenizer_hash="t", dimension=32, max_length=64)
+INSTRUCTION = "find texts"
+MERGING = ['"quoted" text', "(note) text", "->x text", ":: text", "'s text"]
+
+
+def _query(text: str, spec: EmbeddingSpec = SPEC, instruction: str = INSTRUCTION) -> Prompt:
+    return encode(TOKENIZER, spec, text, role="query", instruction=instruction)
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(TOKENIZER(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("text", MERGING)
+def test_text_that_merges_with_the_template_is_tokenised_whole(text: str) -> None:
+    head = f"Instruct: {INSTRUCTION}\nQuery:"
+    assert _ids(head) + _ids(text) != _ids(head + text), "this text does not merge: the test would show nothing"
+    assert _query(text) == Prompt(_ids(head + text), truncated=False)
+
+
+@pytest.mark.parametrize("text", MERGING)
+@pytest.mark.parametrize("suffix", ["", "<|end|>"])
+def test_truncation_cuts_the_end_of_the_body_only(text: str, suffix: str) -> None:
+    spec = replace(SPEC, suffix=suffix)
+    long = text + " the way of the world" * 30
+    whole = _ids(f"Instruct: {INSTRUCTION}\nQuery:{long}")
+    kept = spec.max_length - len(_ids(suffix))
+    prompt = _query(long, spec)
+    assert prompt.truncated
+    assert prompt.token_ids == whole[:kept] + _ids(suffix)
+
+
+def test_a_text_that_just_fits_is_not_truncated() -> None:
+    text = "the way of the world" * 3
+    exact = replace(SPEC, max_length=len(_ids(text)))
+    assert encode(TOKENIZER, exact, text, role="document", instruction=None) == Prompt(_ids(text), truncated=False)
+    short = replace(exact, max_length=exact.max_length - 1)
+    assert encode(TOKENIZER, short, text, role="document", instruction=None) == Prompt(_ids(text)[:-1], truncated=True)
+
+
+def test_a_suffix_of_ordinary_text_survives_even_if_it_merges() -> None:
+    spec = replace(SPEC, suffix=":'s the end", max_length=40)
+    prompt = _query("world:" * 100, spec)
+    assert prompt.truncated
+    assert len(prompt.token_ids) == 40
+    assert TOKENIZER.decode(prompt.token_ids).endswith(":'s the end")
+    assert TOKENIZER.decode(prompt.token_ids).startswith(f"Instruct: {INSTRUCTION}\nQuery:world:")
+
+
+def test_documents_are_bare_and_symmetric_texts_take_the_instruction() -> None:
+    document = encode(TOKENIZER, SPEC, "text", role="document", instruction=None)
+    symmetric = encode(TOKENIZER, SPEC, "text", role="symmetric", instruction=INSTRUCTION)
+    assert document.token_ids == _ids("text")
+    assert symmetric == _query("text")
+
+
+def test_no_instruction_takes_the_default_one() -> None:
+    spec = replace(SPEC, max_length=200)
+    default = encode(TOKENIZER, spec, "text", role="query", instruction=None)
+    assert default == _query("text", spec, instruction=spec.default_instruction)
+
+
+def test_an_instruction_is_never_expanded() -> None:
+    prompt = _query("body", instruction="about {text} and {instruction}")
+    assert TOKENIZER.decode(prompt.token_ids) == "Instruct: about {text} and {instruction}\nQuery:body"
+
+
+def test_an_instruction_longer_than_the_window_is_refused() -> None:
+    with pytest.raises(InputError, match=r"text 3 has no room.*of the 64 tokens"):
+        encode(TOKENIZER, SPEC, "text", role="query", instruction="way of the world " * 100, index=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        (" \n\t\f\x1c", "empty"),
+        (7, "not a string but int"),
+        (None, "not a string but NoneType"),
+        (b"bytes", "not a string but bytes"),
+        ("ok \ud800 not", r"lone surrogate U\+D800 at character 3"),
+        ("a\x00b", r"control character U\+0000 at character 1"),
+        ("\x1b[31mred", r"control character U\+001B at character 0"),
+    ],
+)
+def test_what_cannot_be_embedded_is_named(text: object, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        check_text(text, 5)
+    assert caught.value.index == 5
+    assert "text 5" in str(caught.value)
+
+
+def test_a_megabyte_is_cut_and_says_so() -> None:
+    prompt = _query("the way of the world " * 50_000)
+    assert prompt.truncated
+    assert len(prompt.token_ids) == SPEC.max_length
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1).filter(str.strip),
+    max_length=st.integers(20, 60),
+    suffix=st.sampled_from(["", "<|end|>", " end"]),
+)
+def test_any_text_keeps_template_and_suffix(text: str, max_length: int, suffix: str) -> None:
+    spec = replace(SPEC, max_length=max_length, suffix=suffix)
+    whole = _ids(f"Instruct: {INSTRUCTION}\nQuery:{text}{suffix}")
+    prompt = _query(text, spec)
+    assert prompt.truncated == (len(whole) > max_length)
+    assert len(prompt.token_ids) == min(len(whole), max_length)
+    decoded = TOKENIZER.decode(prompt.token_ids)
+    assert decoded.startswith(f"Instruct: {INSTRUCTION}\nQuery:")
+    assert decoded.endswith(suffix)
