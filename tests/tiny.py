@@ -104,5 +104,5 @@ def adapter(path: Path, base: Path | str, *, family: str = "llama", seed: int = 
             if "lora_" in name:
                 weight.normal_(std=0.05)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
-    adapted.save_pretrained(path)
+    adapted.save_pretrained(path, save_embedding_layers=False)
     return path

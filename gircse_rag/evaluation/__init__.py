@@ -1,0 +1,17 @@
+"""Evaluation of embeddings: retrieval, STS, classification, clustering and instruction contrast, at any list of K.
+
+    from gircse_rag.evaluation import evaluate
+
+    report = evaluate(embedder, "data/eval", steps=(1, 5, 20), sets=["sts", "retrieval/cranfield"])
+    report.save("report.json")
+
+Importing this needs numpy alone; scikit-learn, scipy, pytrec_eval and matplotlib (the `eval` extra) load on first use.
+"""
+
+from gircse_rag.evaluation.evaluate import evaluate
+from gircse_rag.evaluation.loading import load_sets
+from gircse_rag.evaluation.plots import plot
+from gircse_rag.evaluation.report import Report, Score, SetResult
+from gircse_rag.evaluation.vectors import EmbedFn
+
+__all__ = ["EmbedFn", "Report", "Score", "SetResult", "evaluate", "load_sets", "plot"]

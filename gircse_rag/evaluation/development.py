@@ -1,0 +1,107 @@
+"""Sets made from development rows in the training format, which lie beside the evaluation folder.
+
+    ../tasks.json           {task: {"instruction", "symmetric", "source", "dev_rows"}}
+    ../dev/SOURCE.jsonl     {"task", "query", "positive", "negative"}; negative may be null
+
+`dev/TASK` is a small retrieval set a task, to choose checkpoints by: the task's positives and negatives are its corpus.
+`contrast/dev_*` asks for opposite things about one text, which the evaluation folder has no labels for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from gircse_rag.errors import InputError
+from gircse_rag.evaluation.files import records
+from gircse_rag.evaluation.readers import sample
+from gircse_rag.evaluation.sets import Choice, ChoiceContrastSet, EvalSet, RetrievalSet
+
+# Tasks that exclude each other: what answers one of them is wrong for the others. (`clinc_same_intent` and
+# `clinc_same_domain` do not: a request of the same intent is also one of the same domain.)
+EXCLUSIVE: Mapping[str, tuple[str, ...]] = {
+    "contrast/dev_medical": ("medical_same_topic", "medical_same_question_type"),
+    "contrast/dev_aws": ("aws_same_service", "aws_same_action"),
+    "contrast/dev_words": ("word_synonym", "word_antonym", "word_hypernym", "word_hyponym", "word_example"),
+    "contrast/dev_context": ("context_definition", "context_synonym", "context_hypernym"),
+}
+
+
+def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[str, Callable[[], EvalSet]]:
+    """Name -> loader of the sets that `base` has rows for; none where there is no `dev` folder with a `tasks.json`."""
+    catalogue = base / "tasks.json"
+    if not catalogue.is_file() or not (base / "dev").is_dir():
+        return {}
+    try:
+        tasks: dict[str, dict[str, Any]] = json.loads(catalogue.read_text(encoding="utf-8"))
+        present = {name: dict(task) for name, task in tasks.items() if task["dev_rows"] and task["instruction"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{catalogue}: expected {{task: {{instruction, symmetric, source, dev_rows}}}} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    for name, task in present.items():
+        task["instruction"] = overrides.get(f"dev/{name}", task["instruction"])
+    found: dict[str, Callable[[], EvalSet]] = {}
+    for name, members in EXCLUSIVE.items():
+        here = [m for m in members if m in present]
+        if len(here) > 1:
+            found[name] = partial(_choices, base, name, {m: present[m] for m in here}, limit)
+    for name in sorted(present):
+        found[f"dev/{name}"] = partial(_retrieval, base, name, present[name], limit)
+    return found
+
+
+def _rows(base: Path, name: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
+    path = base / "dev" / f"{task['source']}.jsonl"
+    rows = [row for _, row in records(path, ("task", "query", "positive")) if row["task"] == name]
+    if not rows:
+        raise InputError(f"{path}: no development row of the task {name!r}, which tasks.json promises")
+    return rows
+
+
+def _retrieval(base: Path, name: str, task: Mapping[str, Any], limit: int | None) -> RetrievalSet:
+    rows = _rows(base, name, task)
+    rows = [rows[int(i)] for i in sample(len(rows), limit)]
+    documents = list(dict.fromkeys(text for row in rows for text in (row["positive"], row.get("negative")) if text))
+    identifiers = {text: f"d{i}" for i, text in enumerate(documents)}
+    queries: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    for row in rows:
+        query = queries.setdefault(row["query"], f"q{len(queries)}")
+        qrels.setdefault(query, {})[identifiers[row["positive"]]] = 1
+    return RetrievalSet(
+        name=f"dev/{name}",
+        instruction=task["instruction"],
+        query_ids=tuple(queries.values()),
+        query_texts=tuple(queries),
+        document_ids=tuple(identifiers.values()),
+        document_texts=tuple(identifiers),
+        qrels=qrels,
+        symmetric=bool(task["symmetric"]),
+    )
+
+
+def _choices(base: Path, name: str, tasks: Mapping[str, Mapping[str, Any]], limit: int | None) -> ChoiceContrastSet:
+    answers: dict[str, dict[str, str]] = {}
+    for task_name, task in tasks.items():
+        for row in _rows(base, task_name, task):
+            answers.setdefault(row["query"], {}).setdefault(task_name, row["positive"])
+    choices = [
+        Choice(
+            query,
+            (tasks[one]["instruction"], tasks[other]["instruction"]),
+            (given[one], given[other]),
+            (bool(tasks[one]["symmetric"]), bool(tasks[other]["symmetric"])),
+        )
+        for query, given in answers.items()
+        for one, other in combinations(given, 2)
+        if given[one] != given[other]
+    ]
+    if not choices:
+        raise InputError(f"{name}: no development query occurs under two of the tasks {', '.join(tasks)}")
+    return ChoiceContrastSet(name, tuple(choices[int(i)] for i in sample(len(choices), limit)))

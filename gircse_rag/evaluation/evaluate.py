@@ -1,0 +1,135 @@
+"""`evaluate`: a model and a folder in, a report out."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gircse_rag.errors import require
+from gircse_rag.evaluation.loading import load_sets
+from gircse_rag.evaluation.metrics import Estimate
+from gircse_rag.evaluation.report import Report, Score, SetResult, score_of
+from gircse_rag.evaluation.scoring import score
+from gircse_rag.evaluation.sets import EvalSet, RetrievalSet
+from gircse_rag.evaluation.vectors import EmbedFn, FromEmbedder, Vectors, check_steps
+
+if TYPE_CHECKING:
+    from gircse_rag.embedder import Embedder
+
+
+def evaluate(
+    embed: Embedder | EmbedFn,
+    folder: str | Path,
+    steps: Iterable[int] = (1, 5),
+    *,
+    sets: Sequence[str] | None = None,
+    limit: int | None = None,
+    instructions: Mapping[str, str] | None = None,
+    model: str | None = None,
+    on_set: Callable[[SetResult], None] | None = None,
+) -> Report:
+    """Score a model on the evaluation sets of `folder` at every K of `steps`.
+
+    Each distinct (text, role, instruction) is embedded once for all K: the refinement passes through z_1..z_K anyway.
+
+    Args:
+        embed: an `Embedder`, or any `embed(texts, role, instruction, steps) -> (n, len(steps), d)`, whose vectors are
+            normalised here.
+        folder: see `gircse_rag.evaluation.loading` for the format.
+        steps: values of K. A model without refinement (a pooling baseline) is scored with `steps=(0,)`.
+        sets, limit, instructions: see `load_sets`.
+        model: the name in the report; an Embedder's base model by default.
+        on_set: called with each set's result as soon as there is one.
+
+    Raises:
+        MissingExtraError: the `eval` extra is not installed (before anything is embedded).
+        InputError: a bad folder, set, file or argument, or vectors that are not finite.
+    """
+    for module in ("sklearn", "scipy", "pytrec_eval"):
+        require(module, "eval")
+    started = time.perf_counter()
+    wanted = check_steps(steps)
+    chosen = load_sets(folder, sets, limit=limit, instructions=instructions)
+    function: EmbedFn = embed if callable(embed) else FromEmbedder(embed)
+    spec = None if callable(embed) else embed.spec
+    vectors = Vectors(chosen, function, wanted)
+    results: list[SetResult] = []
+    mains: list[list[Estimate]] = []
+    for index, evaluation_set in enumerate(chosen):
+        result, estimates = score_set(evaluation_set, vectors, wanted)
+        vectors.done_with(index)
+        results.append(result)
+        if result.in_mean:
+            mains.append(estimates)
+        if on_set is not None:
+            on_set(result)
+    mean, gain = summarise(mains, wanted)
+    return Report(
+        model=model or (spec.base_model if spec is not None else str(getattr(embed, "__name__", "unnamed"))),
+        steps=wanted,
+        sets=tuple(results),
+        mean=mean,
+        gain=gain,
+        fingerprint=spec.fingerprint if spec is not None else None,
+        limit=limit,
+        texts=vectors.embedded,
+        truncated=function.truncated if isinstance(function, FromEmbedder) else None,
+        seconds=round(time.perf_counter() - started, 1),
+        versions=_versions(),
+    )
+
+
+def score_set(evaluation_set: EvalSet, vectors: Vectors, steps: tuple[int, ...]) -> tuple[SetResult, list[Estimate]]:
+    """One set at every K: its result, and the estimates of its main metric in the order of `steps`."""
+    started = time.perf_counter()
+    blocks = evaluation_set.blocks
+    arrays = {name: vectors.of(block) for name, block in blocks.items()}
+    by_step = [score(evaluation_set, {name: a[:, i] for name, a in arrays.items()}) for i in range(len(steps))]
+    result = SetResult(
+        name=evaluation_set.name,
+        task=evaluation_set.task,
+        main=evaluation_set.main,
+        scores={
+            metric: {k: score_of(e[metric].value, e[metric].interval) for k, e in zip(steps, by_step, strict=True)}
+            for metric in by_step[0]
+        },
+        inputs={
+            name: {"texts": len(block.texts), "role": block.role, "instruction": block.instruction}
+            for name, block in blocks.items()
+        },
+        seconds=round(time.perf_counter() - started, 2),
+        empty_documents=evaluation_set.empty_documents if isinstance(evaluation_set, RetrievalSet) else 0,
+    )
+    return result, [estimates[evaluation_set.main] for estimates in by_step]
+
+
+def summarise(mains: Sequence[Sequence[Estimate]], steps: tuple[int, ...]) -> tuple[dict[int, Score], dict[int, Score]]:
+    """Mean over sets at each K, and its gain over the first K.
+
+    Sets are resampled independently; within a set all values of K share the resampled items, so the gain is paired.
+    """
+    if not mains:
+        return {}, {}
+    values = np.mean([[e.value for e in row] for row in mains], axis=0)
+    replicates = np.mean([[e.replicates for e in row] for row in mains], axis=0)
+    mean, gain = {}, {}
+    for i, k in enumerate(steps):
+        mean[k] = score_of(values[i], np.percentile(replicates[i], (2.5, 97.5)))
+        gain[k] = score_of(values[i] - values[0], np.percentile(replicates[i] - replicates[0], (2.5, 97.5)))
+    return mean, gain
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("gircse-rag", "torch", "transformers", "scikit-learn", "scipy", "numpy", "pytrec-eval-terrier"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,30 @@
+"""Documents into Qdrant and instructed questions out of it.
+
+    from gircse_rag.qdrant import Document, ingest, open_client, read_documents, search
+
+    client = open_client("./qdrant")
+    report = ingest(read_documents(["docs/"]), collection="docs", embedder=embedder, client=client)
+    hits = search("How do I open a file?", collection="docs", embedder=embedder, client=client)
+
+One way through: `documents` reads, `chunking` cuts, `ingest` embeds and writes, `search` asks. `schema` and `points`
+are what the last two agree on: the collection, and what a point of it holds. This package never sees a tensor.
+"""
+
+from gircse_rag.qdrant.documents import Document, SkippedFile, read_documents
+from gircse_rag.qdrant.ingest import ingest
+from gircse_rag.qdrant.report import FailedDocument, IngestReport, Progress
+from gircse_rag.qdrant.schema import open_client
+from gircse_rag.qdrant.search import Hit, search
+
+__all__ = [
+    "Document",
+    "FailedDocument",
+    "Hit",
+    "IngestReport",
+    "Progress",
+    "SkippedFile",
+    "ingest",
+    "open_client",
+    "read_documents",
+    "search",
+]

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gircse_rag.cli import main
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Gircse = Callable[..., Ran]
+
+
+@pytest.fixture
+def gircse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gircse:
+    """Run `gircse ...` in this process, in an empty folder, as `gircse("embed", "text", stdin=b"...")`."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("QDRANT_URL", "GIRCSE_DEBUG"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def run(*arguments: str | os.PathLike[str], stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main([os.fspath(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Ran(int(exit.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def tiny_model(tiny_folder: Path) -> list[str]:
+    """The options that select the tiny model."""
+    return ["--model", str(tiny_folder), "--device", "cpu", "--dtype", "float32"]

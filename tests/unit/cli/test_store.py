@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from gircse_rag.qdrant import open_client
+from tests.unit.cli.conftest import Gircse
+from tests.unit.cli.test_app import GIRCSE
+
+KEPT = ["--collection", "docs", "--path", "store"]
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.md").write_text("# Files\n\nOpen a file with open().\n")
+    (folder / "b.txt").write_text("Sort a list with sorted().\n")
+    (folder / "c.jsonl").write_text('{"text": "Cats purr.", "id": 7, "metadata": {"kind": "animal"}}\n')
+    return folder
+
+
+def test_ingest_search_and_ingest_again(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
+    first = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
+    assert (first.code, first.err) == (0, "")
+    assert {key: first.json[key] for key in ("collection", "added", "unchanged", "embedded", "failed", "skipped")} == {
+        "collection": "docs",
+        "added": 3,
+        "unchanged": 0,
+        "embedded": 3,
+        "failed": [],
+        "skipped": [],
+    }
+    again = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
+    assert (again.json["unchanged"], again.json["embedded"]) == (3, 0)
+    assert "3 unchanged" in gircse("ingest", notes, *KEPT, *tiny_model).out
+
+    found = gircse("search", "cats", *KEPT, "--instruction", "find animals", "--json", *tiny_model)
+    assert (found.code, found.err) == (0, "")
+    assert (found.json["question"], found.json["instruction"]) == ("cats", "find animals")
+    hits = {hit["document"]: hit for hit in found.json["hits"]}
+    assert set(hits) == {"a.md", "b.txt", "c.jsonl#7"}
+    assert hits["c.jsonl#7"]["metadata"]["kind"] == "animal"
+    scores = [hit["score"] for hit in found.json["hits"]]
+    assert scores == sorted(scores, reverse=True)
+
+    table = gircse("search", "cats", *KEPT, "--limit", "1", *tiny_model)
+    assert (table.code, table.err) == (0, "")
+    assert sum(name in table.out for name in hits) == 1
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_goes_in(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
+    (notes / "picture.png").write_bytes(b"\x89PNG\0")
+    picture = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
+    assert picture.code == 0, "a file of another kind is no fault"
+    assert "skipped: " in picture.err and "picture.png" in picture.err
+
+    (notes / "latin.txt").write_bytes(b"K\xe4fer")
+    (notes / "c.jsonl").write_text('{"text": "Cats purr.", "id": 7}\nnot json\n')
+    ran = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
+    assert ran.code == 1
+    assert sorted((Path(skip["path"]).name, skip["line"]) for skip in ran.json["skipped"]) == [
+        ("c.jsonl", 2),
+        ("latin.txt", None),
+        ("picture.png", None),
+    ]
+    assert ran.json["updated"] == 1 and ran.json["unchanged"] == 2
+    assert "c.jsonl, line 2: not JSON" in ran.err
+
+
+def test_a_terminal_sees_how_many_documents_are_left(
+    gircse: Gircse, tiny_model: list[str], notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    monkeypatch.setenv("COLUMNS", "100")
+    ran = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
+    assert ran.json["added"] == 3
+    assert "documents" in ran.err and "3/3" in ran.err
+
+
+def test_a_long_list_of_skipped_files_is_cut_short_except_in_json(
+    gircse: Gircse, tiny_model: list[str], notes: Path
+) -> None:
+    for number in range(30):
+        (notes / f"{number}.png").write_bytes(b"\0")
+    ran = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
+    assert len(ran.json["skipped"]) == 30
+    assert ran.err.count("\n") == 21 and "and 10 more" in ran.err
+
+
+def test_a_document_that_fails_makes_exit_code_1(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
+    (notes / "bell.txt").write_text("a \x07 bell")
+    ran = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
+    assert (ran.code, ran.json["added"]) == (1, 3)
+    assert [failed["id"] for failed in ran.json["failed"]] == ["bell.txt"]
+    assert "failed: bell.txt: " in ran.err
+
+
+def test_nothing_to_ingest(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert gircse("ingest", "empty", *KEPT, *tiny_model).code == 1
+    missing = gircse("ingest", "missing", *KEPT, *tiny_model)
+    assert (missing.code, missing.out) == (5, "")
+    assert "missing does not exist" in missing.err
+
+
+def test_a_store_that_cannot_serve_exits_4(
+    gircse: Gircse, tiny_model: list[str], notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "there is no Qdrant store" in _refused(gircse, "search", "cats", *KEPT, *tiny_model)
+    assert gircse("ingest", notes, *KEPT, *tiny_model).code == 0
+    other = ["--collection", "other", "--path", "store"]
+    assert "there is no collection 'other'" in _refused(gircse, "search", "cats", *other, *tiny_model)
+
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for file in Path(tiny_model[1]).iterdir():
+        (changed / file.name).write_bytes(file.read_bytes())
+    (changed / "gircse.json").write_text('{"temperature": 2.0}')
+    said = _refused(gircse, "search", "cats", *KEPT, "--model", changed, *tiny_model[2:])
+    assert "temperature: this embedder 2.0, collection 'docs' 1.0" in said
+
+    with closing(open_client(tmp_path / "store")):
+        assert "one client at a time" in _refused(gircse, "search", "cats", *KEPT, *tiny_model)
+        assert "one client at a time" in _refused(gircse, "ingest", notes, *KEPT, *tiny_model)
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("QDRANT_URL", f"http://127.0.0.1:{port}")
+    assert "does not answer" in _refused(gircse, "search", "cats", "--collection", "docs", *tiny_model)
+
+
+def _refused(gircse: Gircse, *arguments: str | Path) -> str:
+    ran = gircse(*arguments)
+    assert (ran.code, ran.out) == (4, "")
+    assert ran.err.startswith("error: ")
+    return ran.err
+
+
+def test_an_interrupted_ingest_goes_on_where_it_stopped(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> None:
+    many = tmp_path / "many.jsonl"
+    total = 200
+    many.write_text("".join(json.dumps({"text": f"text number {n}"}) + "\n" for n in range(total)))
+    process = subprocess.Popen(
+        [*GIRCSE, "ingest", "many.jsonl", *KEPT, *tiny_model],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not _points(tmp_path / "store"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, ""), err
+    assert err.startswith("interrupted: ") and err.count("\n") == 1
+
+    stored = _points(tmp_path / "store")
+    assert 0 < stored < total
+    ran = gircse("ingest", many, *KEPT, "--json", *tiny_model)
+    assert (ran.code, ran.json["unchanged"], ran.json["added"]) == (0, stored, total - stored)
+    assert _points(tmp_path / "store") == total
+
+
+def _points(store: Path) -> int:
+    file = store / "collection" / "docs" / "storage.sqlite"
+    if not file.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+            return int(database.execute("SELECT count(*) FROM points").fetchone()[0])
+    except sqlite3.OperationalError:  # the table is about to be made
+        return 0

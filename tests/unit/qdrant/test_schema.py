@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from qdrant_client import QdrantClient, models
+
+from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError, StoreError
+from gircse_rag.qdrant import Document, ingest, open_client, search
+from gircse_rag.spec import EmbeddingSpec
+from tests.unit.qdrant.standin import StandIn
+
+DOCUMENTS = [Document("a", "one")]
+
+
+def _ingest(client: QdrantClient, embedder: StandIn, collection: str = "docs") -> None:
+    ingest(DOCUMENTS, collection=collection, embedder=embedder, client=client)  # type: ignore[arg-type]
+
+
+def _search(client: QdrantClient, embedder: StandIn, collection: str = "docs") -> None:
+    search("one", collection=collection, embedder=embedder, client=client)  # type: ignore[arg-type]
+
+
+def test_the_collection_says_which_spec_made_it(tmp_path: Path, embedder: StandIn) -> None:
+    client = open_client(tmp_path / "store")
+    _ingest(client, embedder)
+    client.close()
+    client = open_client(tmp_path / "store", create=False)
+    config = client.get_collection("docs").config
+    assert config.metadata is not None
+    assert config.metadata["gircse"]["fingerprint"] == embedder.fingerprint
+    assert EmbeddingSpec.from_dict(config.metadata["gircse"]["spec"]) == embedder.spec
+    assert isinstance(config.params.vectors, dict)
+    assert (config.params.vectors["gircse"].size, config.params.vectors["gircse"].distance) == (16, "Cosine")
+    client.close()
+
+
+@pytest.mark.parametrize("use", [_ingest, _search])
+@pytest.mark.parametrize(
+    "other", [{"document_steps": 3}, {"base_hash": "tuned"}, {"temperature": 0.5}, {"dimension": 8}, {"max_length": 32}]
+)
+def test_another_spec_is_refused_and_both_sides_are_named(
+    client: QdrantClient, embedder: StandIn, use: object, other: dict[str, object]
+) -> None:
+    _ingest(client, embedder)
+    stranger = StandIn(**other)  # type: ignore[arg-type]
+    ((name, value),) = other.items()
+    with pytest.raises(SpecMismatchError) as caught:
+        use(client, stranger)  # type: ignore[operator]
+    message = str(caught.value)
+    assert stranger.fingerprint[:12] in message and embedder.fingerprint[:12] in message
+    assert f"{name}: this embedder {value!r}, collection 'docs' {getattr(embedder.spec, name)!r}" in message
+    assert "new collection" in message
+    assert stranger.embedded == [] and client.count("docs").count == 1
+
+
+@pytest.mark.parametrize("use", [_ingest, _search])
+def test_another_dtype_only_warns(client: QdrantClient, embedder: StandIn, use: object) -> None:
+    _ingest(client, embedder)
+    with pytest.warns(GircseWarning, match=r"bfloat16.*float32"):
+        use(client, StandIn(dtype="bfloat16"))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("use", [_ingest, _search])
+def test_a_collection_of_somebody_else_is_refused(client: QdrantClient, embedder: StandIn, use: object) -> None:
+    client.create_collection("docs", models.VectorParams(size=16, distance=models.Distance.COSINE))
+    with pytest.raises(StoreError, match=r"not made by gircse.*another collection"):
+        use(client, embedder)  # type: ignore[operator]
+    assert client.count("docs").count == 0
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        {"gircse": models.VectorParams(size=8, distance=models.Distance.COSINE)},
+        {"gircse": models.VectorParams(size=16, distance=models.Distance.DOT)},
+        {"other": models.VectorParams(size=16, distance=models.Distance.COSINE)},
+        models.VectorParams(size=16, distance=models.Distance.COSINE),
+    ],
+)
+def test_other_vectors_under_our_spec_are_refused(client: QdrantClient, embedder: StandIn, vectors: object) -> None:
+    note = {"gircse": {"fingerprint": embedder.fingerprint, "spec": embedder.spec.to_dict()}}
+    client.create_collection("docs", vectors, metadata=note)  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="this embedder needs 'gircse': 16 Cosine"):
+        _ingest(client, embedder)
+
+
+def test_a_spec_that_cannot_be_read_is_refused(client: QdrantClient, embedder: StandIn) -> None:
+    _ingest(client, embedder)
+    client.update_collection("docs", metadata={"gircse": {"spec": {"from_the_future": 1}}})
+    with pytest.raises(StoreError, match="from_the_future"):
+        _search(client, embedder)
+
+
+def test_a_fingerprint_of_another_version_is_refused(client: QdrantClient, embedder: StandIn) -> None:
+    _ingest(client, embedder)
+    client.update_collection("docs", metadata={"gircse": {"fingerprint": "f" * 32, "spec": embedder.spec.to_dict()}})
+    with pytest.raises(SpecMismatchError, match=f"{'f' * 32}.*{embedder.fingerprint}"):
+        _search(client, embedder)
+
+
+def test_a_missing_collection_is_named_with_those_there_are(client: QdrantClient, embedder: StandIn) -> None:
+    with pytest.raises(StoreError, match=r"no collection 'docs' \(there is: none\)"):
+        _search(client, embedder)
+    _ingest(client, embedder, "b")
+    _ingest(client, embedder, "a")
+    with pytest.raises(StoreError, match=r"no collection 'docs' \(there is: a, b\); ingest documents first"):
+        _search(client, embedder)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", 'a"b', "x" * 256])
+def test_a_name_no_collection_can_have_is_refused(client: QdrantClient, embedder: StandIn, name: str) -> None:
+    with pytest.raises(InputError, match="a collection cannot be called"):
+        _ingest(client, embedder, name)
+    assert client.get_collections().collections == []
+
+
+def test_a_store_open_in_another_process_is_named(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    program = f"import qdrant_client as q\nclient = q.QdrantClient(path={str(store)!r})\nprint(flush=True)\ninput()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        with pytest.raises(StoreError, match=re.escape(str(store)) + " is already open"):
+            open_client(store)
+    finally:
+        holder.communicate("\n", timeout=30)
+    open_client(store).close()
+
+
+def test_a_search_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no Qdrant store in"):
+        open_client(tmp_path / "nowhere", create=False)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_is_no_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "meta.json").write_text('{"collec')
+    for name in ("file", "damaged"):
+        with pytest.raises(StoreError, match=f"{name} cannot be opened as a Qdrant store"):
+            open_client(tmp_path / name)
+
+
+def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QDRANT_URL", raising=False)
+    open_client().close()
+    assert (tmp_path / "qdrant" / "meta.json").exists()
+    monkeypatch.setenv("QDRANT_URL", "http://localhost:1")
+    assert open_client().init_options["url"] == "http://localhost:1"
+    assert open_client(url="http://localhost:2").init_options["url"] == "http://localhost:2"
+    open_client(tmp_path / "by path").close()
+    assert (tmp_path / "by path" / "meta.json").exists()
+    with pytest.raises(InputError, match="two stores"):
+        open_client("x", "http://localhost:2")
+    with pytest.raises(InputError, match="no URL"):
+        open_client(url="not a url://")
+
+
+@pytest.mark.parametrize("use", [_ingest, _search])
+def test_a_server_that_is_down_is_named(embedder: StandIn, use: object) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port, and it refuses
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(StoreError, match=re.escape(url) + ".*does not answer.*run again"):
+            use(open_client(url=url), embedder)  # type: ignore[operator]
+    assert embedder.embedded == []
