@@ -51,8 +51,11 @@ QUESTIONS = (
     Question("random.choice(seq)", "python_api", "random.choice"),
     Question("textwrap.dedent(text)", "python_api", "textwrap.dedent"),
 )
-STEERED = Question("find out whether a year is a leap year", "question_answering", "calendar.isleap")
-STEERED_TO = Question(STEERED.text, "python_code", "calendar.isleap (code)")
+WORDS = (
+    "enlarge shrink decrease change swell hot cold warm temperature brave coward buy sell transaction happy sad emotion"
+)
+STEERED = "increase: make bigger or more"
+STEERING = ("word_synonym", "word_antonym")
 WIDTH = 110
 
 
@@ -80,7 +83,7 @@ def main() -> int:
     fill(documents, store)
     for question in QUESTIONS:
         show(question, ask(question, len(documents), store))
-    steer(ask(STEERED, len(documents), store), ask(STEERED_TO, len(documents), store))
+    steer(store._replace(collection=f"words_{embedder.fingerprint[:8]}"))
     client.close()
     if BUNDLED[MODEL].adapter is None:
         console.print(
@@ -195,17 +198,15 @@ def show(question: Question, answer: Answer) -> None:
     console.print(f"the answer we had in mind, {question.answer}: {place}; {answer.seconds:.2f} s", style="dim")
 
 
-def steer(first: Answer, second: Answer) -> None:
-    console.print(f"\n[bold]The same text under two instructions: {STEERED.text}[/]")
-    table = Table("", INSTRUCTIONS[STEERED.instruction], INSTRUCTIONS[STEERED_TO.instruction], width=WIDTH)
-    for rank, (left, right) in enumerate(zip(first.hits[:5], second.hits[:5], strict=True), start=1):
-        table.add_row(str(rank), *(Text(f"{hit.score:.3f}  {hit.document}") for hit in (left, right)))
+def steer(store: Store) -> None:
+    console.print(f"\n[bold]The same text under two instructions: {STEERED}[/]")
+    words = [Document(word, word) for word in WORDS.split()]
+    ingest(words, collection=store.collection, embedder=store.embedder, client=store.client)
+    answers = [ask(Question(STEERED, name, ""), 4, store).hits for name in STEERING]
+    table = Table("", *(INSTRUCTIONS[name] for name in STEERING), width=WIDTH)
+    for rank, hits in enumerate(zip(*answers, strict=True), start=1):
+        table.add_row(str(rank), *(Text(f"{hit.score:.3f}  {hit.text}") for hit in hits))
     console.print(table)
-    shared = {hit.id for hit in first.hits[:5]} & {hit.id for hit in second.hits[:5]}
-    console.print(f"{5 - len(shared)} of these 5 differ", style="dim")
-    for document in (STEERED.answer, STEERED_TO.answer):
-        places = f"{first.rank(document)} under the first, {second.rank(document)} under the second"
-        console.print(f"{document}: {places}", style="dim")
 
 
 def _since(began: float) -> str:

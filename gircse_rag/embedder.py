@@ -19,7 +19,7 @@ from gircse_rag.tokens import Prompt, check_text, encode
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 AUTO_STEPS = 20
 """The most steps that `steps="auto"` takes."""
@@ -73,7 +73,7 @@ class Embedder:
         cls,
         name: str = "smollm2-135m",
         *,
-        backend: BackendName = "reference",
+        backend: BackendName = "paged",
         device: str = "auto",
         dtype: str = "auto",
         steps: int | None = None,
@@ -82,7 +82,7 @@ class Embedder:
 
         Args:
             name: a bundled name (`gircse models`), a local folder (merged model or PEFT adapter), or a Hub id.
-            backend: "reference", the paper's loop, one text at a time.
+            backend: "paged", the engine (gircse_rag/engine), or "reference", the paper's loop, one text at a time.
             device: "auto" (CUDA, then Apple's GPU, then CPU) or what torch calls it.
             dtype: "auto" (bfloat16 where the hardware multiplies it natively, else float32), "float32", "bfloat16"
                 or "float16".
@@ -99,15 +99,12 @@ class Embedder:
             check_steps(steps)
         if not isinstance(name, str) or not name:
             raise InputError(f"name must be a bundled name, a folder or a Hub id, not {name!r}")
-        if backend == "paged":
-            raise InputError("backend='paged' is not built yet; use backend='reference'")
-        from gircse_rag.backends.reference import ReferenceBackend
         from gircse_rag.checkpoint import load_checkpoint
 
         where = _device(device)
         checkpoint = load_checkpoint(name, dtype=_dtype(dtype, where), device=where)
         spec = checkpoint.spec if steps is None else replace(checkpoint.spec, document_steps=steps)
-        return cls(ReferenceBackend(checkpoint.model, temperature=spec.temperature), checkpoint.tokenizer, spec)
+        return cls(_backend(backend, checkpoint.model, spec), checkpoint.tokenizer, spec)
 
     @property
     def fingerprint(self) -> str:
@@ -326,6 +323,16 @@ def _check_instruction(instruction: str) -> None:
         check_text(instruction)
     except InputError as error:
         raise InputError(str(error).replace("the text", "the instruction")) from error
+
+
+def _backend(name: BackendName, model: PreTrainedModel, spec: EmbeddingSpec) -> Backend:
+    if name == "paged":
+        from gircse_rag.backends.paged import PagedBackend
+
+        return PagedBackend(model, spec)
+    from gircse_rag.backends.reference import ReferenceBackend
+
+    return ReferenceBackend(model, temperature=spec.temperature)
 
 
 def _device(device: str) -> torch.device:

@@ -26,7 +26,11 @@ INSTRUCTIONS: dict[str, str] = {
     "command_line": "Given what a user wants to do with a command-line tool, retrieve the command",
     "scientific_paper": "Given the title of a scientific paper, retrieve its abstract",
     "medical": "Given a medical question, retrieve passages that answer it",
+    "word_synonym": "Given a word and its meaning, retrieve another word with the same meaning",
+    "word_antonym": "Given a word and its meaning, retrieve a word with the opposite meaning",
     "same_topic": "Retrieve texts about the same disease or condition",
+    "same_question_type": "Retrieve texts that cover the same kind of information (symptoms, causes, treatment and so "
+    "on), whatever the disease",
     "same_intent": "Retrieve requests with the same exact intent",
     "same_domain": "Retrieve requests from the same general domain, such as banking, travel or small talk",
     "similar_sentence": "Retrieve semantically similar text",

@@ -19,9 +19,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.folder(tmp_path_factory.mktemp("tiny") / "llama")
 
 
-@pytest.fixture
-def tiny_embedder(tiny_folder: Path) -> Embedder:
-    return Embedder.from_pretrained(str(tiny_folder), dtype="float32", device="cpu")
+@pytest.fixture(params=["paged", "reference"])
+def tiny_embedder(tiny_folder: Path, request: pytest.FixtureRequest) -> Embedder:
+    return Embedder.from_pretrained(str(tiny_folder), backend=request.param, dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="session")

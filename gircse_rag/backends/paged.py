@@ -12,17 +12,19 @@ import torch
 from transformers import PreTrainedModel
 
 from gircse_rag.backends.base import Refinement, Request
+from gircse_rag.engine.attention import has_paged_kernel
 from gircse_rag.engine.block_manager import BlockManager
 from gircse_rag.engine.engine import Engine
 from gircse_rag.engine.fused import can_pack, check_supported
-from gircse_rag.engine.kv_cache import GATHERED_BLOCK_SIZE, KVCache, bytes_per_block
+from gircse_rag.engine.kv_cache import GATHERED_BLOCK_SIZE, PAGED_BLOCK_SIZE, KVCache, bytes_per_block
 from gircse_rag.engine.model_runner import ModelRunner
 from gircse_rag.engine.sequence import Sequence
 from gircse_rag.errors import GircseError, InputError
 from gircse_rag.spec import MAX_STEPS, EmbeddingSpec
 
-WINDOW = 512  # requests of one call under way at once; they are sorted by length within it
-CPU_CACHE_BYTES = 512 * 2**20
+TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}
+MAX_RUNNING = {"cpu": 256, "cuda": 1024}
+CPU_CACHE_BYTES = 256 * 2**20
 PACKED_SHARE = 0.25  # of the available memory that reordered weights may take
 
 
@@ -44,10 +46,11 @@ class PagedBackend:
     Args:
         model: a causal LM in eval mode; left as it is, its parameters are shared.
         spec: names the vector space (the prefix cache's salt) and holds temperature and maximum length.
-        cache_bytes: memory for keys and values; None takes 512 MiB on a CPU.
-        token_budget: rows a forward at most.
-        max_running: sequences refined at once.
-        block_size: rows a KV block; None takes what was measured best for the device.
+        cache_bytes: memory for keys and values; None takes 256 MiB on a CPU and half of what is free on a GPU.
+        token_budget: rows a forward at most, more than max_running.
+        max_running: sequences refined at once. Of one call twice as many are under way, sorted by length.
+        block_size: rows a KV block.
+            All three: None takes what suits the device.
         prefix_caching: whether equal prompt prefixes are computed once.
 
     Raises:
@@ -60,8 +63,8 @@ class PagedBackend:
         spec: EmbeddingSpec,
         *,
         cache_bytes: int | None = None,
-        token_budget: int = 512,
-        max_running: int = 128,
+        token_budget: int | None = None,
+        max_running: int | None = None,
         block_size: int | None = None,
         prefix_caching: bool = True,
     ) -> None:
@@ -69,15 +72,23 @@ class PagedBackend:
         self._dimension = int(weights.shape[1])
         self._window = int(model.config.max_position_embeddings)
         check_supported(model, min(self._window, spec.max_length + MAX_STEPS))
-        size = block_size or GATHERED_BLOCK_SIZE
-        num_blocks = 1 + (cache_bytes or CPU_CACHE_BYTES) // bytes_per_block(model.config, size, weights.dtype)
-        cache = KVCache(
-            model.config, num_blocks, paged=False, block_size=size, dtype=weights.dtype, device=weights.device
-        )
+        device, dtype = weights.device, weights.dtype
+        paged = has_paged_kernel(device, dtype)
+        size = block_size or (PAGED_BLOCK_SIZE if paged else GATHERED_BLOCK_SIZE)
+        memory = _default_cache_bytes(device) if cache_bytes is None else cache_bytes
+        num_blocks = 1 + memory // bytes_per_block(model.config, size, dtype)
+        cache = KVCache(model.config, num_blocks, paged=paged, block_size=size, dtype=dtype, device=device)
         pack = can_pack(weights) and _model_bytes(model) <= PACKED_SHARE * _available_bytes()
         runner = ModelRunner(model, cache, temperature=spec.temperature, pack=pack)
         self._blocks = BlockManager(num_blocks, size, salt=spec.fingerprint, caching=prefix_caching)
-        self._engine = Engine(runner, self._blocks, token_budget=token_budget, max_running=max_running)
+        self._max_running = max_running or MAX_RUNNING.get(device.type, MAX_RUNNING["cpu"])
+        self._engine = Engine(
+            runner,
+            self._blocks,
+            token_budget=token_budget or max(TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"]), self._max_running + 1),
+            max_running=self._max_running,
+            sweeping=dtype != torch.float32,  # whose users ask for the sequential result, bit for bit
+        )
         self._inbox: deque[Sequence] = deque()
         self._abandoned: deque[_Call] = deque()
         self._turn = threading.Condition()
@@ -95,17 +106,17 @@ class PagedBackend:
         try:
             while True:
                 self._check_open()
-                if not exhausted and len(call.indices) <= WINDOW // 2:
-                    room = WINDOW - len(call.indices)
+                while call.done:
+                    yield call.done.popleft()
+                if not exhausted and len(call.indices) <= self._max_running:
+                    room = 2 * self._max_running - len(call.indices)
                     batch = list(islice(numbered, room))
                     exhausted = len(batch) < room
                     for index, request in sorted(batch, key=lambda pair: -len(pair[1].token_ids)):
                         self._submit(call, index, request)
-                while call.done:
-                    yield call.done.popleft()
                 if call.indices:
                     self._wait(call)
-                elif exhausted:
+                elif exhausted and not call.done:
                     return
         finally:
             call.closed = True
@@ -177,6 +188,10 @@ class PagedBackend:
     def _check_open(self) -> None:
         if self._closed:
             raise GircseError("this embedder is closed; load a new one with Embedder.from_pretrained")
+
+
+def _default_cache_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_CACHE_BYTES
 
 
 def _model_bytes(model: PreTrainedModel) -> int:

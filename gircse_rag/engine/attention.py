@@ -1,0 +1,154 @@
+"""Attention over paged keys and values, called by Hugging Face's own layers.
+
+    o_i = softmax(scaling * q_i K_{<=i}^T) V_{<=i}        per head; K, V from the sequence's blocks
+
+A plan is made once per forward and used by every layer, which finds it in the keyword argument `plan` that the model
+passes through. Each layer first writes all rows of the forward, then attends: a row may read what another sequence of
+the same forward computes.
+
+* PagedPlan (float16 and bfloat16 on CUDA): torch's varlen_attn reads the blocks through a block table.
+* GatheredPlan (gathered.py): everywhere else, and where this build of torch has no such kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from gircse_rag.engine.kv_cache import PAGED_BLOCK_SIZE, KVCache
+
+ATTENTION_NAME = "gircse_paged"
+
+
+class Segment(NamedTuple):
+    """Consecutive rows of one sequence in a packed forward.
+
+    Attributes:
+        num_rows: how many.
+        length: rows of the sequence up to and including the last of them.
+        block_table: its blocks, at least enough for `length` rows.
+    """
+
+    num_rows: int
+    length: int
+    block_table: list[int]
+
+
+class Plan(Protocol):
+    """What a layer needs to attend."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Write key and value (T, H_kv, D) to the cache; the attention of query (T, H, D): (T, H * D)."""
+        ...
+
+
+def paged_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    plan: Plan,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """The function registered with transformers: (1, H, T, D) in, (1, T, H * D) out."""
+    q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
+    return plan.attend(module.layer_idx, q, k, v, scaling)[None], None
+
+
+AttentionInterface.register(ATTENTION_NAME, paged_attention)
+
+
+class PagedPlan:
+    """Lets varlen_attn read keys and values where they are.
+
+    num_splits=1 keeps the order of summation of a row independent of what else is in the batch.
+
+    Args:
+        cache: in the paged layout.
+        segments: the forward's rows, in order.
+    """
+
+    def __init__(self, cache: KVCache, segments: list[Segment]) -> None:
+        self._cache = cache
+        device = cache.keys[0].device
+        counts = [segment.num_rows for segment in segments]
+        lengths = [segment.length for segment in segments]
+        self._longest = max(counts), max(lengths)
+        widest = -(-max(lengths) // cache.block_size)
+        tables = np.zeros((len(segments), widest), dtype=np.int32)
+        for number, segment in enumerate(segments):
+            used = -(-segment.length // cache.block_size)
+            tables[number, :used] = segment.block_table[:used]
+        # one transfer for all that the kernel needs, from pinned memory, so that the host runs ahead
+        parts = [row_slots(segments, cache.block_size), np.cumsum([0, *counts]), np.array(lengths), tables.reshape(-1)]
+        packed = torch.from_numpy(np.concatenate(parts).astype(np.int32))
+        if device.type == "cuda":
+            packed = packed.pin_memory().to(device, non_blocking=True)
+        slots, self._starts, self._lengths, flat = torch.split(packed, [len(part) for part in parts])
+        self._slots = slots.long()
+        self._tables = flat.view(len(segments), widest)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        self._cache.write(layer, key, value, self._slots)
+        out = varlen_attn(
+            query.contiguous(),
+            self._cache.keys[layer],
+            self._cache.values[layer],
+            self._starts,
+            None,
+            *self._longest,
+            scale=scaling,
+            window_size=(-1, 0),
+            enable_gqa=True,
+            seqused_k=self._lengths,
+            block_table=self._tables,
+            num_splits=1,
+        )
+        assert isinstance(out, Tensor)  # a pair only when auxiliary outputs are asked for
+        return out.flatten(1)
+
+
+def has_paged_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether varlen_attn reads paged keys and values here; asks the kernel itself, once, with two rows."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    pool = torch.zeros(2, PAGED_BLOCK_SIZE, 1, 64, dtype=dtype, device=device)
+    counts = torch.tensor([0, 2], dtype=torch.int32, device=device)
+    table = torch.ones(1, 1, dtype=torch.int32, device=device)
+    try:
+        varlen_attn(
+            pool[0, :2],
+            pool,
+            pool,
+            counts,
+            None,
+            2,
+            2,
+            window_size=(-1, 0),
+            enable_gqa=True,
+            seqused_k=counts[1:],
+            block_table=table,
+            num_splits=1,
+        )
+    except (RuntimeError, TypeError, NotImplementedError):  # an older torch, or a GPU without the kernel
+        return False
+    return True
+
+
+def row_slots(segments: list[Segment], block_size: int) -> NDArray[np.int64]:
+    """(T,) for each row of the forward, block * block_size + offset."""
+    slots = []
+    for segment in segments:
+        positions = np.arange(segment.length - segment.num_rows, segment.length)
+        table = np.asarray(segment.block_table, dtype=np.int64)
+        slots.append(table[positions // block_size] * block_size + positions % block_size)
+    return np.concatenate(slots)

@@ -1,0 +1,185 @@
+"""Engine: schedules, runs, and turns hidden states into refinements. One caller at a time; see backends/paged.py.
+
+Refinement is sequential where there are rows enough to keep the machine busy: a forward makes h_k and s_{k+1} of many
+sequences. A few sequences are bound by reading the weights instead, and each forward saved is time saved. They refine
+in parallel sweeps (a fixed-point iteration over all K positions, in the manner of Jacobi decoding):
+
+    start    s_1 at every position
+    sweep    one causal forward over the open positions, then s_{k+1} = soft_token(h_k) for all of them
+
+After sweep j the first j positions are exact, so K sweeps give the sequential result. A position whose input no longer
+moves is settled: it keeps its keys and values and leaves the sweep.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gircse_rag.backends.base import Refinement
+from gircse_rag.engine.block_manager import BlockManager
+from gircse_rag.engine.model_runner import ModelRunner
+from gircse_rag.engine.scheduler import Scheduler
+from gircse_rag.engine.sequence import Sequence
+from gircse_rag.errors import GircseError
+from gircse_rag.refinement import pool, settled
+
+SWEEP_ROWS = 24  # rows up to which a forward costs little more than reading the weights
+SETTLED_INPUT = 0.02  # relative change of a soft token that moves the result less than rounding to bfloat16 does
+
+Outcome = tuple[Sequence, Refinement | GircseError]
+
+
+class Engine:
+    """Sequences in, refinements out, a forward at a time.
+
+    Args:
+        runner: runs the model over `blocks`' cache.
+        blocks: who owns which KV block.
+        token_budget: rows a forward at most.
+        max_running: sequences that hold blocks at once.
+        sweeping: whether a few sequences may refine in parallel sweeps, which are equal up to SETTLED_INPUT.
+    """
+
+    def __init__(
+        self, runner: ModelRunner, blocks: BlockManager, *, token_budget: int, max_running: int, sweeping: bool
+    ) -> None:
+        self.runner = runner
+        self.sweeping = sweeping
+        self.scheduler = Scheduler(blocks, token_budget=token_budget, max_running=max_running)
+        self._undelivered: list[Outcome] = []
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. It must fit the cache and the model's window."""
+        self.scheduler.add(sequence)
+
+    def cancel(self, owner: Hashable) -> None:
+        """Drop all that `owner` asked for."""
+        self.scheduler.cancel(owner)
+
+    @torch.inference_mode()
+    def step(self) -> list[Outcome]:
+        """One forward; the sequences that are done with it, each with its result or its own error.
+
+        A forward that raises ends every sequence with an error and leaves an empty, usable engine. An interrupt does
+        the same and is raised; the errors then come with the next step, for whoever else was waiting.
+        """
+        outcomes, self._undelivered = self._undelivered, []
+        try:
+            return outcomes + self._step()
+        except BaseException as error:
+            failure = GircseError(f"the forward pass failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            outcomes += [(sequence, failure) for sequence in self.scheduler.drain()]
+            if isinstance(error, Exception):
+                return outcomes
+            self._undelivered = outcomes
+            raise
+
+    def _step(self) -> list[Outcome]:
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return []
+        outputs = self.runner.forward(chunks)
+        ended = [chunk.sequence for chunk in chunks if chunk.is_last]
+        for sequence, num_rows in chunks:
+            sequence.num_cached += num_rows
+        if not ended:
+            return []
+        states = torch.split(outputs, [sequence.num_outputs for sequence in ended])
+        failed = self._failed(ended, states)
+        finished: list[Sequence] = []
+        refining: dict[int, list[tuple[Sequence, Tensor]]] = defaultdict(list)
+        for sequence, hidden in zip(ended, states, strict=True):
+            if sequence in failed:
+                continue
+            if sequence.soft and len(hidden) == 1:
+                sequence.states.append(hidden[0])
+            if len(sequence.states) == sequence.steps or self._has_settled(sequence):
+                finished.append(sequence)
+            else:
+                refining[sequence.num_heaviest].append((sequence, hidden))
+        for top, members in refining.items():
+            self._refine(members, top)
+            finished += [sequence for sequence, _ in members if len(sequence.states) == sequence.steps]
+        return [*self._finish(finished), *(self._fail(sequence) for sequence in failed)]
+
+    def _refine(self, members: list[tuple[Sequence, Tensor]], top: int) -> None:
+        """Make each member's next soft tokens: one, or in a sweep those of all open positions but the first."""
+        sources = [hidden if len(hidden) == 1 else hidden[:-1] for _, hidden in members]
+        token = self.runner.soft_tokens(torch.cat(sources), top)
+        soft = torch.split(token.embedding, [len(source) for source in sources])
+        for (sequence, hidden), made in zip(members, soft, strict=True):
+            if len(hidden) > 1:
+                self._sweep(sequence, hidden, made)
+            elif self._sweeps(sequence):
+                sequence.soft = [made[0]] * sequence.steps
+            else:
+                sequence.soft.append(made[0])
+        if token.token_ids is not None and token.weights is not None:  # never in a sweep
+            rows = zip(members, token.token_ids.tolist(), token.weights.tolist(), strict=True)
+            for (sequence, _), ids, weights in rows:
+                sequence.heaviest.append(list(zip(ids, weights, strict=True)))
+
+    def _sweeps(self, sequence: Sequence) -> bool:
+        """Whether a sequence that has just made s_1 goes on in sweeps."""
+        fixed = sequence.tolerance is None and not sequence.num_heaviest
+        if not self.sweeping or not fixed or sequence.soft:
+            return False
+        scheduler = self.scheduler
+        rows = sum(other.num_outputs for other in scheduler.running) + scheduler.num_waiting + sequence.steps - 1
+        return rows <= min(SWEEP_ROWS, scheduler.token_budget - scheduler.max_running)
+
+    def _sweep(self, sequence: Sequence, hidden: Tensor, made: Tensor) -> None:
+        """Settle what is exact or no longer moves; the rest gets its new inputs and is computed again.
+
+        Args:
+            hidden: (m, d), the hidden states of the m open positions.
+            made: (m - 1, d), the soft tokens they make: new inputs of the open positions but the first.
+        """
+        settled_before = len(sequence.states)
+        old = torch.stack(sequence.soft[settled_before + 1 :]).float()
+        moved = (made.float() - old).norm(dim=1) > SETTLED_INPUT * old.norm(dim=1)
+        num_settled = 1 + [*moved.tolist(), True].index(True)
+        sequence.states.extend(hidden[:num_settled].unbind())
+        sequence.soft[settled_before + num_settled :] = made[num_settled - 1 :].unbind()
+        sequence.num_cached = sequence.num_tokens + len(sequence.states)
+
+    def _has_settled(self, sequence: Sequence) -> bool:
+        if sequence.tolerance is None or len(sequence.states) < 2:
+            return False
+        previous, current = pool(torch.stack(sequence.states))[-2:]
+        return bool(settled(previous, current, sequence.tolerance))
+
+    def _finish(self, sequences: list[Sequence]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        by_steps: dict[int, list[Sequence]] = defaultdict(list)
+        for sequence in sequences:
+            by_steps[len(sequence.states)].append(sequence)
+        for members in by_steps.values():
+            states = torch.stack([state for sequence in members for state in sequence.states])
+            trajectories = pool(states.view(len(members), -1, states.shape[-1])).cpu().numpy()
+            for sequence, trajectory in zip(members, trajectories, strict=True):
+                if not np.isfinite(trajectory).all():
+                    outcomes.append(self._fail(sequence))
+                    continue
+                self.scheduler.finish(sequence)
+                heaviest = sequence.heaviest if sequence.num_heaviest else None
+                outcomes.append((sequence, Refinement(trajectory.copy(), heaviest)))
+        return outcomes
+
+    def _failed(self, sequences: list[Sequence], states: tuple[Tensor, ...]) -> set[Sequence]:
+        if not self.runner.spreads_nan:  # found when the sequence is finished; asking now would wait for the device
+            return set()
+        finite = torch.stack([hidden.isfinite().all() for hidden in states]).tolist()
+        return {sequence for sequence, good in zip(sequences, finite, strict=True) if not good}
+
+    def _fail(self, sequence: Sequence) -> Outcome:
+        """End a sequence whose hidden states are not finite, and wipe what it wrote."""
+        blocks = self.scheduler.finish(sequence, forget=True)
+        self.runner.clear(blocks)
+        return sequence, GircseError("the model produced NaN or infinity for this text; try dtype='float32'")

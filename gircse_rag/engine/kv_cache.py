@@ -1,0 +1,86 @@
+"""KVCache: the tensors behind the blocks, one pool of keys and one of values a layer.
+
+Two layouts, one per attention (attention.py):
+
+    gathered   (num_blocks, H_kv, block_size, D)   a head's rows of a block are contiguous: one index_select yields the
+                                                   (B * H_kv, L, D) operand of a matrix product
+    paged      (num_blocks, block_size, H_kv, D)   what torch's varlen_attn reads through a block table
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+GATHERED_BLOCK_SIZE = 4
+PAGED_BLOCK_SIZE = 256  # flash attention asks for pages of a multiple of 256 rows
+
+
+class KVCache:
+    """Keys and values of `num_blocks` blocks; zeros where nothing was written.
+
+    Args:
+        config: the model's.
+        num_blocks: including block 0, which stays zeros.
+        paged: the layout of `varlen_attn`; otherwise the gathered one.
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        num_blocks: int,
+        *,
+        paged: bool,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        heads, width = config.num_key_value_heads, head_dim(config)
+        shape = (num_blocks, block_size, heads, width) if paged else (num_blocks, heads, block_size, width)
+        self.keys = [_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+        self.values = [_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+        self.num_blocks = num_blocks
+        self.paged = paged
+        self.block_size = block_size
+        self.num_kv_heads = heads
+        self.head_dim = width
+
+    def clear(self, blocks: list[int]) -> None:
+        """Zero whole blocks: a NaN left behind would spread through masked rows (0 * NaN)."""
+        index = torch.tensor(blocks, device=self.keys[0].device)
+        for pool in (*self.keys, *self.values):
+            pool.index_fill_(0, index, 0)
+
+    def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> None:
+        """Store rows.
+
+        Args:
+            key, value: (T, H_kv, D).
+            slots: flat index of each row of D numbers in a pool, in the order of key's rows: (T * H_kv,) gathered,
+                (T,) paged.
+        """
+        shape = (-1, self.num_kv_heads, self.head_dim) if self.paged else (-1, self.head_dim)
+        self.keys[layer].view(shape).index_copy_(0, slots, key.reshape(shape))
+        self.values[layer].view(shape).index_copy_(0, slots, value.reshape(shape))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU numpy's, which the system maps on first use: what no sequence reached is never resident."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+
+
+def head_dim(config: PretrainedConfig) -> int:
+    """D, the width of a head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def bytes_per_block(config: PretrainedConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Memory of one block over all layers, keys and values."""
+    row = config.num_key_value_heads * head_dim(config) * dtype.itemsize
+    return int(2 * config.num_hidden_layers * block_size * row)

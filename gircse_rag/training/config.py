@@ -1,0 +1,143 @@
+"""What a training run is made of: the keys of a training YAML, with their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gircse_rag.errors import InputError, require
+from gircse_rag.training.unrolled import Pooling
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        output: folder of the run: adapter, state to resume from, log.
+        data: JSONL files, or folders of them.
+        tasks: the tasks.json that names each task's instruction.
+        model: what to train on: a bundled name, a folder or a Hub id, without an adapter.
+        adapter: a PEFT folder to start from, or None for a fresh adapter; its rank and targets are taken over.
+        pooling: "refine" is GIRCSE; "last" and "mean" are the encoder-style baselines.
+        steps: K, or [low, high]: each batch draws its K from this range.
+        rows: rows to see in all, over as many epochs as that takes.
+        mixture: {task: factor} to thin or repeat a task's rows; tasks not named count once.
+        batch_size: rows a batch, over all processes: each row's passages are every other row's negatives.
+        chunk_tokens: prompt tokens at a time (gradient caching): a larger batch goes through the model in parts, twice,
+            so that memory is bound by this and not by batch_size; None for all at once.
+        learning_rate: its plateau; linear warm-up over `warmup_rows`, linear decay to 0 over the last `decay_rows`.
+        max_gradient: gradients are clipped to this norm.
+        temperature, reg_weight, symmetric, near_equal, dimensions: see `icr_loss`.
+        rank, alpha, targets: of a fresh LoRA adapter.
+        max_length: prompt tokens at most, in training and in the spec that is saved.
+        save_rows: a resumable state is saved each time so many rows have been seen.
+        dtype: of the matrix products; adapter and optimiser are float32.
+        device: "auto", "cpu" or "cuda".
+        seed: of the adapter's first weights, the order of rows, and the draws of K.
+    """
+
+    output: str
+    data: tuple[str, ...]
+    tasks: str
+    model: str = "smollm2-135m-base"
+    adapter: str | None = None
+    pooling: Pooling = "refine"
+    steps: int | tuple[int, int] = 5
+    rows: int
+    mixture: Mapping[str, float] = field(default_factory=dict)
+    batch_size: int = 64
+    chunk_tokens: int | None = None
+    learning_rate: float = 1e-3
+    warmup_rows: int = 2_000
+    decay_rows: int = 10_000
+    weight_decay: float = 0.0
+    max_gradient: float = 1.0
+    temperature: float = 0.02
+    reg_weight: float = 1.0
+    symmetric: bool = False
+    near_equal: float | None = None
+    dimensions: tuple[int, ...] | None = None
+    rank: int = 16
+    alpha: int = 64
+    targets: tuple[str, ...] = field(default=TARGETS)
+    max_length: int = 512
+    save_rows: int = 5_000
+    dtype: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "batch_size", "save_rows", "rank", "max_length"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        low, high = self.step_range
+        if not 1 <= low <= high:
+            raise InputError(f"steps is {self.steps}; it must be K >= 1, or [low, high]")
+        if self.pooling not in ("refine", "last", "mean"):
+            raise InputError(f"pooling is {self.pooling!r}; it must be refine, last or mean")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise InputError(f"chunk_tokens is {self.chunk_tokens}; it must be at least 1, or null")
+
+    @property
+    def step_range(self) -> tuple[int, int]:
+        """The lowest and highest K."""
+        return (self.steps, self.steps) if isinstance(self.steps, int) else self.steps
+
+    def rate(self, cursor: int, resumed: int = 0) -> float:
+        """Learning rate for the batch that starts at row `cursor`, when this run's optimiser began at row `resumed`."""
+        warm = min(1.0, (cursor - resumed + self.batch_size) / self.warmup_rows) if self.warmup_rows else 1.0
+        decay = min(1.0, (self.rows - cursor) / self.decay_rows) if self.decay_rows else 1.0
+        return self.learning_rate * warm * max(0.0, decay)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """From a mapping, as YAML gives it.
+
+        Raises:
+            InputError: a key does not exist or is missing, or a value is out of range.
+        """
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise InputError(
+                f"unknown key {', '.join(unknown)} in the training config; known: {', '.join(sorted(known))}"
+            )
+        cleaned: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        if isinstance(cleaned.get("data"), str):
+            cleaned["data"] = (cleaned["data"],)
+        try:
+            return cls(**cleaned)
+        except TypeError as error:
+            raise InputError(f"training config: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainConfig:
+        """From a YAML file; relative paths in it are relative to the working directory.
+
+        Raises:
+            InputError: no such file, no YAML mapping, or not a training config (`of`).
+        """
+        yaml = require("yaml", "train")
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{path} cannot be read as YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path} holds no keys; a training config needs at least output, data, tasks and rows")
+        return cls.of(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written beside the adapter."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @property
+    def data_key(self) -> dict[str, Any]:
+        """What fixes the order of rows and the adapter's shape: a state saved with other values is not this run's."""
+        keys = ("model", "adapter", "pooling", "batch_size", "seed", "data", "tasks", "mixture", "rank", "targets")
+        return {key: value for key, value in self.to_dict().items() if key in keys}

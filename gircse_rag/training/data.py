@@ -1,0 +1,285 @@
+"""Instructed triplets: reading and checking them, and turning them into batches in an order that can be resumed.
+
+A row is {"task", "query", "positive", "negative"} (negative may be null). A task has an instruction; the query takes
+it, and in a symmetric task ("texts about the same disease") positive and negative take it too. Documents are bare.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from gircse_rag.errors import InputError
+from gircse_rag.prompts import Role, prefix
+from gircse_rag.spec import EmbeddingSpec
+from gircse_rag.tokens import check_text, encode
+
+
+class Task(NamedTuple):
+    """What a task's texts are rendered with.
+
+    `in_batch=False`: its rows take no negatives from each other. For relations of few classes ("the same kind of
+    action"), where many rows of a batch would be right answers that nobody marked.
+    """
+
+    instruction: str
+    symmetric: bool
+    in_batch: bool = True
+
+
+class Row(NamedTuple):
+    """One training example; `negative` may be None."""
+
+    task: str
+    query: str
+    positive: str
+    negative: str | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one task, tokenised.
+
+    Attributes:
+        rows: B rows.
+        texts: token ids of the B queries, then the passages: B positives, then the negatives there are.
+        targets: (B,) int64, each query's positive among the passages.
+        not_negatives: (B, P) bool, passages that are a right answer to the query although another row brought them.
+        cursor: rows seen since training began, this batch included.
+    """
+
+    rows: list[Row]
+    texts: list[list[int]]
+    targets: np.ndarray
+    not_negatives: np.ndarray
+    cursor: int
+
+
+def read_tasks(path: str | Path) -> dict[str, Task]:
+    """`tasks.json`: {task: {"instruction": str, "symmetric": bool, "in_batch": bool (optional), ...}}.
+
+    Raises:
+        InputError: the file is missing or a task has no instruction.
+    """
+    path = Path(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            name: Task(task["instruction"], bool(task.get("symmetric", False)), bool(task.get("in_batch", True)))
+            for name, task in found.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f'{path} does not name the tasks: it must be JSON {{task: {{"instruction": text, "symmetric": bool}}}}'
+            f" ({type(error).__name__}: {error})"
+        ) from error
+
+
+def read_rows(paths: Sequence[str | Path], tasks: Mapping[str, Task]) -> list[Row]:
+    """Rows of JSONL files (.jsonl, .jsonl.gz), in file order; a folder stands for the files in it, sorted.
+
+    Raises:
+        InputError: a file is missing, empty or no JSON lines, or a row is unusable (`check_rows`).
+    """
+    rows: list[Row] = []
+    for path in _files(paths):
+        try:
+            with (
+                gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file
+            ):
+                found = [
+                    (f"{path}, line {number}", json.loads(line)) for number, line in enumerate(file, 1) if line.strip()
+                ]
+        except (OSError, EOFError, ValueError) as error:
+            raise InputError(f"{path} cannot be read as JSON lines: {error}") from error
+        if not found:
+            raise InputError(f"{path} is empty; leave it out")
+        rows.extend(check_rows(found, tasks))
+    _refuse_duplicates(rows)
+    return rows
+
+
+def rows_of(dataset: Iterable[Mapping[str, Any]], tasks: Mapping[str, Task]) -> list[Row]:
+    """Rows of a Hugging Face dataset (or of any dicts) with the columns task, query, positive and negative.
+
+    Raises:
+        InputError: it is empty, or a row is unusable (`check_rows`).
+    """
+    rows = list(check_rows(((f"row {index}", row) for index, row in enumerate(dataset)), tasks))
+    if not rows:
+        raise InputError("the dataset is empty")
+    _refuse_duplicates(rows)
+    return rows
+
+
+def check_rows(found: Iterable[tuple[str, Any]], tasks: Mapping[str, Task]) -> Iterator[Row]:
+    """Rows from dicts, each with the place it came from.
+
+    Raises:
+        InputError: no positive, an unknown task, or a text that cannot be embedded; the message names the place.
+    """
+    for place, row in found:
+        if not isinstance(row, Mapping) or not row.get("query") or not row.get("positive"):
+            raise InputError(f'{place}: a row needs "task", "query" and "positive"; this is {str(row)[:120]}')
+        if row.get("task") not in tasks:
+            raise InputError(
+                f"{place}: task {row.get('task')!r} is not among the tasks; add its instruction to tasks.json"
+            )
+        for field in ("query", "positive", "negative"):
+            if row.get(field) is not None:
+                try:
+                    check_text(row[field])
+                except InputError as error:
+                    raise InputError(f"{place}: {field}: {error}") from error
+        yield Row(row["task"], row["query"], row["positive"], row.get("negative"))
+
+
+class Batches:
+    """An endless, resumable sequence of one-task batches.
+
+    Epoch e shuffles each task's rows and cuts them into batches of nearly equal size, at most `batch_size`, then
+    shuffles the batches: tasks come in proportion to their rows. The order depends on the rows, `batch_size` and `seed`
+    alone, so (seed, cursor) is all there is to remember; a cursor inside a batch continues with the batch's rest.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        tasks: Mapping[str, Task],
+        tokenizer: PreTrainedTokenizerBase,
+        spec: EmbeddingSpec,
+        *,
+        batch_size: int,
+        seed: int = 0,
+    ) -> None:
+        if not rows:
+            raise InputError("there are no rows to train on")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+        self.rows, self.tasks, self.tokenizer, self.spec = list(rows), tasks, tokenizer, spec
+        self.batch_size, self.seed = batch_size, seed
+        self._answers = _answers(self.rows, tasks)
+        members: dict[str, list[int]] = {}
+        for index, row in enumerate(self.rows):
+            members.setdefault(row.task, []).append(index)
+        self._members = [np.array(members[task]) for task in sorted(members)]
+
+    def start(self, cursor: int = 0) -> Iterator[Batch]:
+        """Batches from row `cursor` of the order on, epoch after epoch."""
+        while True:
+            epoch, seen = divmod(cursor, len(self.rows))
+            cursor -= seen
+            for indices in self._epoch(epoch):
+                done, seen = min(seen, len(indices)), max(0, seen - len(indices))
+                cursor += len(indices)
+                if done < len(indices):
+                    yield self.encode([self.rows[i] for i in indices[done:]], cursor)
+
+    def encode(self, rows: list[Row], cursor: int = 0) -> Batch:
+        """Render and tokenise rows of one task."""
+        task = self.tasks[rows[0].task]
+        passages = [row.positive for row in rows] + [row.negative for row in rows if row.negative is not None]
+        queries = [row.query for row in rows]
+        role: Role = "symmetric" if task.symmetric else "document"
+        texts = self._encode(queries, "query", task.instruction)
+        texts += self._encode(passages, role, task.instruction if task.symmetric else None)
+        columns: dict[str, list[int]] = {}
+        for column, passage in enumerate(passages):
+            columns.setdefault(passage, []).append(column)
+        right = np.zeros((len(queries), len(passages)), dtype=bool)
+        for index, text in enumerate(queries):
+            for passage in self._answers[rows[0].task, text] & columns.keys():
+                right[index, columns[passage]] = True
+        if not task.in_batch:
+            own = np.array([index for index, row in enumerate(rows) if row.negative is not None], dtype=np.int64)
+            others = np.ones_like(right)
+            others[own, len(rows) + np.arange(len(own))] = False
+            right |= others
+        return Batch(rows, texts, np.arange(len(rows)), right, cursor)
+
+    def _encode(self, texts: list[str], role: Role, instruction: str | None) -> list[list[int]]:
+        template = self.spec.document_template if role == "document" else self.spec.query_template
+        head = prefix(template, instruction)
+        rendered = [head + text + self.spec.suffix for text in texts]
+        found: list[list[int]] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        for index, ids in enumerate(found):
+            if len(ids) > self.spec.max_length:
+                prompt = encode(self.tokenizer, self.spec, texts[index], role=role, instruction=instruction)
+                found[index] = list(prompt.token_ids)
+        return found
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        generator = np.random.default_rng((self.seed, epoch))
+        batches = []
+        for members in self._members:
+            count = -(-len(members) // self.batch_size)
+            batches += np.array_split(generator.permutation(members), count)
+        return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def mixed(rows: Sequence[Row], factors: Mapping[str, float]) -> list[Row]:
+    """Each task's rows `factor` times: whole copies, and a fixed random part for what is left of the factor.
+
+    Raises:
+        InputError: a factor names no task among the rows, or is negative.
+    """
+    found = {row.task for row in rows}
+    for task, factor in factors.items():
+        if task not in found or factor < 0:
+            raise InputError(f"mixture: {task}: {factor}: a factor >= 0 of a task that has rows is needed")
+    out: list[Row] = []
+    for task in sorted(found):
+        members, factor = [row for row in rows if row.task == task], factors.get(task, 1.0)
+        part = np.random.default_rng(0).permutation(len(members))[: round((factor - int(factor)) * len(members))]
+        out += members * int(factor) + [members[i] for i in part]
+    return out
+
+
+def _answers(rows: Sequence[Row], tasks: Mapping[str, Task]) -> dict[tuple[str, str], frozenset[str]]:
+    """Every right answer to (task, query) that any row knows.
+
+    A symmetric task's relation is taken to be transitive: texts joined by a chain of pairs are all right for each.
+    """
+    answers: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        mine = answers.setdefault((row.task, row.query), set())
+        mine.add(row.positive)
+        if tasks[row.task].symmetric:
+            theirs = answers.setdefault((row.task, row.positive), set())
+            if theirs is not mine:
+                small, large = sorted((mine | {row.query}, theirs | {row.positive}), key=len)
+                large |= small
+                for text in large:
+                    answers[row.task, text] = large
+    frozen = {id(group): frozenset(group) for group in answers.values()}
+    return {key: frozen[id(group)] for key, group in answers.items()}
+
+
+def _files(paths: Sequence[str | Path]) -> Iterator[Path]:
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
+            if not found:
+                raise InputError(f"{path} holds no .jsonl or .jsonl.gz file")
+            yield from found
+        else:
+            yield path
+
+
+def _refuse_duplicates(rows: Sequence[Row]) -> None:
+    seen: dict[Row, int] = {}
+    for index, row in enumerate(rows):
+        if row in seen:
+            raise InputError(
+                f"rows {seen[row]} and {index} (from 0, over all files) are equal: {row.task}: {row.query[:80]!r}; "
+                "remove one: in a batch they would be each other's negatives",
+                index=index,
+            )
+        seen[row] = index

@@ -1,0 +1,175 @@
+"""Iterative Contrastive Refinement: the objective of GIRCSE (Tsai et al., ICLR 2026, section 3.3).
+
+    z_k   = normalize(mean(h_1..h_k))                                    for queries and passages alike
+    L_k   = mean_i -log softmax_j(z_k(q_i) . z_k(p_j) / tau)[target_i]   InfoNCE at refinement step k
+    R     = mean_k relu(log(L_{k+1} + eps) - log(L_k + eps))             a later step may not be worse
+    total = mean_k L_k + reg_weight * R
+
+A function of hidden states alone: it knows no model, and is tested without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gircse_rag.errors import InputError
+from gircse_rag.refinement import pool
+
+# At temperature 0.02 a loss can underflow to 0, whose logarithm would make the gradient NaN.
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class IcrLoss:
+    """The objective and its parts.
+
+    Attributes:
+        total: scalar, float32, what to call `backward()` on.
+        stepwise: (K,), L_1..L_K.
+        regularization: scalar, R before its weight; 0 when K is 1.
+    """
+
+    total: Tensor
+    stepwise: Tensor
+    regularization: Tensor
+
+
+def icr_loss(
+    query_states: Tensor,
+    passage_states: Tensor,
+    temperature: float = 0.02,
+    reg_weight: float = 1.0,
+    *,
+    targets: Tensor | None = None,
+    step_weights: Sequence[float] | None = None,
+    not_negatives: Tensor | None = None,
+    near_equal: float | None = None,
+    symmetric: bool = False,
+    dimensions: Sequence[int] | None = None,
+) -> IcrLoss:
+    """The ICR objective over one batch with in-batch negatives.
+
+    Args:
+        query_states: (B, K, d), raw h_1..h_K of the queries (neither averaged nor normalised), any float dtype. All
+            arithmetic is float32 (float64 stays float64).
+        passage_states: (P, K, d). Without `targets`, P is B * (1 + n): each query's positive, then its n negatives.
+        temperature: tau > 0.
+        reg_weight: weight of R.
+        targets: (B,) int64, the row of each query's positive, for ragged negatives.
+        step_weights: K numbers >= 0; the mean over steps becomes this weighted mean.
+        not_negatives: (B, P) bool, True where a passage may not count as a negative of a query, because it is (or says
+            the same as) a right answer. A query's own positive always counts.
+        near_equal: a cosine; passages whose final embedding is at least this close to the query's own positive are no
+            negatives either.
+        symmetric: average with the loss of each positive against all queries.
+        dimensions: Matryoshka: average the loss over these leading dimensions of the embedding.
+
+    Raises:
+        InputError: shapes or options do not fit together, or no query has anything to be told apart from.
+    """
+    targets = _check(query_states, passage_states, temperature, targets, step_weights, not_negatives, dimensions)
+    steps, width = query_states.shape[1:]
+    excluded = _excluded(passage_states, targets, not_negatives, near_equal)
+
+    stepwise = torch.stack(
+        [
+            _info_nce(
+                pool(query_states[..., :size]),
+                pool(passage_states[..., :size]),
+                temperature,
+                targets,
+                excluded,
+                symmetric,
+            )
+            for size in (dimensions or [width])
+        ]
+    ).mean(dim=0)
+
+    mean = stepwise.mean()
+    if step_weights is not None:
+        weights = stepwise.new_tensor(step_weights)
+        mean = (weights * stepwise).sum() / weights.sum()
+    regularization = stepwise.new_zeros(())
+    if steps > 1:
+        logarithm = torch.log(stepwise + EPSILON)
+        regularization = functional.relu(logarithm[1:] - logarithm[:-1]).mean()
+    return IcrLoss(mean + reg_weight * regularization, stepwise, regularization)
+
+
+def _info_nce(
+    queries: Tensor, passages: Tensor, temperature: float, targets: Tensor, excluded: Tensor | None, symmetric: bool
+) -> Tensor:
+    """(K,) losses of unit rows (B, K, d) against (P, K, d)."""
+    steps, batch = queries.shape[1], queries.shape[0]
+    scores = torch.einsum("ikd,jkd->kij", queries, passages) / temperature
+    if excluded is not None:
+        scores = scores.masked_fill(excluded, float("-inf"))
+    loss = functional.cross_entropy(scores.transpose(1, 2), targets.expand(steps, -1), reduction="none").mean(dim=1)
+    if symmetric:
+        backward = scores[:, :, targets].transpose(1, 2)
+        own = torch.arange(batch, device=targets.device)
+        loss = (
+            loss + functional.cross_entropy(backward.transpose(1, 2), own.expand(steps, -1), reduction="none").mean(1)
+        ) / 2
+    return loss
+
+
+def _excluded(
+    passages: Tensor, targets: Tensor, not_negatives: Tensor | None, near_equal: float | None
+) -> Tensor | None:
+    """(B, P) bool: what is left out of each query's softmax; None when nothing is."""
+    if not_negatives is None and near_equal is None:
+        return None
+    excluded = torch.zeros(len(targets), len(passages), dtype=torch.bool, device=passages.device)
+    if not_negatives is not None:
+        excluded |= not_negatives
+    if near_equal is not None:
+        final = pool(passages.detach())[:, -1]
+        excluded |= final[targets] @ final.T >= near_equal
+    own = targets[:, None] == torch.arange(len(passages), device=passages.device)
+    return excluded & ~own
+
+
+def _check(
+    queries: Tensor,
+    passages: Tensor,
+    temperature: float,
+    targets: Tensor | None,
+    step_weights: Sequence[float] | None,
+    not_negatives: Tensor | None,
+    dimensions: Sequence[int] | None,
+) -> Tensor:
+    """Targets, once everything has been found to fit."""
+    if queries.dim() != 3 or passages.dim() != 3 or queries.shape[1:] != passages.shape[1:] or 0 in queries.shape:
+        raise InputError(
+            f"query states {tuple(queries.shape)} and passage states {tuple(passages.shape)} must be (B, K, d) and "
+            "(P, K, d) with the same K and d, none of them 0"
+        )
+    batch, steps, width = queries.shape
+    if temperature <= 0:
+        raise InputError(f"temperature is {temperature}; it must be positive")
+    if len(passages) < 2:
+        raise InputError(
+            "a batch of one query without negatives has nothing to be told apart from: its loss is always 0; "
+            "use a larger batch, or give the row a negative"
+        )
+    if targets is None:
+        if len(passages) % batch:
+            raise InputError(
+                f"{len(passages)} passages do not divide among {batch} queries; pass `targets`, each query's positive"
+            )
+        targets = torch.arange(batch, device=passages.device) * (len(passages) // batch)
+    elif targets.shape != (batch,) or int(targets.min()) < 0 or int(targets.max()) >= len(passages):
+        raise InputError(f"targets must be {batch} rows of the {len(passages)} passages")
+    if step_weights is not None and (len(step_weights) != steps or min(step_weights) < 0 or sum(step_weights) == 0):
+        raise InputError(f"step_weights must be {steps} numbers >= 0, not all 0")
+    if not_negatives is not None and not_negatives.shape != (batch, len(passages)):
+        raise InputError(f"not_negatives is {tuple(not_negatives.shape)}; it must be {(batch, len(passages))}")
+    if dimensions is not None and not (dimensions and all(0 < size <= width for size in dimensions)):
+        raise InputError(f"dimensions {list(dimensions)} must lie within 1..{width}")
+    return targets

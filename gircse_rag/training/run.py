@@ -1,0 +1,129 @@
+"""`train(config)`: from a config to an adapter that `Embedder.from_pretrained` and PEFT both load."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gircse_rag.checkpoint import load_checkpoint
+from gircse_rag.errors import CheckpointError, InputError, require
+from gircse_rag.training.config import TrainConfig
+from gircse_rag.training.data import Batches, mixed, read_rows, read_tasks
+from gircse_rag.training.saving import find_state, save_adapter
+from gircse_rag.training.trainer import Trainer
+from gircse_rag.training.unrolled import UnrolledRefinement
+
+
+def train(config: TrainConfig, on_step: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Train, or go on where a killed run of the same config stopped.
+
+    Under `accelerate launch` (WORLD_SIZE > 1) every process calls this with the same config.
+
+    Returns:
+        `config.output`/checkpoint, the folder of the finished adapter (bfloat16), its tokenizer, spec and model card.
+
+    Raises:
+        GircseError: bad data, a bad config, a loss that is not finite, no disk space; saved states stay whole.
+    """
+    require("accelerate", "train")
+    accelerator, device = None, _device(config.device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=device == "cpu")
+        device = str(accelerator.device)
+    tasks = read_tasks(config.tasks)
+    rows = mixed(read_rows(config.data, tasks), config.mixture)
+    loaded = load_checkpoint(config.model, dtype=torch.float32, device=device)
+    if loaded.spec.adapter is not None:
+        raise InputError(
+            f"{config.model} has an adapter: name its base as `model`, and the adapter's folder as `adapter`"
+        )
+    spec = replace(loaded.spec, max_length=config.max_length)
+    module = UnrolledRefinement(_adapted(loaded.model, config), dtype=_dtype(config.dtype, device), groups=4)
+    batches = Batches(rows, tasks, loaded.tokenizer, spec, batch_size=config.batch_size, seed=config.seed)
+    trainer = Trainer(module, batches, config, accelerator=accelerator, on_step=on_step)
+    if find_state(Path(config.output)) is not None:
+        trainer.resume(config.output)
+    trainer.run()
+    if accelerator is None or accelerator.is_main_process:
+        _finish(config, module.model, loaded.tokenizer, trainer.cursor, spec.max_length)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    return Path(config.output) / "checkpoint"
+
+
+def _adapted(model: Any, config: TrainConfig) -> Any:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(config.seed)
+    if config.adapter is None:
+        lora = LoraConfig(
+            r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), task_type="CAUSAL_LM"
+        )
+        return get_peft_model(model, lora)
+    try:
+        adapted = PeftModel.from_pretrained(model, config.adapter, is_trainable=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the adapter {config.adapter} cannot be trained further: {error}") from error
+    return adapted.float()
+
+
+def _finish(config: TrainConfig, model: Any, tokenizer: Any, rows_seen: int, max_length: int) -> None:
+    """Write `checkpoint` beside the old one, then in its place."""
+    output = Path(config.output)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".finishing-") as scratch:
+        fresh = Path(scratch) / "checkpoint"
+        save_adapter(fresh, model, config.model, torch.bfloat16)
+        tokenizer.save_pretrained(fresh)
+        steps = config.step_range[0] if isinstance(config.steps, int) else 5
+        (fresh / "gircse.json").write_text(
+            json.dumps({"max_length": max_length, "document_steps": steps}, indent=2) + "\n"
+        )
+        record = {"rows_seen": rows_seen, "learning_rate": config.learning_rate, "config": config.to_dict()}
+        (fresh / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (fresh / "README.md").write_text(_card(config, rows_seen), encoding="utf-8")
+        shutil.rmtree(output / "checkpoint", ignore_errors=True)
+        fresh.rename(output / "checkpoint")
+
+
+def _card(config: TrainConfig, rows_seen: int) -> str:
+    return f"""---
+base_model: {config.model}
+library_name: peft
+tags: [gircse, sentence-similarity, embeddings]
+---
+# A GIRCSE adapter for {config.model}
+
+Trained with gircse-rag on {rows_seen} instructed triplets: {", ".join(config.data)}.
+K = {config.steps}, batch {config.batch_size}, temperature {config.temperature},
+learning rate {config.learning_rate}, LoRA rank {config.rank}.
+`training.json` beside this file holds the whole configuration.
+
+    from gircse_rag import Embedder
+    embedder = Embedder.from_pretrained("path/to/this/folder")
+"""
+
+
+def _device(name: str) -> str:
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(name: str, device: str) -> torch.dtype:
+    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name in choices:
+        return choices[name]
+    if name != "auto":
+        raise InputError(f"dtype is {name!r}; it must be auto, float32 or bfloat16")
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32

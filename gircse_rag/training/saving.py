@@ -1,0 +1,91 @@
+"""A run's folder: the adapter as PEFT reads it, and what training needs to go on; replaced whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gircse_rag.errors import CheckpointError
+from gircse_rag.training.config import TrainConfig
+
+
+def save_adapter(folder: Path, model: Any, base_name: str, dtype: torch.dtype | None = None) -> None:
+    """Write a PEFT folder (adapter_config.json, adapter_model.safetensors); `dtype` rounds the copy on disk."""
+    model.save_pretrained(folder)
+    config_path = folder / "adapter_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config.update(base_model_name_or_path=base_name, inference_mode=True)
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if dtype is not None:
+        from safetensors.torch import load_file, save_file
+
+        weights = folder / "adapter_model.safetensors"
+        tensors = {name: tensor.to(dtype).contiguous() for name, tensor in load_file(weights).items()}
+        save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def save_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig, cursor: int, started: int) -> None:
+    """Write `folder/state`, beside the old one first, then in its place.
+
+    Raises:
+        CheckpointError: the disk is full; the state saved before is still whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+            fresh = Path(scratch) / "state"
+            save_adapter(fresh, model, config.model)
+            torch.save(
+                {"optimizer": optimizer.state_dict(), "cursor": cursor, "started": started}, fresh / "training.pt"
+            )
+            record = {"rows_seen": cursor, "learning_rate": config.learning_rate, "config": config.to_dict()}
+            (fresh / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            old = folder / "state.old"
+            shutil.rmtree(old, ignore_errors=True)
+            if (folder / "state").exists():
+                (folder / "state").rename(old)
+            fresh.rename(folder / "state")
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
+        raise CheckpointError(
+            f"could not save the training state to {folder}: {reason}; the state before is whole"
+        ) from error
+
+
+def find_state(folder: Path) -> Path | None:
+    """The last whole state of a run: `state`, or `state.old` when a kill fell between the two renames."""
+    for name in ("state", "state.old"):
+        if (folder / name / "training.json").exists():
+            return folder / name
+    return None
+
+
+def load_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig) -> tuple[int, int]:
+    """Put adapter and optimiser back; returns (cursor, started).
+
+    Raises:
+        CheckpointError: there is no whole state, or it was made with another order of rows or another adapter.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    state = find_state(folder)
+    if state is None:
+        raise CheckpointError(f"{folder} holds no training state to resume from")
+    theirs = json.loads((state / "training.json").read_text(encoding="utf-8"))["config"]
+    if changed := [key for key, value in config.data_key.items() if theirs.get(key) != value]:
+        raise CheckpointError(
+            f"the state in {folder} was made with another {', '.join(changed)}: rows or adapter would differ; "
+            "use the old values, or another output folder"
+        )
+    set_peft_model_state_dict(model, load_file(state / "adapter_model.safetensors"))
+    saved = torch.load(state / "training.pt", map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["cursor"], saved["started"]

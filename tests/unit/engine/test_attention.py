@@ -1,0 +1,127 @@
+"""Both plans against attention computed densely, one sequence at a time, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gircse_rag.engine import attention, gathered
+from gircse_rag.engine.attention import PagedPlan, Plan, Segment
+from gircse_rag.engine.gathered import GatheredPlan
+from gircse_rag.engine.kv_cache import KVCache
+from tests import tiny
+
+HEADS, KV_HEADS, WIDTH = 4, 2, 8
+SCALING = 0.3
+
+MIXES = {
+    "one prompt": [(7, 7)],
+    "one soft row": [(1, 12)],
+    "prompts of all lengths": [(n, n) for n in (1, 2, 3, 9, 17, 40, 130)],
+    "prefill beside refinement": [(30, 30), (1, 9), (1, 33), (1, 70), (12, 28), (64, 200), (5, 20)],
+    "many soft rows": [(1, 5 + 3 * i) for i in range(40)],
+}
+
+
+def reference(query: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
+    """softmax(scaling q k^T) v for the last rows of one sequence: (n, H, D), (length, H_kv, D) x2 -> (n, H * D)."""
+    repeats = HEADS // KV_HEADS
+    k, v = (x.double().repeat_interleave(repeats, dim=1) for x in (keys, values))
+    scores = SCALING * torch.einsum("qhd,khd->hqk", query.double(), k)
+    positions = torch.arange(length - len(query), length)
+    scores = scores.masked_fill(torch.arange(length) > positions[:, None], float("-inf"))
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).reshape(len(query), -1)
+
+
+def kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    **options: Any,
+) -> Tensor:
+    """The contract of torch's varlen_attn with a block table, as plain as can be."""
+    table, used = options["block_table"], options["seqused_k"]
+    assert query.is_contiguous() and key.shape == value.shape and cu_seq_k is None
+    assert {x.dtype for x in (cu_seq_q, table, used)} == {torch.int32}
+    assert table.shape == (len(used), -(-max_k // key.shape[1])) and len(cu_seq_q) == len(used) + 1
+    assert (options["window_size"], options["enable_gqa"], options["num_splits"]) == ((-1, 0), True, 1)
+    assert max_k == used.max() and max_q == cu_seq_q.diff().max() and cu_seq_q[-1] == len(query)
+    out = []
+    for number, length in enumerate(used.tolist()):
+        pages = table[number].long()
+        k, v = (pool[pages].flatten(0, 1)[:length] for pool in (key, value))
+        rows = query[cu_seq_q[number] : cu_seq_q[number + 1]]
+        assert options["scale"] == SCALING
+        out.append(reference(rows, k, v, length).view(-1, HEADS, WIDTH))
+    return torch.cat(out).to(query.dtype)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("layout", ["gathered", "paged"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_dense_attention(mix: str, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(7)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    block_size = 16 if layout == "paged" else 4
+    config = tiny.model().config
+    num_blocks = 1 + sum(-(-length // block_size) for _, length in MIXES[mix])
+    cache = KVCache(
+        config, num_blocks, paged=layout == "paged", block_size=block_size, dtype=dtype, device=torch.device("cpu")
+    )
+    free = iter((1 + torch.randperm(num_blocks - 1, generator=generator)).tolist())
+    tables = [[next(free) for _ in range(-(-length // block_size))] for _, length in MIXES[mix]]
+    history = [torch.randn(2, length, KV_HEADS, WIDTH, generator=generator).to(dtype) for _, length in MIXES[mix]]
+
+    def plan(segments: list[Segment]) -> Plan:
+        return PagedPlan(cache, segments) if cache.paged else GatheredPlan(cache, segments, HEADS)
+
+    # the older rows first, as an earlier forward would have
+    older = [(i, length - n) for i, (n, length) in enumerate(MIXES[mix]) if length > n]
+    if older:
+        k, v = (torch.cat([history[i][which, :before] for i, before in older]) for which in (0, 1))
+        queries = torch.zeros(len(k), HEADS, WIDTH, dtype=dtype)
+        plan([Segment(before, before, tables[i]) for i, before in older]).attend(1, queries, k, v, SCALING)
+
+    query = torch.randn(sum(n for n, _ in MIXES[mix]), HEADS, WIDTH, generator=generator).to(dtype)
+    k, v = (
+        torch.cat([h[which, length - n :] for h, (n, length) in zip(history, MIXES[mix], strict=True)])
+        for which in (0, 1)
+    )
+    segments = [Segment(n, length, table) for (n, length), table in zip(MIXES[mix], tables, strict=True)]
+    found = plan(segments).attend(1, query, k, v, SCALING)
+
+    rows = query.split([n for n, _ in MIXES[mix]])
+    expected = torch.cat([reference(q, h[0], h[1], h.shape[1]) for q, h in zip(rows, history, strict=True)])
+    assert found.dtype == dtype
+    assert (found.double() - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 3e-2)
+    assert all(not pool[0].any() for pool in (*cache.keys, *cache.values)), "the zero block was written to"
+
+
+def test_pieces_and_groups_cover_every_row_once() -> None:
+    segments = [Segment(n, length, list(range(1, 200))) for mix in MIXES.values() for n, length in mix]
+    pieces = gathered._pieces(segments)
+    groups = gathered._grouped(pieces, HEADS)
+    assert sorted(member for group in groups for member in group) == list(range(len(pieces)))
+    rows = sorted(row for piece in pieces for row in range(piece.row, piece.row + piece.num_rows))
+    assert rows == list(range(sum(segment.num_rows for segment in segments)))
+    assert len(groups) < len(pieces) / 3
+
+
+def test_a_cleared_block_is_zero_and_others_are_not() -> None:
+    cache = KVCache(tiny.model().config, 5, paged=False, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
+    for pool in (*cache.keys, *cache.values):
+        pool.fill_(float("nan"))
+    cache.clear([2, 4])
+    for pool in (*cache.keys, *cache.values):
+        assert [bool(block.isnan().any()) for block in pool] == [True, True, False, True, False]
+
+
+def test_no_paged_kernel_on_a_cpu() -> None:
+    assert not attention.has_paged_kernel(torch.device("cpu"), torch.bfloat16)

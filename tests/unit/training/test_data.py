@@ -1,0 +1,152 @@
+"""Reading triplets, the order of batches, and what is known not to be a negative."""
+
+import gzip
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from gircse_rag.errors import InputError
+from gircse_rag.spec import EmbeddingSpec
+from gircse_rag.tokens import encode
+from gircse_rag.training.data import Batches, Row, Task, read_rows, read_tasks, rows_of
+from tests import tiny
+
+TASKS = {"find": Task("Find it", False), "same": Task("Same topic", True)}
+SPEC = EmbeddingSpec(base_model="tiny", base_hash="0", tokenizer_hash="0", dimension=32, max_length=40)
+
+
+def rows(count=20, task="find"):
+    return [Row(task, f"q{i}", f"p{i}", None if i % 3 == 0 else f"n{i}") for i in range(count)]
+
+
+def batches(data, batch_size=4, seed=0):
+    return Batches(data, TASKS, tiny.tokenizer(), SPEC, batch_size=batch_size, seed=seed)
+
+
+def take(made, cursor, count):
+    return list(itertools.islice(made.start(cursor), count))
+
+
+def write(path, lines):
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt") as file:
+        file.write("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_files_and_folders_are_read_in_order(tmp_path):
+    plain = write(tmp_path / "b.jsonl", [{"task": "find", "query": "q1", "positive": "p1", "negative": None}])
+    write(tmp_path / "a.jsonl.gz", [{"task": "same", "query": "q0", "positive": "p0", "negative": "n0"}])
+    expected = [Row("same", "q0", "p0", "n0"), Row("find", "q1", "p1", None)]
+    assert read_rows([tmp_path], TASKS) == expected
+    assert read_rows([plain], TASKS) == expected[1:]
+    assert rows_of([row._asdict() for row in expected], TASKS) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{"task": "find", "query": "q"}], r"line 1: a row needs.*positive"),
+        ([{"task": "find", "query": "q", "positive": ""}], r"line 1: a row needs.*positive"),
+        ([{"task": "lost", "query": "q", "positive": "p"}], r"line 1: task 'lost' is not among the tasks"),
+        ([{"task": "find", "query": "q", "positive": "p\x00"}], r"line 1: positive: .*control character"),
+        ([{"task": "find", "query": "q", "positive": "p"}] * 2, r"rows 0 and 1 .* are equal"),
+        (["{broken"], r"cannot be read as JSON lines"),
+        (["[1, 2]"], r"line 1: a row needs"),
+        ([""], r"is empty"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, lines, message):
+    with pytest.raises(InputError, match=message):
+        read_rows([write(tmp_path / "x.jsonl", lines)], TASKS)
+
+
+def test_missing_and_damaged_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_rows([tmp_path / "none.jsonl"], TASKS)
+    with pytest.raises(InputError, match=r"holds no \.jsonl"):
+        read_rows([tmp_path], TASKS)
+    whole = write(tmp_path / "x.jsonl.gz", [{"task": "find", "query": "q", "positive": "p"}] * 50).read_bytes()
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-12])
+    with pytest.raises(InputError, match="cannot be read"):
+        read_rows([tmp_path / "cut.jsonl.gz"], TASKS)
+    with pytest.raises(InputError, match="the dataset is empty"):
+        rows_of([], TASKS)
+    with pytest.raises(InputError, match="no rows"):
+        batches([])
+
+
+def test_tasks_need_an_instruction(tmp_path):
+    (tmp_path / "tasks.json").write_text(json.dumps({"find": {"instruction": "Find it", "rows": 3}}))
+    assert read_tasks(tmp_path / "tasks.json") == {"find": Task("Find it", False)}
+    for text in ('{"find": {}}', "{", "[]", '{"find": 1}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(InputError, match="does not name the tasks"):
+            read_tasks(tmp_path / "bad.json")
+
+
+def test_an_epoch_sees_each_row_once_in_batches_of_one_task():
+    data = rows(21) + rows(10, "same")
+    seen = take(batches(data), 0, 9)
+    assert sorted(row for batch in seen for row in batch.rows) == sorted(data)
+    assert all(len({row.task for row in batch.rows}) == 1 and len(batch.rows) <= 4 for batch in seen)
+    assert min(len(batch.rows) for batch in seen) >= 3, "batches of a task are of nearly equal size"
+    assert [batch.cursor for batch in seen] == list(itertools.accumulate(len(batch.rows) for batch in seen))
+
+
+def test_the_order_depends_on_the_seed_and_the_epoch_alone():
+    data = rows(21) + rows(10, "same")
+    first, again, other = (take(batches(data, seed=seed), 0, 18) for seed in (5, 5, 6))
+    order = [[batch.rows for batch in made] for made in (first, again, other)]
+    assert order[0] == order[1] != order[2]
+    assert order[0][:9] != order[0][9:], "the second epoch is shuffled anew"
+
+
+def test_any_cursor_resumes_the_same_order():
+    made = batches(rows(21) + rows(10, "same"))
+    order = [row for batch in take(made, 0, 18) for row in batch.rows]
+    for cursor in range(40):
+        resumed = [row for batch in take(made, cursor, 4) for row in batch.rows]
+        assert resumed == order[cursor : cursor + len(resumed)]
+        assert take(made, cursor, 1)[0].cursor > cursor
+
+
+def test_texts_are_rendered_as_the_embedder_renders_them():
+    tokenizer = tiny.tokenizer()
+    for task, role in (("find", "document"), ("same", "symmetric")):
+        batch = batches(
+            [Row(task, '"quoted" is the way', "-> answer", "(other)"), Row(task, "b", "x" * 300, None)]
+        ).encode([Row(task, '"quoted" is the way', "-> answer", "(other)"), Row(task, "b", "x" * 300, None)])
+        instruction = TASKS[task].instruction
+        side = None if role == "document" else instruction
+        expected = [
+            *(
+                encode(tokenizer, SPEC, text, role="query", instruction=instruction)
+                for text in ('"quoted" is the way', "b")
+            ),
+            *(
+                encode(tokenizer, SPEC, text, role=role, instruction=side)
+                for text in ("-> answer", "x" * 300, "(other)")
+            ),
+        ]
+        assert batch.texts == [list(prompt.token_ids) for prompt in expected]
+        assert expected[3].truncated and batch.targets.tolist() == [0, 1]
+
+
+def test_known_right_answers_are_not_negatives():
+    data = [Row("find", "q", "p1", "n"), Row("find", "q", "p2", None), Row("find", "r", "p3", "p1")]
+    right = batches(data).encode(data).not_negatives  # passages: p1 p2 p3 n p1
+    np.testing.assert_array_equal(right, [[1, 1, 0, 0, 1], [1, 1, 0, 0, 1], [0, 0, 1, 0, 0]])
+
+
+def test_a_symmetric_relation_is_transitive():
+    data = [
+        Row("same", "a", "b", "x"),
+        Row("same", "c", "b", "y"),
+        Row("same", "d", "c", None),
+        Row("same", "e", "f", "a"),
+    ]
+    right = batches(data).encode(data).not_negatives  # passages: b b c f x y a
+    np.testing.assert_array_equal(right, [[1, 1, 1, 0, 0, 0, 1]] * 3 + [[0, 0, 0, 1, 0, 0, 0]])

@@ -1,0 +1,259 @@
+"""The training loop on a tiny random model: gradient caching, resuming, several processes, and what goes wrong."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from gircse_rag.errors import CheckpointError, GircseError, InputError
+from gircse_rag.spec import EmbeddingSpec
+from gircse_rag.training.config import TrainConfig
+from gircse_rag.training.data import Batches, Row, Task, mixed
+from gircse_rag.training.run import train
+from gircse_rag.training.trainer import Trainer, read_log
+from gircse_rag.training.unrolled import UnrolledRefinement
+from tests import tiny
+
+TASKS = {"find": Task("Find it", False), "same": Task("Same topic", True)}
+ROWS = [
+    Row(task, f"{task} {i} is the way", f"it's {i} of the world", None if i % 4 == 0 else f"note {i}")
+    for task in TASKS
+    for i in range(15)
+]
+SPEC = EmbeddingSpec(base_model="tiny", base_hash="0", tokenizer_hash="0", dimension=32)
+
+
+def made(folder, **keys):
+    values = {"data": "d", "tasks": "t", "rows": 24, "batch_size": 5, "rank": 2, "save_rows": 10, "warmup_rows": 5}
+    config = TrainConfig.of({**values, "decay_rows": 10, "steps": [2, 3], "output": str(folder), **keys})
+    torch.manual_seed(0)
+    lora = LoraConfig(r=config.rank, target_modules=tiny.PROJECTIONS, task_type="CAUSAL_LM")
+    module = UnrolledRefinement(get_peft_model(tiny.model(), lora))
+    return Trainer(module, Batches(ROWS, TASKS, tiny.tokenizer(), SPEC, batch_size=5), config)
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.parameters])
+
+
+def test_training_lowers_the_loss_and_logs_its_parts(tmp_path):
+    trainer = made(tmp_path, rows=300, save_rows=300, learning_rate=0.01, temperature=0.1)
+    trainer.run()
+    log = list(read_log(tmp_path))
+    assert log[-1]["cursor"] >= 300 and sum(record["rows"] for record in log) == log[-1]["cursor"]
+    assert all(len(record["stepwise"]) in (2, 3) and record["gradient_norm"] > 0 for record in log)
+    losses = [record["loss"] for record in log]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 60])
+def test_gradient_caching_changes_memory_and_not_gradients(tmp_path, chunk_tokens):
+    whole, parts = made(tmp_path), made(tmp_path, chunk_tokens=chunk_tokens)
+    batch = next(whole.batches.start())
+    for trainer in (whole, parts):
+        trainer._backward(batch, 3)
+    for one, other in zip(whole.parameters, parts.parameters, strict=True):
+        assert (one.grad - other.grad).norm() <= 1e-4 * one.grad.norm()
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    straight = made(tmp_path / "a")
+    straight.run()
+    stopped = made(tmp_path / "b")
+    for batch in stopped.batches.start():
+        stopped.step(batch)
+        if stopped.cursor >= 10:
+            stopped.save()
+            break
+    resumed = made(tmp_path / "b")
+    resumed.resume(tmp_path / "b")
+    resumed.run()
+    assert resumed.cursor == straight.cursor
+    torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=1e-7)
+
+
+def test_a_kill_between_the_two_renames_leaves_the_old_state(tmp_path):
+    trainer = made(tmp_path)
+    trainer.run()
+    (tmp_path / "state").rename(tmp_path / "state.old")
+    again = made(tmp_path)
+    again.resume(tmp_path)
+    assert again.cursor == trainer.cursor
+
+
+def test_a_state_of_another_order_is_refused(tmp_path):
+    made(tmp_path).run()
+    other = made(tmp_path, seed=1)
+    with pytest.raises(CheckpointError, match="another seed"):
+        other.resume(tmp_path)
+    with pytest.raises(CheckpointError, match="holds no training state"):
+        other.resume(tmp_path / "nothing")
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
+    trainer = made(tmp_path)
+    trainer.step(next(trainer.batches.start()))
+    with torch.no_grad():
+        trainer.parameters[0][0, 0] = float("nan")
+    before = weights(trainer)
+    with pytest.raises(GircseError, match=r"not finite in the batch of rows 5\.\.10"):
+        trainer.step(next(trainer.batches.start(5)))
+    torch.testing.assert_close(weights(trainer), before, equal_nan=True)
+
+
+def test_a_full_disk_is_said_and_leaves_the_saved_state(tmp_path, monkeypatch):
+    trainer = made(tmp_path)
+    trainer.save()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    trainer.cursor = 99
+    with pytest.raises(CheckpointError, match="no space left"):
+        trainer.save()
+    assert json.loads((tmp_path / "state" / "training.json").read_text())["rows_seen"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_the_rate_warms_up_stays_and_decays():
+    config = TrainConfig.of(
+        {"output": "o", "data": "d", "tasks": "t", "rows": 100, "batch_size": 10, "warmup_rows": 20, "decay_rows": 40}
+    )
+    rates = [config.rate(cursor) / config.learning_rate for cursor in (0, 10, 20, 60, 80, 90)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.5, 0.25])
+    assert config.rate(50, resumed=50) == pytest.approx(0.5 * config.learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rat": 1}, "unknown key learning_rat"),
+        ({"rows": 0}, "rows is 0"),
+        ({"steps": [3, 2]}, "steps is"),
+        ({"pooling": "max"}, "pooling is"),
+        ({"chunk_tokens": 0}, "chunk_tokens"),
+    ],
+)
+def test_a_bad_config_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig.of({"output": "o", "data": "d", "tasks": "t", "rows": 1, **change})
+
+
+def test_a_config_file_is_read_and_a_missing_key_named(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("output: o\ndata: [a, b]\ntasks: t\nrows: 7\nsteps: [2, 4]\n")
+    config = TrainConfig.load(path)
+    assert config.data == ("a", "b") and config.step_range == (2, 4)
+    path.write_text("output: o\n")
+    with pytest.raises(InputError, match="data"):
+        TrainConfig.load(path)
+    for text in ("- 1\n", "a: [\n"):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            TrainConfig.load(path)
+
+
+def test_a_mixture_repeats_and_thins():
+    found = mixed(ROWS, {"find": 2.2, "same": 0.4})
+    assert [sum(row.task == task for row in found) for task in TASKS] == [33, 6]
+    with pytest.raises(InputError, match="mixture"):
+        mixed(ROWS, {"lost": 1.0})
+
+
+def inputs(folder: Path) -> dict:
+    """A base model, data and tasks on disk, and a config that uses them."""
+    tiny.model().save_pretrained(folder / "base")
+    tiny.tokenizer().save_pretrained(folder / "base")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row._asdict()) + "\n" for row in ROWS))
+    (folder / "tasks.json").write_text(json.dumps({name: task._asdict() for name, task in TASKS.items()}))
+    return {
+        "model": str(folder / "base"), "data": [str(folder / "rows.jsonl")], "tasks": str(folder / "tasks.json"),
+        "output": str(folder / "out"), "rows": 60, "batch_size": 6, "rank": 2, "steps": 2, "save_rows": 6,
+        "dtype": "float32",
+    }  # fmt: skip
+
+
+def adapter(folder):
+    tensors = load_file(Path(folder) / "adapter_model.safetensors")
+    return torch.cat([tensors[name].float().flatten() for name in sorted(tensors)])
+
+
+def test_train_writes_what_the_embedder_loads(tmp_path):
+    from gircse_rag import Embedder
+
+    folder = train(TrainConfig.of(inputs(tmp_path)))
+    embedder = Embedder.from_pretrained(str(folder), backend="reference", device="cpu", dtype="float32")
+    assert embedder.spec.adapter_hash is not None and embedder.spec.document_steps == 2
+    untrained = Embedder.from_pretrained(str(tmp_path / "base"), backend="reference", device="cpu", dtype="float32")
+    ours, theirs = (e.embed_documents(["it's 3 of the world"]) for e in (embedder, untrained))
+    assert abs(ours - theirs).max() > 1e-3
+    assert {"README.md", "gircse.json", "training.json", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    further = TrainConfig.of({**inputs(tmp_path), "output": str(tmp_path / "more"), "adapter": str(folder), "rows": 6})
+    assert (adapter(train(further)) - adapter(folder)).abs().max() > 0
+
+
+SCRIPT = """
+import json, sys, torch
+torch.set_num_threads(1)
+from gircse_rag.training.config import TrainConfig
+from gircse_rag.training.run import train
+train(TrainConfig.of(json.loads(sys.argv[1])))
+"""
+
+
+def command(values, *launcher):
+    return [sys.executable, *launcher, str(Path(values["output"]).parent / "script.py"), json.dumps(values)]
+
+
+def test_a_run_killed_with_kill_9_goes_on(tmp_path):
+    values = {**inputs(tmp_path), "rows": 90}
+    (tmp_path / "script.py").write_text(SCRIPT)
+    process = subprocess.Popen(command(values))
+    log = tmp_path / "out" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 4):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out" / "checkpoint").exists(), "killed too late to test anything"
+    train(TrainConfig.of(values))
+    straight = {**values, "output": str(tmp_path / "straight")}
+    train(TrainConfig.of(straight))
+    torch.testing.assert_close(
+        adapter(tmp_path / "out" / "state"), adapter(tmp_path / "straight" / "state"), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
+    values = {**inputs(tmp_path), "rows": 24, "chunk_tokens": 70}
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launcher = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    )
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command(values, *launcher), env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(TrainConfig.of({**values, "output": str(tmp_path / "one")}))
+    two, one = list(read_log(tmp_path / "out")), list(read_log(tmp_path / "one"))
+    assert [record["cursor"] for record in two] == [record["cursor"] for record in one]
+    for theirs, ours in zip(two, one, strict=True):
+        assert theirs["stepwise"] == pytest.approx(ours["stepwise"], rel=1e-4)
+        assert theirs["gradient_norm"] == pytest.approx(ours["gradient_norm"], rel=1e-3)
+    torch.testing.assert_close(
+        adapter(tmp_path / "out" / "state"), adapter(tmp_path / "one" / "state"), rtol=1e-3, atol=1e-5
+    )
