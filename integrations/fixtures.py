@@ -1,0 +1,80 @@
+"""What the integrations' tests share: the repository's tiny models, and a backend that tells what the model saw."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gircse_rag import Embedder
+from gircse_rag.backends.base import Backend, Refinement, Request
+from gircse_rag.errors import GircseError
+from tests.conftest import smollm2, tiny_embedder, tiny_folder  # noqa: F401
+from tests.end_to_end.test_documentation import blocks
+
+ROOT = Path(__file__).parents[1]
+
+INSTRUCTION = "Given a topic, retrieve texts about it"
+TEXTS = ["gzip compresses files", "a heap is a tree", '"quoted" (note)']
+
+
+class Watched:
+    """A real backend that writes down each prompt it is given, and computes only while its gate is open."""
+
+    def __init__(self, backend: Backend, embedder: Embedder) -> None:
+        self._backend = backend
+        self._tokenizer = embedder.tokenizer
+        self.dimension = backend.dimension
+        self.prompts: list[str] = []
+        self.arrived = threading.Semaphore(0)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
+        requests = list(requests)
+        self.prompts += [self._tokenizer.decode(request.token_ids) for request in requests]
+        self.arrived.release()
+        assert self.gate.wait(60)
+        return self._backend.refine(requests)
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+@pytest.fixture
+def watched(tiny_embedder: Embedder) -> Iterator[Watched]:  # noqa: F811
+    """What `tiny_embedder` is asked to compute."""
+    tiny_embedder.backend = Watched(tiny_embedder.backend, tiny_embedder)  # type: ignore[assignment]
+    yield tiny_embedder.backend
+    tiny_embedder.backend.gate.set()
+
+
+def rendered(embedder: Embedder, text: str, instruction: str | None = None) -> str:
+    """The prompt of a query."""
+    spec = embedder.spec
+    return spec.query_template.format(instruction=instruction or spec.default_instruction, text=text)
+
+
+def run_page(page: Path, folder: Path) -> str:
+    """Run the Python blocks of a page as one program in `folder`, as written; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks(page, "python"))],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def imported_by(module: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has after importing `module`."""
+    program = f"import {module}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    return set(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    )

@@ -1,0 +1,164 @@
+"""GircseQdrantVectorStore: LangChain's Qdrant store on the collections of `gircse ingest`.
+
+What it writes has the payload that `gircse_rag.qdrant.points` describes, without a `gircse` record: `gircse search`
+and LlamaIndex read it, and `gircse ingest` leaves it alone.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gircse_rag.errors import InputError, SpecMismatchError, StoreError
+from gircse_rag.qdrant.schema import VECTOR, ensure_collection, open_client, store_errors
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_qdrant import QdrantVectorStore
+from langchain_qdrant.qdrant import QdrantVectorStoreError
+from qdrant_client import QdrantClient, models
+
+from langchain_gircse.embeddings import GircseEmbeddings
+from langchain_gircse.retriever import GircseRetriever
+
+_NAMESPACE = uuid.UUID("0c9d5f53-5a2e-5d0f-8f0e-3f6f1f1f7c55")
+_LANGCHAIN_ID = "langchain_id"
+
+
+class GircseQdrantVectorStore(QdrantVectorStore):
+    """A collection of `gircse ingest`, or a new one that `gircse` can use too.
+
+    Ids may be any strings: what is no UUID becomes one, and comes back as it was given. `Document.id` is set, and the
+    metadata is what was stored.
+
+    Args:
+        client: a Qdrant client.
+        collection_name: made if there is none.
+        embedding: has to be of the model that the collection was made with.
+
+    Raises:
+        QdrantVectorStoreError: the collection was made with another model or spec (both are named), is not one of
+            gircse's, or the server does not answer.
+    """
+
+    def __init__(self, client: QdrantClient, collection_name: str, embedding: GircseEmbeddings) -> None:
+        if not isinstance(embedding, GircseEmbeddings):
+            raise TypeError(f"embedding has to be GircseEmbeddings, not {type(embedding).__name__}")
+        try:
+            with store_errors(client):
+                ensure_collection(client, collection_name, embedding.embedder.spec)
+        except (InputError, SpecMismatchError, StoreError) as error:
+            raise QdrantVectorStoreError(str(error)) from error
+        super().__init__(
+            client,
+            collection_name,
+            embedding,
+            vector_name=VECTOR,
+            validate_embeddings=False,
+            validate_collection_config=False,
+        )
+
+    @classmethod
+    def from_texts(  # type: ignore[override]
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        collection_name: str = "langchain",
+        path: str | None = None,
+        url: str | None = None,
+    ) -> GircseQdrantVectorStore:
+        """Open the store in the folder `path` or at `url`, and add the texts."""
+        store = cls(open_client(path, url), collection_name, embedding)  # type: ignore[arg-type]
+        store.add_texts(texts, metadatas, ids)
+        return store
+
+    @classmethod
+    def from_existing_collection(  # type: ignore[override]
+        cls, collection_name: str, embedding: GircseEmbeddings, *, path: str | None = None, url: str | None = None
+    ) -> GircseQdrantVectorStore:
+        """Open the store in the folder `path` or at `url`."""
+        return cls(open_client(path, url, create=False), collection_name, embedding)
+
+    def add_texts(  # type: ignore[override]
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        ids: Sequence[str | None] | None = None,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Embed texts as documents and store them, over what has their ids; the ids, made up where none is given.
+
+        All texts are embedded before the first is written, `batch_size` points a request. `kwargs` go to `upsert`.
+
+        Raises:
+            GircseInvalidRequestError: a text is refused; nothing was written.
+        """
+        texts = list(texts)
+        own_ids = [given or str(uuid.uuid4()) for given in ids or [None] * len(texts)]
+        metadatas = metadatas or [{} for _ in texts]
+        if not len(texts) == len(own_ids) == len(metadatas):
+            raise ValueError(f"{len(texts)} texts, {len(own_ids)} ids and {len(metadatas)} metadatas; give one a text")
+        vectors = self._require_embeddings("add_texts").embed_documents(texts)
+        points = [
+            models.PointStruct(id=_point_id(own), vector={VECTOR: vector}, payload=_payload(own, text, metadata or {}))
+            for own, text, metadata, vector in zip(own_ids, texts, metadatas, vectors, strict=True)
+        ]
+        for start in range(0, len(points), batch_size):
+            self.client.upsert(self.collection_name, points[start : start + batch_size], **kwargs)
+        return own_ids
+
+    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:  # type: ignore[override]
+        """Delete by ids; ids that are not there do no harm."""
+        return super().delete([_point_id(own) for own in ids or []], **kwargs)
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:  # type: ignore[override]
+        """The documents that are there, in any order."""
+        return super().get_by_ids([_point_id(own) for own in ids])
+
+    def as_retriever(self, **kwargs: Any) -> GircseRetriever:
+        """A retriever that takes `instruction=` and `steps=`, here and at each `invoke`."""
+        tags = kwargs.pop("tags", None) or [*self._get_retriever_tags()]
+        return GircseRetriever(vectorstore=self, tags=tags, **kwargs)
+
+    @classmethod
+    def _document_from_point(
+        cls, scored_point: Any, collection_name: str, content_payload_key: str, metadata_payload_key: str
+    ) -> Document:
+        payload = scored_point.payload or {}
+        return Document(
+            id=payload.get(_LANGCHAIN_ID, str(scored_point.id)),
+            page_content=payload.get(content_payload_key, ""),
+            metadata=payload.get(metadata_payload_key) or {},
+        )
+
+
+def _point_id(own: str) -> str:
+    try:
+        return str(uuid.UUID(own))
+    except ValueError:
+        return str(uuid.uuid5(_NAMESPACE, own))
+
+
+def _payload(own: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    node = {
+        "id_": _point_id(own),
+        "metadata": metadata,
+        "excluded_embed_metadata_keys": list(metadata),
+        "text": text,
+        "class_name": "TextNode",
+    }
+    return {
+        "page_content": text,
+        "metadata": metadata,
+        "_node_content": json.dumps(node, ensure_ascii=False),
+        "_node_type": "TextNode",
+        "doc_id": own,
+        "document_id": own,
+        "ref_doc_id": own,
+        _LANGCHAIN_ID: own,
+    }

@@ -1,0 +1,87 @@
+"""GircseRetriever: a retriever whose instruction is set when it is made, when it is invoked, or by configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, ClassVar, Literal, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.vectorstores import VectorStoreRetriever
+from pydantic import ConfigDict, model_validator
+
+from langchain_gircse.embeddings import GircseEmbeddings
+
+Steps = int | Literal["auto"]
+
+
+class GircseRetriever(VectorStoreRetriever):
+    """Retrieves from any LangChain vector store that embeds with GircseEmbeddings and searches by vector.
+
+    Example:
+        ```python
+        retriever = GircseRetriever(vectorstore=store, search_kwargs={"k": 3})
+        retriever.invoke("how do I read a zip file?", instruction="Given a task, retrieve the command that does it")
+        chain = retriever.bind(instruction="Given a question, retrieve passages that answer it") | ...
+        ```
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    instruction: str | None = None
+    """What makes a document a good answer; None: the embeddings' `query_instruction`."""
+    steps: Steps | None = None
+    """Refinement steps of the question; None: as the documents."""
+    # A threshold on the cosine itself is a search argument of the stores: search_kwargs={"score_threshold": 0.5}.
+    allowed_search_types: ClassVar[Collection[str]] = ("similarity", "mmr")
+
+    @model_validator(mode="after")
+    def _check_embeddings(self) -> Self:
+        if not isinstance(self.vectorstore.embeddings, GircseEmbeddings):
+            raise ValueError(
+                f"the vector store embeds with {type(self.vectorstore.embeddings).__name__}, which takes no "
+                "instruction; make it with GircseEmbeddings"
+            )
+        return self
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        instruction: str | None = None,
+        steps: Steps | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        vector = self._embeddings.embed_query(query, **self._query_options(instruction, steps))
+        options = self.search_kwargs | kwargs
+        if self.search_type == "mmr":
+            return self.vectorstore.max_marginal_relevance_search_by_vector(vector, **options)
+        return self.vectorstore.similarity_search_by_vector(vector, **options)
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        instruction: str | None = None,
+        steps: Steps | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        vector = await self._embeddings.aembed_query(query, **self._query_options(instruction, steps))
+        options = self.search_kwargs | kwargs
+        if self.search_type == "mmr":
+            return await self.vectorstore.amax_marginal_relevance_search_by_vector(vector, **options)
+        return await self.vectorstore.asimilarity_search_by_vector(vector, **options)
+
+    @property
+    def _embeddings(self) -> GircseEmbeddings:
+        embeddings = self.vectorstore.embeddings
+        assert isinstance(embeddings, GircseEmbeddings)
+        return embeddings
+
+    def _query_options(self, instruction: str | None, steps: Steps | None) -> dict[str, Any]:
+        return {
+            "instruction": self.instruction if instruction is None else instruction,
+            "steps": self.steps if steps is None else steps,
+        }

@@ -1,0 +1,16 @@
+"""The fixtures are shared: `integrations/fixtures.py`."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from integrations.fixtures import smollm2, tiny_embedder, tiny_folder, watched  # noqa: F401
+
+from langchain_gircse import GircseEmbeddings
+
+
+@pytest.fixture
+def embeddings(tiny_embedder) -> GircseEmbeddings:  # noqa: F811
+    return GircseEmbeddings(embedder=tiny_embedder)

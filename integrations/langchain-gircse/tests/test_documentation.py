@@ -1,0 +1,19 @@
+"""The README and the page in docs/ do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from integrations.fixtures import ROOT, run_page
+
+
+@pytest.mark.model
+def test_readme_runs_as_written(tmp_path: Path) -> None:
+    assert "gzip compresses files." in run_page(Path(__file__).parents[1] / "README.md", tmp_path)
+
+
+@pytest.mark.model
+def test_page_runs_as_written(tmp_path: Path) -> None:
+    printed = run_page(ROOT / "docs" / "integrations" / "langchain.md", tmp_path)
+    assert printed.count("'source': ") == 4

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gircse_rag import Embedder
+from integrations.fixtures import INSTRUCTION, TEXTS, Watched, imported_by, rendered
+from langchain_core.exceptions import ModelInvalidRequestError
+from pydantic import ValidationError
+
+from langchain_gircse import GircseEmbeddings, GircseInvalidRequestError
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_queries_are_instructed_and_documents_are_bare(
+    way: str, embeddings: GircseEmbeddings, tiny_embedder: Embedder, watched: Watched
+) -> None:
+    if way == "sync":
+        embeddings.embed_documents(TEXTS)
+        embeddings.embed_query(TEXTS[0])
+        embeddings.embed_query(TEXTS[0], instruction=INSTRUCTION)
+    else:
+        asyncio.run(embeddings.aembed_documents(TEXTS))
+        asyncio.run(embeddings.aembed_query(TEXTS[0]))
+        asyncio.run(embeddings.aembed_query(TEXTS[0], instruction=INSTRUCTION))
+    queries = [rendered(tiny_embedder, TEXTS[0]), rendered(tiny_embedder, TEXTS[0], INSTRUCTION)]
+    assert watched.prompts == [*TEXTS, *queries]
+
+
+def test_vectors_are_the_embedders(embeddings: GircseEmbeddings, tiny_embedder: Embedder) -> None:
+    documents = tiny_embedder.embed_documents(TEXTS)
+    query = tiny_embedder.embed_queries(TEXTS[:1], instruction=INSTRUCTION)[0]
+    np.testing.assert_allclose(embeddings.embed_documents(TEXTS), documents, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(embeddings.embed_query(TEXTS[0], instruction=INSTRUCTION), query, atol=1e-6, rtol=0)
+    assert np.abs(query - documents[0]).max() > 1e-2
+
+
+def test_default_instruction_and_the_calls_own(tiny_embedder: Embedder, watched: Watched) -> None:
+    embeddings = GircseEmbeddings(embedder=tiny_embedder, query_instruction=INSTRUCTION)
+    embeddings.embed_query("x")
+    embeddings.embed_query("x", instruction="Another")
+    assert watched.prompts == [rendered(tiny_embedder, "x", INSTRUCTION), rendered(tiny_embedder, "x", "Another")]
+
+
+def test_steps(tiny_folder: Path) -> None:
+    embeddings = GircseEmbeddings(model=str(tiny_folder), steps=3, dtype="float32", device="cpu")
+    assert embeddings.embedder.spec.document_steps == 3
+    with pytest.warns(match="3"):
+        eight = embeddings.embed_query("x", steps=8)
+    assert np.abs(np.subtract(eight, embeddings.embed_query("x"))).max() > 1e-4
+    with pytest.raises(GircseInvalidRequestError, match="steps must be"):
+        embeddings.embed_query("x", steps=0)
+
+
+def test_model_alias_and_unknown_fields(tiny_folder: Path, tiny_embedder: Embedder) -> None:
+    for name in ("model", "model_name"):
+        assert GircseEmbeddings(**{name: str(tiny_folder)}).model_name == str(tiny_folder)
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        GircseEmbeddings(model=str(tiny_folder), instruction="x")
+    with pytest.raises(ValidationError, match="embedder is given, which fixes dtype, model_name"):
+        GircseEmbeddings(embedder=tiny_embedder, model="x", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"steps": 0}, "steps must be an integer from 1"),
+        ({"dtype": "int8"}, "dtype 'int8' does not exist"),
+        ({"device": "abacus"}, "device 'abacus' is not usable"),
+        ({"query_instruction": " "}, "empty or white space"),
+        ({"batch_size": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_refused_fields(field: dict[str, object], message: str, tiny_folder: Path) -> None:
+    with pytest.raises(ValidationError, match=message):
+        GircseEmbeddings(model=str(tiny_folder), **field)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="nothing-here"):
+        GircseEmbeddings(model=str(tmp_path / "nothing-here"))
+
+
+@pytest.mark.parametrize("bad", ["", " \n", "\ud800", "a\x00b", 7, None])
+def test_refused_texts(bad: object, embeddings: GircseEmbeddings, tiny_embedder: Embedder, watched: Watched) -> None:
+    with pytest.raises(ValueError) as ours:
+        tiny_embedder.embed_documents(["good", bad])  # type: ignore[list-item]
+    small = embeddings.model_copy(update={"batch_size": 1})
+    for refuse in (
+        lambda: embeddings.embed_documents(["good", bad]),
+        lambda: asyncio.run(embeddings.aembed_documents(["good", bad])),
+        lambda: asyncio.run(small.aembed_documents(["good", bad])),
+    ):
+        with pytest.raises(ModelInvalidRequestError) as theirs:
+            refuse()
+        assert (str(theirs.value), theirs.value.index) == (str(ours.value), 1)
+        assert isinstance(theirs.value, ValueError)
+    with pytest.raises(ModelInvalidRequestError):
+        embeddings.embed_query(bad)
+    assert watched.prompts == []
+
+
+def test_a_string_is_no_list(embeddings: GircseEmbeddings) -> None:
+    for refuse in (embeddings.embed_documents, lambda text: asyncio.run(embeddings.aembed_documents(text))):
+        with pytest.raises(ModelInvalidRequestError, match="single string"):
+            refuse("a text")
+
+
+def test_no_documents(embeddings: GircseEmbeddings) -> None:
+    assert embeddings.embed_documents([]) == []
+    assert asyncio.run(embeddings.aembed_documents([])) == []
+
+
+def test_the_event_loop_goes_on(embeddings: GircseEmbeddings, watched: Watched) -> None:
+    async def main() -> list[float]:
+        watched.gate.clear()
+        task = asyncio.create_task(embeddings.aembed_query("x"))
+        while not watched.arrived.acquire(blocking=False):
+            await asyncio.sleep(0)
+        assert not task.done()
+        watched.gate.set()
+        return await task
+
+    for _ in range(2):  # the second in another loop, after the first was closed
+        vector = asyncio.run(main())
+        watched.arrived = threading.Semaphore(0)
+        np.testing.assert_allclose(vector, embeddings.embed_query("x"), atol=1e-5, rtol=0)
+        watched.arrived = threading.Semaphore(0)
+
+
+def test_cancelled_between_batches(tiny_embedder: Embedder, watched: Watched) -> None:
+    embeddings = GircseEmbeddings(embedder=tiny_embedder, batch_size=2)
+    texts = [f"text {number}" for number in range(8)]
+
+    async def main() -> None:
+        watched.gate.clear()
+        task = asyncio.create_task(embeddings.aembed_documents(texts))
+        while not watched.arrived.acquire(blocking=False):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        watched.gate.set()
+
+    asyncio.run(main())
+    assert watched.prompts == texts[:2]
+    whole = asyncio.run(embeddings.aembed_documents(texts))
+    np.testing.assert_allclose(whole, tiny_embedder.embed_documents(texts), atol=1e-6, rtol=0)
+
+
+def test_32_threads_at_once(embeddings: GircseEmbeddings) -> None:
+    expected = {text: embeddings.embed_query(text) for text in TEXTS}
+    together = threading.Barrier(32)
+
+    def ask(number: int) -> bool:
+        together.wait()
+        text = TEXTS[number % len(TEXTS)]
+        return np.allclose(embeddings.embed_query(text), expected[text], atol=1e-6, rtol=0)
+
+    with ThreadPoolExecutor(32) as pool:
+        assert all(pool.map(ask, range(32)))
+
+
+def test_the_import_brings_no_other_framework() -> None:
+    assert not imported_by("langchain_gircse") & {
+        "langchain_qdrant",
+        "llama_index",
+        "haystack",
+        "sentence_transformers",
+    }

@@ -1,0 +1,97 @@
+"""One collection, written and read by `gircse ingest`, by our store, and by LangChain's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gircse_rag import Embedder
+from gircse_rag.qdrant import Document, ingest, open_client, search
+from gircse_rag.spec import DEFAULT_STEPS
+from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_qdrant import QdrantVectorStore
+from langchain_qdrant.qdrant import QdrantVectorStoreError
+from qdrant_client import QdrantClient
+
+from langchain_gircse import GircseEmbeddings, GircseInvalidRequestError
+from langchain_gircse.qdrant import GircseQdrantVectorStore
+
+DOCUMENTS = [Document(f"d{number}", text, {"number": number}) for number, text in enumerate(TEXTS)]
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[QdrantClient]:
+    client = open_client(tmp_path / "qdrant")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def store(client: QdrantClient, embeddings: GircseEmbeddings) -> GircseQdrantVectorStore:
+    ingest(DOCUMENTS, collection="docs", embedder=embeddings.embedder, client=client)
+    return GircseQdrantVectorStore(client, "docs", embeddings)
+
+
+def test_reads_what_gircse_ingested(store: GircseQdrantVectorStore, tiny_embedder: Embedder) -> None:
+    ours = search("heap", collection="docs", embedder=tiny_embedder, client=store.client)
+    theirs = store.similarity_search_with_score("heap", k=5)
+    assert [(hit.id, hit.text, hit.metadata) for hit in ours] == [
+        (document.id, document.page_content, document.metadata) for document, _ in theirs
+    ]
+    assert [hit.score for hit in ours] == pytest.approx([score for _, score in theirs], abs=1e-6)
+
+
+def test_langchains_own_store_reads_and_writes(store: GircseQdrantVectorStore, tiny_embedder: Embedder) -> None:
+    plain = QdrantVectorStore(store.client, "docs", store.embeddings, vector_name="gircse")
+    plain.add_texts(["written by LangChain"], [{"by": "langchain"}])
+    hits = search("written", collection="docs", embedder=tiny_embedder, client=store.client)
+    assert ("written by LangChain", {"by": "langchain"}) in [(hit.text, hit.metadata) for hit in hits]
+    assert {document.page_content for document in plain.similarity_search("x", k=9)} == {*TEXTS, "written by LangChain"}
+
+
+def test_gircse_reads_what_it_writes_and_leaves_it_alone(
+    store: GircseQdrantVectorStore, tiny_embedder: Embedder
+) -> None:
+    assert store.add_texts(["a new text"], [{"by": "langchain"}], ["my-id"]) == ["my-id"]
+    again = ingest(DOCUMENTS, collection="docs", embedder=tiny_embedder, client=store.client)
+    assert (again.unchanged, again.embedded) == (3, 0)
+    hits = search("new", collection="docs", embedder=tiny_embedder, client=store.client)
+    assert ("a new text", {"by": "langchain"}, None) in [(hit.text, hit.metadata, hit.document) for hit in hits]
+    assert store.delete(["my-id"])
+    assert len(search("new", collection="docs", embedder=tiny_embedder, client=store.client, limit=9)) == 3
+
+
+def test_retriever_of_the_store(store: GircseQdrantVectorStore, tiny_embedder: Embedder, watched: Watched) -> None:
+    found = store.as_retriever(search_kwargs={"k": 2}).invoke("x", instruction=INSTRUCTION)
+    assert watched.prompts == [rendered(tiny_embedder, "x", INSTRUCTION)]
+    expected = search(
+        "x", collection="docs", embedder=tiny_embedder, client=store.client, instruction=INSTRUCTION, limit=2
+    )
+    assert [document.id for document in found] == [hit.id for hit in expected]
+    assert len(store.as_retriever(search_type="mmr").invoke("x", instruction=INSTRUCTION)) == 3
+
+
+def test_another_model_is_refused(store: GircseQdrantVectorStore, tiny_folder: Path) -> None:
+    other = GircseEmbeddings(model=str(tiny_folder), steps=DEFAULT_STEPS + 1, dtype="float32", device="cpu")
+    with pytest.raises(QdrantVectorStoreError, match=rf"document_steps: this embedder {DEFAULT_STEPS + 1}"):
+        GircseQdrantVectorStore(store.client, "docs", other)
+    with pytest.raises(TypeError, match="has to be GircseEmbeddings"):
+        GircseQdrantVectorStore(store.client, "docs", DeterministicFakeEmbedding(size=3))
+
+
+def test_a_bad_text_writes_nothing(store: GircseQdrantVectorStore) -> None:
+    with pytest.raises(GircseInvalidRequestError, match="text 1 is empty"):
+        store.add_texts(["good", ""])
+    with pytest.raises(ValueError, match="2 texts, 1 ids"):
+        store.add_texts(["good", "too"], ids=["one"])
+    assert store.client.count("docs").count == 3
+
+
+def test_made_from_texts_and_opened_again(embeddings: GircseEmbeddings, tmp_path: Path) -> None:
+    made = GircseQdrantVectorStore.from_texts(TEXTS, embeddings, collection_name="new", path=str(tmp_path))
+    made.client.close()
+    opened = GircseQdrantVectorStore.from_existing_collection("new", embeddings, path=str(tmp_path))
+    assert {document.page_content for document in opened.similarity_search("x")} == set(TEXTS)
+    opened.client.close()

@@ -1,0 +1,5 @@
+"""GIRCSE in LlamaIndex."""
+
+from llama_index.embeddings.gircse.base import GircseEmbedding
+
+__all__ = ["GircseEmbedding"]

@@ -1,0 +1,70 @@
+"""Keys that keep apart what the core's embedding cache would mix up."""
+
+from __future__ import annotations
+
+import hashlib
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
+
+Steps = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a query is embedded with besides its text; steps None: as many as texts."""
+
+    instruction: str
+    steps: Steps | None
+
+
+# The core hands the text alone to the cache and to `_get_query_embedding`: this is how the rest gets there.
+QUESTION: ContextVar[Question | None] = ContextVar("gircse_question", default=None)
+
+
+class SeparateKeys(BaseKVStore):
+    """A view of a key-value store for one vector space.
+
+    The core looks up the bare text, so that a query would get the vector of a text that reads the same, and one made
+    with another instruction or by another model. Here each of them has a collection of its own in the store.
+
+    Attributes:
+        store: the store that was given as `embeddings_cache`.
+    """
+
+    def __init__(self, store: BaseKVStore, fingerprint: str) -> None:
+        self.store = store
+        self._fingerprint = fingerprint
+
+    def _collection(self, collection: str) -> str:
+        asked = QUESTION.get()
+        role = "text"
+        if asked is not None:
+            role = "query-" + hashlib.sha256(repr((asked.instruction, asked.steps)).encode()).hexdigest()[:16]
+        return f"{collection}-{self._fingerprint}-{role}"
+
+    def put(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
+        self.store.put(key, val, self._collection(collection))
+
+    async def aput(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
+        await self.store.aput(key, val, self._collection(collection))
+
+    def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
+        return self.store.get(key, self._collection(collection))  # type: ignore[no-any-return]
+
+    async def aget(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
+        return await self.store.aget(key, self._collection(collection))  # type: ignore[no-any-return]
+
+    def get_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
+        return self.store.get_all(self._collection(collection))  # type: ignore[no-any-return]
+
+    async def aget_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
+        return await self.store.aget_all(self._collection(collection))  # type: ignore[no-any-return]
+
+    def delete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
+        return self.store.delete(key, self._collection(collection))  # type: ignore[no-any-return]
+
+    async def adelete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
+        return await self.store.adelete(key, self._collection(collection))  # type: ignore[no-any-return]

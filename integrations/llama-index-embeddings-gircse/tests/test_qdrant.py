@@ -1,0 +1,117 @@
+"""One collection, written and read by `gircse ingest`, by our store, and by LlamaIndex's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gircse_rag import Embedder
+from gircse_rag.qdrant import Document, ingest, open_client, search
+from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
+from llama_index.core import Document as LlamaDocument
+from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core.schema import NodeRelationship, QueryBundle, RelatedNodeInfo, TextNode
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.vector_stores.qdrant import QdrantVectorStore
+from qdrant_client import QdrantClient
+
+from llama_index.embeddings.gircse import GircseEmbedding
+from llama_index.embeddings.gircse.qdrant import GircseQdrantVectorStore
+
+DOCUMENTS = [Document(f"d{number}", text, {"number": number}) for number, text in enumerate(TEXTS)]
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[QdrantClient]:
+    client = open_client(tmp_path / "qdrant")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def store(client: QdrantClient, embed_model: GircseEmbedding) -> GircseQdrantVectorStore:
+    ingest(DOCUMENTS, collection="docs", embedder=embed_model.embedder, client=client)
+    return GircseQdrantVectorStore("docs", client, embed_model)
+
+
+@pytest.fixture
+def index(store: GircseQdrantVectorStore, embed_model: GircseEmbedding) -> VectorStoreIndex:
+    return VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
+
+
+def test_reads_what_gircse_ingested(index: VectorStoreIndex, client: QdrantClient, tiny_embedder: Embedder) -> None:
+    ours = search("heap", collection="docs", embedder=tiny_embedder, client=client)
+    theirs = index.as_retriever(similarity_top_k=5).retrieve("heap")
+    assert [(hit.id, hit.text, hit.metadata, hit.document) for hit in ours] == [
+        (node.node_id, node.text, node.metadata, node.node.ref_doc_id) for node in theirs
+    ]
+    assert [hit.score for hit in ours] == pytest.approx([node.score for node in theirs], abs=1e-6)
+
+
+def test_llama_indexs_own_store_reads_and_writes(
+    store: GircseQdrantVectorStore, client: QdrantClient, embed_model: GircseEmbedding
+) -> None:
+    plain = QdrantVectorStore("docs", client=client, dense_vector_name="gircse")
+    index = VectorStoreIndex.from_vector_store(plain, embed_model=embed_model)
+    index.insert(LlamaDocument(text="written by LlamaIndex", metadata={"by": "llama"}))
+    nodes = index.as_retriever(similarity_top_k=9).retrieve("x")
+    assert {node.text for node in nodes} == {*TEXTS, "written by LlamaIndex"}
+    assert len(search("x", collection="docs", embedder=embed_model.embedder, client=client)) == 4
+
+
+def test_gircse_reads_what_it_writes_and_leaves_it_alone(
+    index: VectorStoreIndex, client: QdrantClient, tiny_embedder: Embedder
+) -> None:
+    index.insert(LlamaDocument(text="a new text", metadata={"by": "llama"}, doc_id="mine"))
+    again = ingest(DOCUMENTS, collection="docs", embedder=tiny_embedder, client=client)
+    assert (again.unchanged, again.embedded) == (3, 0)
+    hits = search("new", collection="docs", embedder=tiny_embedder, client=client)
+    assert ("a new text", {"by": "llama"}, None) in [(hit.text, hit.metadata, hit.document) for hit in hits]
+    index.delete_ref_doc("mine")
+    assert client.count("docs").count == 3
+
+
+def test_filters_find_whoever_wrote(index: VectorStoreIndex) -> None:
+    index.insert(LlamaDocument(text="a new text", metadata={"number": 1}))
+    filters = MetadataFilters(filters=[MetadataFilter(key="number", value=1)])
+    found = index.as_retriever(similarity_top_k=9, filters=MetadataFilters(filters=[filters])).retrieve("x")
+    assert {node.text for node in found} == {TEXTS[1], "a new text"}
+
+
+def test_two_instructions(index: VectorStoreIndex, embed_model: GircseEmbedding, watched: Watched) -> None:
+    other = embed_model.model_copy(update={"query_instruction": INSTRUCTION})
+    index.as_retriever().retrieve("x")
+    index.as_retriever(embed_model=other).retrieve("x")
+    vector = embed_model.get_query_embedding("x", instruction=INSTRUCTION)
+    index.as_retriever().retrieve(QueryBundle("x", embedding=vector))
+    plain, instructed = (rendered(embed_model.embedder, "x", each) for each in (None, INSTRUCTION))
+    assert watched.prompts == [plain, instructed, instructed]
+
+
+def test_a_new_collection_is_gircses_too(client: QdrantClient, embed_model: GircseEmbedding) -> None:
+    store = GircseQdrantVectorStore("new", client, embed_model)
+    context = StorageContext.from_defaults(vector_store=store)
+    VectorStoreIndex.from_documents(
+        [LlamaDocument(text=text) for text in TEXTS], storage_context=context, embed_model=embed_model
+    )
+    assert len(search("x", collection="new", embedder=embed_model.embedder, client=client)) == 3
+    report = ingest(DOCUMENTS, collection="new", embedder=embed_model.embedder, client=client)
+    assert report.added == 3
+
+
+def test_nodes_come_back_whole(store: GircseQdrantVectorStore, embed_model: GircseEmbedding) -> None:
+    node = TextNode(
+        text="a new text",
+        metadata={"tags": ["a", "b"]},
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id="mine")},
+    )
+    store.add(embed_model([node]))
+    (found,) = store.get_nodes([node.node_id])
+    assert (found.text, found.metadata, found.ref_doc_id) == ("a new text", {"tags": ["a", "b"]}, "mine")
+
+
+def test_another_model_is_refused(store: GircseQdrantVectorStore, client: QdrantClient, tiny_folder: Path) -> None:
+    other = GircseEmbedding(model_name=str(tiny_folder), steps=7, dtype="float32", device="cpu")
+    with pytest.raises(ValueError, match="document_steps: this embedder 7"):
+        GircseQdrantVectorStore("docs", client, other)

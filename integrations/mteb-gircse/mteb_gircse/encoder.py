@@ -1,0 +1,144 @@
+"""GircseEncoder: MTEB's encoder over `gircse_rag.Embedder`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gircse_rag.embedder import Embedder
+from gircse_rag.errors import GircseError, GircseWarning
+from gircse_rag.prompts import INSTRUCTIONS, Role
+from gircse_rag.tokens import check_text
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models.abs_encoder import AbsEncoder, PromptSource
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+from mteb.types import PromptType
+from numpy.typing import NDArray
+
+TASK_PROMPTS: dict[str, str] = {
+    "Retrieval": "question_answering",
+    "Reranking": "question_answering",
+    "STS": "similar_sentence",
+    "PairClassification": "similar_sentence",
+    "BitextMining": "similar_sentence",
+    "Summarization": "similar_sentence",
+    "Classification": "same_intent",
+    "MultilabelClassification": "same_domain",
+    "Clustering": "same_domain",
+}
+"""Named instructions by MTEB's type of task, for tasks that MTEB has no prompt for."""
+
+
+class GircseEncoder(AbsEncoder):
+    """Encodes for `mteb.evaluate`.
+
+    What MTEB calls a document is embedded bare, a query with the task's instruction, and a text of a task that has
+    no sides with the instruction too. The instruction is the first there is: `prompts` by the task's name, MTEB's own
+    prompt of the task, `prompts` by the task's type, TASK_PROMPTS by its type.
+
+    Args:
+        model_name: what MTEB calls the model; and the checkpoint, unless `checkpoint` names it.
+        revision: the fingerprint expected, which MTEB files results under; None: any.
+        device, dtype, steps, backend: as for `Embedder.from_pretrained`.
+        prompts: an instruction, or the name of one of gircse-rag's, by the name or the type of a task.
+        checkpoint: a bundled name, a local folder or a Hub id.
+
+    Attributes:
+        mteb_model_meta: its ModelMeta, with which `mteb.evaluate` can load the model itself.
+
+    Raises:
+        ValueError: an argument is refused, or the model cannot be loaded; says why.
+    """
+
+    prompt_priority = (PromptSource.CUSTOM_PROMPT, PromptSource.DEFAULT_TASK_PROMPT, PromptSource.TASK_TYPE_PROMPT)
+
+    def __init__(
+        self,
+        model_name: str = "smollm2-135m",
+        revision: str | None = None,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        steps: int | None = None,
+        backend: str | None = None,
+        prompts: Mapping[str, str] | None = None,
+        checkpoint: str | None = None,
+    ) -> None:
+        checkpoint = checkpoint or model_name
+        chosen: dict[str, Any] = {} if backend is None else {"backend": backend}
+        try:
+            self.model = Embedder.from_pretrained(
+                checkpoint, device=device or "auto", dtype=dtype, steps=steps, **chosen
+            )
+        except GircseError as error:
+            raise ValueError(str(error)) from error
+        if revision not in (None, self.model.fingerprint):
+            raise ValueError(f"{checkpoint} has the fingerprint {self.model.fingerprint}, not {revision}")
+        self.prompts_dict = {
+            task: INSTRUCTIONS.get(prompt, check_text(prompt))
+            for task, prompt in {**TASK_PROMPTS, **(prompts or {})}.items()
+        }
+        settings = {"dtype": dtype, "steps": steps, "backend": backend, "prompts": dict(prompts or {})}
+        self.mteb_model_meta = _meta(self.model, checkpoint, settings)
+
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> NDArray[np.float32]:
+        """(n, d) float32, unit rows. Benchmarks hold empty texts: what is refused gets zeros, and a GircseWarning."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        role: Role = "symmetric" if prompt_type is None else "query"
+        instruction: str | None = None
+        if prompt_type == PromptType.document:
+            role = "document"
+        else:
+            instruction = self.get_instruction(task_metadata, prompt_type) or None
+        result = self.model.embed(texts, role=role, instruction=instruction, on_error="return")
+        if result.errors:
+            warnings.warn(
+                f"{task_metadata.name}: {len(result.errors)} of {len(texts)} texts count as unlike any other, first: "
+                f"{next(iter(result.errors.values()))}",
+                GircseWarning,
+                stacklevel=2,
+            )
+        vectors = result.vectors
+        vectors[list(result.errors)] = 0
+        return vectors
+
+
+def _load(name: str, revision: str | None = None, *, device: str | None = None, **settings: Any) -> GircseEncoder:
+    return GircseEncoder(name, revision, device=device, **settings)
+
+
+def _meta(embedder: Embedder, checkpoint: str, settings: dict[str, Any]) -> ModelMeta:
+    spec = embedder.spec
+    return ModelMeta(
+        loader=_load,
+        loader_kwargs={"checkpoint": checkpoint, **settings},
+        name=checkpoint if checkpoint.count("/") == 1 else f"gircse/{Path(checkpoint).name}",
+        revision=embedder.fingerprint,
+        release_date=None,
+        languages=None,
+        n_parameters=None,
+        memory_usage_mb=None,
+        max_tokens=spec.max_length,
+        embed_dim=embedder.dimension,
+        license=None,
+        open_weights=True,
+        public_training_code=None,
+        public_training_data=None,
+        framework=["PyTorch", "Transformers", "safetensors"],
+        similarity_fn_name=ScoringFunction.COSINE,
+        use_instructions=True,
+        training_datasets=None,
+        experiment_kwargs=None,
+    )

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import csv
+import gzip
+from pathlib import Path
+from typing import Any
+
+import mteb
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from gircse_rag import INSTRUCTIONS, Embedder
+from gircse_rag.errors import GircseWarning
+from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, Watched, imported_by, rendered, run_page
+from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.types import PromptType
+
+from mteb_gircse import GircseEncoder
+
+STSB = ROOT.parent / "shared" / "data" / "eval" / "sts" / "stsb_dev.tsv.gz"
+
+
+def metadata(name: str, kind: str, score: str, prompt: str | None = None) -> TaskMetadata:
+    return TaskMetadata(
+        name=name,
+        description="local",
+        type=kind,
+        prompt=prompt,
+        dataset={"path": "local", "revision": "1"},
+        eval_langs=["eng-Latn"],
+        main_score=score,
+    )
+
+
+class LocalSTS(AbsTaskSTS):
+    metadata = metadata("LocalSTS", "STS", "cosine_spearman")
+    rows: tuple[tuple[float, str, str], ...] = ((5, TEXTS[0], TEXTS[0]), (1, TEXTS[0], TEXTS[1]), (0, "x", TEXTS[2]))
+
+    def load_data(self, **kwargs: Any) -> None:
+        columns = dict(zip(("score", "sentence1", "sentence2"), map(list, zip(*self.rows, strict=True)), strict=True))
+        self.dataset = DatasetDict(test=Dataset.from_dict(columns))
+        self.data_loaded = True
+
+
+class LocalRetrieval(AbsTaskRetrieval):
+    metadata = metadata("LocalRetrieval", "Retrieval", "ndcg_at_10", INSTRUCTION)
+
+    def load_data(self, **kwargs: Any) -> None:
+        ids = [str(number) for number in range(len(TEXTS))]
+        corpus = Dataset.from_dict({"id": ids, "text": TEXTS, "title": [""] * len(TEXTS)})
+        queries = Dataset.from_dict({"id": ["q"], "text": ["a heap"]})
+        split = {"corpus": corpus, "queries": queries, "relevant_docs": {"q": {"1": 1}}, "top_ranked": None}
+        self.dataset = {"default": {"test": split}}
+        self.data_loaded = True
+
+
+@pytest.fixture
+def encoder(tiny_folder: Path) -> GircseEncoder:
+    return GircseEncoder(str(tiny_folder), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def watched(encoder: GircseEncoder) -> Watched:
+    encoder.model.backend = Watched(encoder.model.backend, encoder.model)  # type: ignore[assignment]
+    return encoder.model.backend  # type: ignore[return-value]
+
+
+def test_evaluate_retrieval(encoder: GircseEncoder, tiny_embedder: Embedder, watched: Watched) -> None:
+    result = mteb.evaluate(encoder, LocalRetrieval(), cache=None, show_progress_bar=False)
+    scores = tiny_embedder.embed_documents(TEXTS) @ tiny_embedder.embed_queries(["a heap"], instruction=INSTRUCTION)[0]
+    rank = int((scores > scores[1]).sum())
+    assert result.task_results[0].get_score() == pytest.approx(1 / np.log2(rank + 2), abs=1e-4)
+    assert sorted(text.strip() for text in watched.prompts) == sorted(
+        [*TEXTS, rendered(tiny_embedder, "a heap", INSTRUCTION)]
+    )
+
+
+def test_evaluate_sts_with_the_instruction_on_both_sides(
+    encoder: GircseEncoder, tiny_embedder: Embedder, watched: Watched
+) -> None:
+    result = mteb.evaluate(encoder, LocalSTS(), cache=None, show_progress_bar=False)
+    assert -1 <= result.task_results[0].get_score() <= 1
+    expected = {rendered(tiny_embedder, text, INSTRUCTIONS["similar_sentence"]) for text in ["x", *TEXTS]}
+    assert set(watched.prompts) == expected
+
+
+def test_meta_loads_the_model_again(encoder: GircseEncoder) -> None:
+    meta = encoder.mteb_model_meta
+    assert meta is not None
+    assert (meta.revision, meta.embed_dim, meta.use_instructions) == (encoder.model.fingerprint, 32, True)
+    again = mteb.evaluate(meta, LocalSTS(), cache=None, show_progress_bar=False)
+    assert again.model_revision == encoder.model.fingerprint
+    here = mteb.evaluate(encoder, LocalSTS(), cache=None, show_progress_bar=False)
+    assert again.task_results[0].get_score() == here.task_results[0].get_score()
+
+
+def test_which_instruction(tiny_folder: Path) -> None:
+    own = {"Named": "python_code", "STS": "A sentence of my own"}
+    encoder = GircseEncoder(str(tiny_folder), device="cpu", prompts=own)
+    query = PromptType.query
+    for name, kind, prompt, expected in [
+        ("Named", "Retrieval", "MTEB's", INSTRUCTIONS["python_code"]),
+        ("Other", "Retrieval", "MTEB's", "MTEB's"),
+        ("Other", "Retrieval", None, INSTRUCTIONS["question_answering"]),
+        ("Other", "STS", None, "A sentence of my own"),
+        ("Other", "Clustering", None, INSTRUCTIONS["same_domain"]),
+    ]:
+        assert encoder.get_instruction(metadata(name, kind, "x", prompt), query) == expected
+
+
+def encode(encoder: GircseEncoder, texts: list[str], prompt_type: PromptType | None) -> np.ndarray:
+    task = metadata("Task", "Retrieval", "x", INSTRUCTION)
+    batches = [{"text": texts[:2]}, {"text": texts[2:]}]
+    return encoder.encode(batches, task_metadata=task, hf_split="test", hf_subset="default", prompt_type=prompt_type)
+
+
+def test_vectors_are_the_embedders(encoder: GircseEncoder, tiny_embedder: Embedder) -> None:
+    documents = tiny_embedder.embed_documents(TEXTS)
+    queries = tiny_embedder.embed_queries(TEXTS, instruction=INSTRUCTION)
+    np.testing.assert_allclose(encode(encoder, TEXTS, PromptType.document), documents, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(encode(encoder, TEXTS, PromptType.query), queries, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(encode(encoder, TEXTS, None), queries, atol=1e-6, rtol=0)
+    assert np.abs(queries - documents).max() > 1e-2
+
+
+def test_an_empty_text_is_zeros_and_a_warning(encoder: GircseEncoder, tiny_embedder: Embedder) -> None:
+    with pytest.warns(GircseWarning, match="1 of 3 texts count as unlike any other, first: text 1 is empty"):
+        vectors = encode(encoder, ["one", "", "two"], PromptType.document)
+    assert not vectors[1].any()
+    np.testing.assert_allclose(vectors[[0, 2]], tiny_embedder.embed_documents(["one", "two"]), atol=1e-6, rtol=0)
+
+
+def test_refusals(tiny_folder: Path) -> None:
+    with pytest.raises(ValueError, match="no model 'nothing'"):
+        GircseEncoder("nothing")
+    with pytest.raises(ValueError, match="has the fingerprint"):
+        GircseEncoder(str(tiny_folder), "another", device="cpu")
+    with pytest.raises(ValueError, match="is empty"):
+        GircseEncoder(str(tiny_folder), device="cpu", prompts={"STS": " "})
+
+
+def test_the_import_brings_no_other_framework() -> None:
+    assert not imported_by("mteb_gircse") & {"qdrant_client", "langchain_core", "llama_index", "haystack"}
+
+
+@pytest.mark.model
+@pytest.mark.skipif(not STSB.exists(), reason="the evaluation sets are not in this checkout")
+def test_the_real_model_on_stsb(smollm2: Embedder) -> None:
+    with gzip.open(STSB, "rt", encoding="utf-8") as file:
+        rows = [(float(row[0]), row[1], row[2]) for row in list(csv.reader(file, delimiter="\t", quoting=3))[1:41]]
+
+    class STSB40(LocalSTS):
+        metadata = metadata("STSBDev40", "STS", "cosine_spearman")
+
+    STSB40.rows = tuple(rows)
+    encoder = GircseEncoder("smollm2-135m", device="cpu", dtype="float32")
+    score = mteb.evaluate(encoder, STSB40(), cache=None, show_progress_bar=False).task_results[0].get_score()
+    instruction = INSTRUCTIONS["similar_sentence"]
+    one, other = (
+        smollm2.embed([row[side] for row in rows], role="symmetric", instruction=instruction).vectors for side in (1, 2)
+    )
+    from scipy.stats import spearmanr
+
+    assert score == pytest.approx(spearmanr((one * other).sum(1), [row[0] for row in rows]).statistic, abs=1e-3)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("page", [Path(__file__).parents[1] / "README.md", ROOT / "docs/integrations/mteb.md"])
+def test_page_runs_as_written(page: Path, tmp_path: Path) -> None:
+    assert "gircse/smollm2-135m 576" in run_page(page, tmp_path)

@@ -1,0 +1,10 @@
+"""GIRCSE in Sentence Transformers.
+
+    model = SentenceTransformer(modules=[GircseModule("smollm2-135m")])
+
+`encode_query` gets an instruction, `encode_document` none.
+"""
+
+from sentence_transformers_gircse.module import GircseModule
+
+__all__ = ["GircseModule"]
