@@ -1,3 +1,4 @@
+# ruff: noqa: E501, RUF012, UP031  -- kept as it was run; see docs/training.md
 """Training on a GPU: prepare the base model, probe hyper-parameters on the dev rows, train, evaluate. JSON out.
 
     python benchmarks/training_h100.py prepare  GGUF_FOLDER BASE           # de-quantise; prints a checksum

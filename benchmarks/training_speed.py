@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """One training step on the CPU: the authors' unroll, one prefill plus K cached steps by Hugging Face, and ours.
 
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/training_speed.py BASE [--rows 16] [--only ours] > out.json
@@ -24,10 +25,7 @@ from gircse_rag.training.config import TARGETS
 from gircse_rag.training.losses import icr_loss
 from gircse_rag.training.unrolled import UnrolledRefinement
 
-WORDS = (
-    "The committee reviewed the annual budget proposal and decided to postpone the vote until next spring because several "
-    "members asked for more detailed figures about maintenance costs of public parks"
-).split()
+WORDS = ["The", "committee", "reviewed", "the", "annual", "budget", "proposal", "and", "decided", "to", "postpone", "the", "vote", "until", "next", "spring", "because", "several", "members", "asked", "for", "more", "detailed", "figures", "about", "maintenance", "costs", "of", "public", "parks"]
 STEPS = 5
 
 

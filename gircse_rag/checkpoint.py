@@ -235,9 +235,9 @@ def _merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     config.inference_mode = True
     config.base_model_name_or_path = model.name_or_path  # the folder it came from; a rename would warn
     try:
-        adapted = get_peft_model(model, config)
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=True)  # no random initialisation first
         slots = {name for name, _ in adapted.named_parameters() if "lora_" in name}
-        result = set_peft_model_state_dict(adapted, weights)
+        result = set_peft_model_state_dict(adapted, weights, low_cpu_mem_usage=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"the adapter in {folder} does not fit its base model: {error}") from error
     unfilled = sorted(slots.intersection(result.missing_keys))
