@@ -25,7 +25,38 @@ from gircse_rag.training.config import TARGETS
 from gircse_rag.training.losses import icr_loss
 from gircse_rag.training.unrolled import UnrolledRefinement
 
-WORDS = ["The", "committee", "reviewed", "the", "annual", "budget", "proposal", "and", "decided", "to", "postpone", "the", "vote", "until", "next", "spring", "because", "several", "members", "asked", "for", "more", "detailed", "figures", "about", "maintenance", "costs", "of", "public", "parks"]
+WORDS = [
+    "The",
+    "committee",
+    "reviewed",
+    "the",
+    "annual",
+    "budget",
+    "proposal",
+    "and",
+    "decided",
+    "to",
+    "postpone",
+    "the",
+    "vote",
+    "until",
+    "next",
+    "spring",
+    "because",
+    "several",
+    "members",
+    "asked",
+    "for",
+    "more",
+    "detailed",
+    "figures",
+    "about",
+    "maintenance",
+    "costs",
+    "of",
+    "public",
+    "parks",
+]
 STEPS = 5
 
 

@@ -5,7 +5,10 @@
     output.py        stdout for results, stderr for the rest
     embedding.py     embed, explain
     store.py         ingest, search
+    training.py      train
+    evaluation.py    eval
     environment.py   models, doctor
+    watched.py       progress of a backend
 
 No module here imports torch, transformers or qdrant-client at its top: `gircse --help` answers at once.
 """

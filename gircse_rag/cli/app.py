@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import gircse_rag
-from gircse_rag.cli import embedding, environment, store
+from gircse_rag.cli import embedding, environment, evaluation, store, training
 from gircse_rag.cli.output import ExitCode, emit, note
 from gircse_rag.errors import GircseError, InputError, SpecMismatchError, StoreError
 
@@ -43,10 +43,12 @@ for command in (
     store.search,
     embedding.embed,
     embedding.explain,
+    training.train,
+    evaluation.eval_,
     environment.models,
     environment.doctor,
 ):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,15 +14,12 @@ from rich.text import Text
 
 from gircse_rag.cli import options
 from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress, shortened, written_whole
+from gircse_rag.cli.watched import Watched
 from gircse_rag.errors import InputError
 from gircse_rag.prompts import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gircse_rag.backends.base import Backend, Refinement, Request
     from gircse_rag.embedder import EmbeddingResult
-    from gircse_rag.errors import GircseError
 
 
 def embed(
@@ -64,8 +60,7 @@ def embed(
         embedder = options.load(model, backend, device, dtype)
         with progress("embedding") as update:
             if update:
-                different = len(set(texts))
-                embedder.backend = _Watched(embedder.backend, lambda done: update(done, different))
+                embedder.backend = Watched(embedder.backend, update, len(set(texts)))
             result = embedder.embed(texts, role=role, instruction=instruction, steps=steps)
         if output is not None:
             _save(output, result)
@@ -90,26 +85,6 @@ def embed(
         )
     else:
         emit(_overview(texts, result))
-
-
-class _Watched:
-    """A Backend that counts what another one finishes."""
-
-    def __init__(self, backend: Backend, finished: Callable[[int], None]) -> None:
-        self._backend = backend
-        self._finished = finished
-
-    @property
-    def dimension(self) -> int:
-        return self._backend.dimension
-
-    def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
-        for count, outcome in enumerate(self._backend.refine(requests), start=1):
-            self._finished(count)
-            yield outcome
-
-    def close(self) -> None:
-        self._backend.close()
 
 
 def _save(path: Path, result: EmbeddingResult) -> None:

@@ -60,10 +60,21 @@ def load(model: str, backend: Backend, device: str, dtype: str) -> Embedder:
     Raises:
         CheckpointError, InputError: as `Embedder.from_pretrained`.
     """
-    from gircse_rag.bundled import BUNDLED, base_folder
+    from gircse_rag.bundled import BUNDLED
 
     if model in BUNDLED and BUNDLED[model].adapter is None:
         note("note", f"{model} has no trained adapter: its embeddings rank poorly")
+    announce(model)
+    from gircse_rag.embedder import Embedder
+
+    choice: dict[str, Any] = {} if backend is None else {"backend": backend}
+    return Embedder.from_pretrained(model, device=device, dtype=dtype, **choice)
+
+
+def announce(model: str) -> None:
+    """Before a model is loaded: say so if its weights have to be fetched, and keep transformers quiet."""
+    from gircse_rag.bundled import base_folder
+
     if needs_fetching(model):
         note(
             "note",
@@ -71,13 +82,9 @@ def load(model: str, backend: Backend, device: str, dtype: str) -> Embedder:
         )
     from transformers.utils import logging
 
-    from gircse_rag.embedder import Embedder
-
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    choice: dict[str, Any] = {} if backend is None else {"backend": backend}
-    return Embedder.from_pretrained(model, device=device, dtype=dtype, **choice)
 
 
 def base_of(model: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gircse_rag.errors import InputError, require
 from gircse_rag.training.unrolled import Pooling
@@ -22,7 +23,8 @@ class TrainConfig:
         data: JSONL files, or folders of them.
         tasks: the tasks.json that names each task's instruction.
         model: what to train on: a bundled name, a folder or a Hub id, without an adapter.
-        adapter: a PEFT folder to start from, or None for a fresh adapter; its rank and targets are taken over.
+        adapter: a PEFT folder, or a bundled name, to start from; its rank and targets are taken over; None for a
+            fresh one.
         pooling: "refine" is GIRCSE; "last" and "mean" are the encoder-style baselines.
         steps: K, or [low, high]: each batch draws its K from this range.
         rows: rows to see in all, over as many epochs as that takes.
@@ -30,7 +32,8 @@ class TrainConfig:
         batch_size: rows a batch, over all processes: each row's passages are every other row's negatives.
         chunk_tokens: prompt tokens at a time (gradient caching): a larger batch goes through the model in parts, twice,
             so that memory is bound by this and not by batch_size; None for all at once.
-        learning_rate: its plateau; linear warm-up over `warmup_rows`, linear decay to 0 over the last `decay_rows`.
+        learning_rate: its plateau; linear warm-up over `warmup_rows` (at most a fifth of `rows`), linear decay to 0
+            over the last `decay_rows` (at most half of `rows`).
         max_gradient: gradients are clipped to this norm.
         temperature, reg_weight, symmetric, near_equal, dimensions: see `icr_loss`.
         rank, alpha, targets: of a fresh LoRA adapter.
@@ -75,6 +78,9 @@ class TrainConfig:
         for name in ("rows", "batch_size", "save_rows", "rank", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("learning_rate", "temperature", "max_gradient"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
         low, high = self.step_range
         if not 1 <= low <= high:
             raise InputError(f"steps is {self.steps}; it must be K >= 1, or [low, high]")
@@ -90,8 +96,10 @@ class TrainConfig:
 
     def rate(self, cursor: int, resumed: int = 0) -> float:
         """Learning rate for the batch that starts at row `cursor`, when this run's optimiser began at row `resumed`."""
-        warm = min(1.0, (cursor - resumed + self.batch_size) / self.warmup_rows) if self.warmup_rows else 1.0
-        decay = min(1.0, (self.rows - cursor) / self.decay_rows) if self.decay_rows else 1.0
+        # Capped, so that a short run reaches its rate with the defaults of a long one.
+        warmup_rows, decay_rows = min(self.warmup_rows, self.rows / 5), min(self.decay_rows, self.rows / 2)
+        warm = min(1.0, (cursor - resumed + self.batch_size) / warmup_rows) if warmup_rows else 1.0
+        decay = min(1.0, (self.rows - cursor) / decay_rows) if decay_rows else 1.0
         return self.learning_rate * warm * max(0.0, decay)
 
     @classmethod
@@ -99,22 +107,23 @@ class TrainConfig:
         """From a mapping, as YAML gives it.
 
         Raises:
-            InputError: a key does not exist or is missing, or a value is out of range.
+            InputError: a key does not exist or is missing, or a value is of another type or out of range.
         """
         known = {item.name for item in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise InputError(
                 f"unknown key {', '.join(unknown)} in the training config; known: {', '.join(sorted(known))}"
             )
-        cleaned: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        if isinstance(cleaned.get("data"), str):
-            cleaned["data"] = (cleaned["data"],)
-        try:
-            return cls(**cleaned)
-        except TypeError as error:
-            raise InputError(f"training config: {error}") from error
+        required = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
+        if missing := sorted(required - set(values)):
+            raise InputError(f"the training config lacks {', '.join(missing)}; it needs {', '.join(sorted(required))}")
+        hints = get_type_hints(cls)
+        cleaned = {key: _as(hints[key], value) for key, value in values.items()}
+        for key, value in cleaned.items():
+            if value is _UNFIT:
+                wanted = str(getattr(hints[key], "__name__", hints[key])).replace("typing.", "")
+                raise InputError(f"{key} is {values[key]!r} in the training config; it must be {wanted}")
+        return cls(**cleaned)
 
     @classmethod
     def load(cls, path: str | Path) -> TrainConfig:
@@ -141,3 +150,36 @@ class TrainConfig:
         """What fixes the order of rows and the adapter's shape: a state saved with other values is not this run's."""
         keys = ("model", "adapter", "pooling", "batch_size", "seed", "data", "tasks", "mixture", "rank", "targets")
         return {key: value for key, value in self.to_dict().items() if key in keys}
+
+
+_UNFIT = object()
+
+
+def _as(hint: Any, value: Any) -> Any:
+    """`value`, as YAML gives it, as `hint` wants it: a list as a tuple, 3e-4 (text, to YAML) as a number; or _UNFIT."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        found = (_as(choice, value) for choice in inner)
+        return next((one for one in found if one is not _UNFIT), _UNFIT)
+    if kind is Literal:
+        return value if isinstance(value, str) else _UNFIT  # which words there are, __post_init__ says
+    if kind is tuple:
+        if inner[0] is str and isinstance(value, str):
+            value = [value]
+        if not isinstance(value, (list, tuple)) or (inner[-1] is not Ellipsis and len(value) != len(inner)):
+            return _UNFIT
+        parts = tuple(_as(inner[0], part) for part in value)
+        return _UNFIT if _UNFIT in parts else parts
+    if kind is Mapping:
+        if not isinstance(value, Mapping):
+            return _UNFIT
+        made = {key: _as(inner[1], part) for key, part in value.items()}
+        return _UNFIT if _UNFIT in made.values() else made
+    if hint is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            return _UNFIT
+    if isinstance(value, bool) and hint is not bool:
+        return _UNFIT
+    return value if isinstance(value, hint) else _UNFIT

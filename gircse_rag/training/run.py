@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from gircse_rag.bundled import BUNDLED
 from gircse_rag.checkpoint import load_checkpoint
 from gircse_rag.errors import CheckpointError, InputError, require
 from gircse_rag.training.config import TrainConfig
@@ -70,8 +71,10 @@ def _adapted(model: Any, config: TrainConfig) -> Any:
             r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), task_type="CAUSAL_LM"
         )
         return get_peft_model(model, lora)
+    known = BUNDLED.get(config.adapter)
+    folder = known.adapter if known is not None and known.adapter is not None else config.adapter
     try:
-        adapted = PeftModel.from_pretrained(model, config.adapter, is_trainable=True)
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the adapter {config.adapter} cannot be trained further: {error}") from error
     return adapted.float()

@@ -67,6 +67,11 @@ def find_state(folder: Path) -> Path | None:
     return None
 
 
+def rows_seen(state: Path) -> int:
+    """How many rows a run had seen when it saved `state`."""
+    return int(json.loads((state / "training.json").read_text(encoding="utf-8"))["rows_seen"])
+
+
 def load_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig) -> tuple[int, int]:
     """Put adapter and optimiser back; returns (cursor, started).
 

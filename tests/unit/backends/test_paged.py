@@ -330,16 +330,21 @@ def test_a_cache_too_small_for_anything_fails_each_text() -> None:
     assert all(isinstance(outcome, InputError) for outcome in found.values())
 
 
+def poison(monkeypatch: pytest.MonkeyPatch, token: int) -> None:
+    """Make one token's embedding NaN."""
+    lookup = torch.nn.functional.embedding
+
+    def poisoned(ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return lookup(ids, *args, **kwargs).masked_fill((ids == token)[..., None], float("nan"))
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", poisoned)
+
+
 @pytest.mark.parametrize("rows", [None, 150])
 def test_a_nan_fails_its_text_alone_and_leaves_nothing_behind(
     rows: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lookup = torch.nn.functional.embedding
-
-    def poisoned(ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return lookup(ids, *args, **kwargs).masked_fill((ids == 399)[..., None], float("nan"))
-
-    monkeypatch.setattr(torch.nn.functional, "embedding", poisoned)
+    poison(monkeypatch, 399)
     model = tiny.model()
     body = [Request(tuple(i % 390 for i in r.token_ids), r.steps) for r in requests(10)]
     asked = list(body)
@@ -354,6 +359,58 @@ def test_a_nan_fails_its_text_alone_and_leaves_nothing_behind(
     expected = dict(ReferenceBackend(model).refine([r for i, r in enumerate(asked) if i not in bad]))
     rest = [found[i] for i in range(len(asked)) if i not in bad]
     assert_same(dict(enumerate(rest)), expected)
+    assert_idle(paged)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_nan_does_not_reach_the_rows_before_it(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that share all that stands before the NaN are computed; those that share the NaN fail with it."""
+    poison(monkeypatch, 399)
+    start = tuple(range(41))
+    asked = [Request((*start, 399, *range(9)), 4), Request(start, 3), Request((*start, 7), 4), Request((5, 6), 2)]
+    asked += [Request((*start, 399, *range(9), 8), 1)]
+    paged = PagedBackend(tiny.model().to(dtype), SPEC)
+    found = dict(paged.refine(asked))
+    assert paged._blocks.num_hits > 0
+    assert [i for i in range(len(asked)) if isinstance(found[i], GircseError)] == [0, 4]
+    if dtype == torch.float32:
+        expected = dict(ReferenceBackend(tiny.model()).refine(asked[1:4]))
+        assert_same({i: found[i + 1] for i in range(3)}, expected)
+    assert_idle(paged)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    token_budget=st.integers(2, 60),
+    running=st.integers(1, 9),
+    size=st.sampled_from([1, 4, 16]),
+    rows=st.integers(128, 300),
+    bfloat16=st.booleans(),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_nan_fails_what_it_stands_in_under_any_schedule(
+    seed: int, token_budget: int, running: int, size: int, rows: int, bfloat16: bool
+) -> None:
+    rng = random.Random(seed)
+    asked = [Request(tuple(i % 399 for i in r.token_ids), r.steps) for r in requests(seed, 8)] * 2
+    bad = sorted(rng.sample(range(len(asked)), 4))
+    for index in bad:  # somewhere in a text that others share up to there
+        ids = list(asked[index].token_ids)
+        ids.insert(rng.randint(0, len(ids)), 399)
+        asked[index] = Request(tuple(ids), asked[index].steps)
+    model = tiny.model().bfloat16() if bfloat16 else tiny.model()
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch, 399)
+        paged = backend(
+            model, rows=rows, block_size=size, token_budget=max(token_budget, running + 1), max_running=running
+        )
+        for _ in range(2):  # the second time in blocks that held NaN
+            found = dict(paged.refine(asked))
+            assert sorted(i for i, outcome in found.items() if isinstance(outcome, GircseError)) == bad
+    if not bfloat16:
+        good = [i for i in range(len(asked)) if i not in bad]
+        expected = dict(ReferenceBackend(model).refine([asked[i] for i in good]))
+        assert_same({n: found[i] for n, i in enumerate(good)}, expected)
     assert_idle(paged)
 
 

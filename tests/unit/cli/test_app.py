@@ -21,10 +21,13 @@ from gircse_rag.errors import (
 from tests.unit.cli.conftest import Gircse
 
 GIRCSE = [sys.executable, "-c", "from gircse_rag.cli import main; main()"]
-COMMANDS = ["ingest", "search", "embed", "explain", "models", "doctor"]
+COMMANDS = ["ingest", "search", "embed", "explain", "train", "eval", "models", "doctor"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["embed", "--help"], ["ingest"], ["models"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["embed", "--help"], ["train", "--help"], ["eval", "--help"], ["ingest"], ["models"]],
+)
 def test_what_needs_no_model_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom gircse_rag.cli import main\n"
@@ -67,6 +70,13 @@ def test_every_command_has_help_and_json(gircse: Gircse, command: str) -> None:
         ["search", "question"],
         ["search", "question", "--collection", "c", "--limit", "0"],
         ["ingest", "--collection", "c"],
+        ["train"],
+        ["eval"],
+        ["eval", "folder", "--steps", "0"],
+        ["eval", "folder", "--steps", "1,many"],
+        ["eval", "folder", "--steps", ","],
+        ["eval", "folder", "--limit", "0"],
+        ["eval", "folder", "--plot", "scores.txt"],
     ],
 )
 def test_usage_errors_exit_2(gircse: Gircse, arguments: list[str]) -> None:

@@ -114,13 +114,33 @@ def test_pieces_and_groups_cover_every_row_once() -> None:
     assert len(groups) < len(pieces) / 3
 
 
-def test_a_cleared_block_is_zero_and_others_are_not() -> None:
-    cache = KVCache(tiny.model().config, 5, paged=False, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
-    for pool in (*cache.keys, *cache.values):
-        pool.fill_(float("nan"))
-    cache.clear([2, 4])
-    for pool in (*cache.keys, *cache.values):
-        assert [bool(block.isnan().any()) for block in pool] == [True, True, False, True, False]
+@pytest.mark.parametrize("layout", ["gathered", "paged"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_the_cache_holds_finite_values_and_marks_the_key(layout: str, bad: float) -> None:
+    cache = KVCache(
+        tiny.model().config, 2, paged=layout == "paged", block_size=4, dtype=torch.bfloat16, device=torch.device("cpu")
+    )
+    key, value = torch.randn(2, 4, KV_HEADS, WIDTH).bfloat16()
+    value[2, 1, 3] = bad
+    segment = Segment(4, 4, [1])
+    plan = PagedPlan(cache, [segment]) if cache.paged else GatheredPlan(cache, [segment], HEADS)
+    cache.write(0, key, value, plan._slots)
+    keys, values = (pool[1] if cache.paged else pool[1].transpose(0, 1) for pool in (cache.keys[0], cache.values[0]))
+    assert values.isfinite().all()
+    assert keys.isnan().nonzero().tolist() == [[2, 1, 3]]
+    assert torch.equal(keys[:2], key[:2]) and torch.equal(values[3], value[3])
+
+
+@pytest.mark.parametrize("where", ["key", "value"])
+def test_a_nan_reaches_the_rows_that_see_it_and_no_others(where: str) -> None:
+    """Two sequences in one forward; in the second, row 5 of 9 is NaN. A stale block of NaN keys follows each."""
+    cache = KVCache(tiny.model().config, 9, paged=False, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
+    cache.keys[0][1:] = float("nan")
+    query, key, value = (torch.randn(18, heads, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    (key if where == "key" else value)[9 + 5, 1] = float("nan")
+    segments = [Segment(9, 9, [1, 2, 3, 7]), Segment(9, 9, [4, 5, 6, 8])]
+    found = GatheredPlan(cache, segments, HEADS).attend(0, query, key, value, SCALING)
+    assert [row for row in range(18) if not found[row].isfinite().all()] == [14, 15, 16, 17]
 
 
 def test_no_paged_kernel_on_a_cpu() -> None:

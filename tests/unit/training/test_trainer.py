@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,8 @@ def test_the_rate_warms_up_stays_and_decays():
     )
     rates = [config.rate(cursor) / config.learning_rate for cursor in (0, 10, 20, 60, 80, 90)]
     assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.5, 0.25])
+    short = replace(config, warmup_rows=2_000, decay_rows=10_000)  # the defaults
+    assert [short.rate(cursor) / config.learning_rate for cursor in (0, 10, 50, 75)] == pytest.approx([0.5, 1, 1, 0.5])
     assert config.rate(50, resumed=50) == pytest.approx(0.5 * config.learning_rate)
 
 
@@ -142,6 +145,14 @@ def test_the_rate_warms_up_stays_and_decays():
         ({"steps": [3, 2]}, "steps is"),
         ({"pooling": "max"}, "pooling is"),
         ({"chunk_tokens": 0}, "chunk_tokens"),
+        ({"learning_rate": 0}, "learning_rate is 0.0; it must be above 0"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast' in the training config; it must be float"),
+        ({"batch_size": 6.5}, "batch_size is 6.5 in the training config; it must be int"),
+        ({"symmetric": 1}, "symmetric is 1 in the training config; it must be bool"),
+        ({"steps": [1, 2, 3]}, "steps is"),
+        ({"data": [1]}, "data is"),
+        ({"mixture": {"find": "twice"}}, "mixture is"),
+        ({"output": None}, "output is None in the training config; it must be str"),
     ],
 )
 def test_a_bad_config_is_refused(change, message):
@@ -154,8 +165,12 @@ def test_a_config_file_is_read_and_a_missing_key_named(tmp_path):
     path.write_text("output: o\ndata: [a, b]\ntasks: t\nrows: 7\nsteps: [2, 4]\n")
     config = TrainConfig.load(path)
     assert config.data == ("a", "b") and config.step_range == (2, 4)
+    path.write_text("output: o\ndata: a\ntasks: t\nrows: 7\nlearning_rate: 3e-4\nadapter: null\nmixture: {a: 2}\n")
+    config = TrainConfig.load(path)  # YAML 1.1 takes 3e-4, without a dot, for text
+    assert (config.data, config.learning_rate, config.adapter, config.mixture) == (("a",), 3e-4, None, {"a": 2.0})
+    assert TrainConfig.of(config.to_dict()) == config
     path.write_text("output: o\n")
-    with pytest.raises(InputError, match="data"):
+    with pytest.raises(InputError, match="lacks data, rows, tasks"):
         TrainConfig.load(path)
     for text in ("- 1\n", "a: [\n"):
         path.write_text(text)

@@ -1,0 +1,31 @@
+"""A backend whose progress can be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gircse_rag.backends.base import Backend, Refinement, Request
+    from gircse_rag.errors import GircseError
+
+
+class Watched:
+    """A Backend that tells `update(done, total)` of every text that another one finishes, over all its calls."""
+
+    def __init__(self, backend: Backend, update: Callable[[int, int], None], total: int) -> None:
+        self._backend, self._update, self._total = backend, update, total
+        self._done = 0
+
+    @property
+    def dimension(self) -> int:
+        return self._backend.dimension
+
+    def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
+        for outcome in self._backend.refine(requests):
+            self._done += 1
+            self._update(self._done, self._total)
+            yield outcome
+
+    def close(self) -> None:
+        self._backend.close()

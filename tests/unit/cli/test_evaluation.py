@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gircse_rag.evaluation import Report
+from tests.unit.cli.conftest import Gircse
+from tests.unit.evaluation import folders
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    return folders.whole(tmp_path)
+
+
+def test_eval_scores_the_sets_at_every_k(gircse: Gircse, sets: Path, tiny_model: list[str]) -> None:
+    chosen = ["--sets", "sts,retrieval/planes", "--steps", "1,3", *tiny_model]
+    ran = gircse("eval", sets, *chosen, "--output", "report.json", "--plot", "figures/scores.png", "--json")
+    assert ran.code == 0
+    assert [one["name"] for one in ran.json["sets"]] == ["retrieval/planes", "sts/graded", "sts/same"]
+    assert ran.json["steps"] == [1, 3] and ran.json["model"] == tiny_model[1]
+    assert Report.load("report.json").to_dict() == Report.from_dict(ran.json).to_dict()
+    assert Path("figures/scores.png").read_bytes().startswith(b"\x89PNG")
+    assert ran.err == "note: written: report.json\nnote: written: figures/scores.png\n"
+    table = gircse("eval", sets, *chosen)
+    assert (table.code, table.err) == (0, "")
+    assert "sts/graded" in table.out and "K=3" in table.out and "mean of 3" in table.out
+
+
+def test_limit_takes_a_sample_and_says_so(gircse: Gircse, sets: Path, tiny_model: list[str]) -> None:
+    ran = gircse("eval", sets, "--sets", "retrieval", "--steps", "2", "--limit", "1", *tiny_model)
+    assert ran.code == 0 and "a sample of 1 a set" in ran.out
+
+
+def test_a_terminal_sees_progress(
+    gircse: Gircse, sets: Path, tiny_model: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    monkeypatch.setenv("COLUMNS", "100")
+    ran = gircse("eval", sets, "--sets", "retrieval,sts/graded", "--steps", "2", "--json", *tiny_model)
+    assert ran.json["texts"] == 9  # 2 judged queries, 3 documents that are not empty, 4 different sentences
+    assert "embedding" in ran.err and "9/9" in ran.err
+
+
+def test_bad_folders_and_sets_are_refused_before_a_model_is_loaded(gircse: Gircse, sets: Path) -> None:
+    for arguments, said in (
+        (["nowhere"], "nowhere is not a directory"),
+        ([sets, "--sets", "sts/nothing"], "sts/nothing"),
+    ):
+        ran = gircse("eval", *arguments, "--model", "no-such-model")
+        assert (ran.code, ran.out) == (5, "")
+        assert said in ran.err and ran.err.count("\n") == 1
+    assert gircse("eval", sets, "--model", "no-such-model").code == 3
+
+
+@pytest.mark.parametrize("module", ["sklearn", "pytrec_eval", "matplotlib"])
+def test_without_the_extra_the_error_names_it(
+    gircse: Gircse, sets: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    ran = gircse("eval", sets, "--plot", "scores.png")
+    assert (ran.code, ran.out) == (3, "")
+    assert 'pip install "gircse-rag[eval]"' in ran.err
+
+
+def test_a_report_that_cannot_be_written_is_said_after_it_was_shown(
+    gircse: Gircse, sets: Path, tiny_model: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    ran = gircse("eval", sets, "--sets", "sts/graded", "--output", "taken/report.json", *tiny_model)
+    assert ran.code == 5 and "could not write taken/report.json" in ran.err
+    assert "sts/graded" in ran.out
