@@ -50,7 +50,7 @@ class BundledModel:
 
 
 _ADAPTER = Path(__file__).parent / "checkpoints" / "smollm2-135m"
-_BASE_HASH = "75a648bcacae603d7b3e3713d7e4ae0206d1fd3afbf9e8e86e08b2775bbc7373"
+_BASE_HASH = "bf690934cc489c002e29a88dc95f86a36dbed1e792735c5d8db25ba31e19b325"
 _TOKENIZER_HASH = "c62e0e4cd6da635e08f5aecbd09f20152bff9e935e7c9dd94776c3a06d885698"
 
 BUNDLED: dict[str, BundledModel] = {

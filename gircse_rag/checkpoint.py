@@ -25,7 +25,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gircse_rag.bundled import BUNDLED, base_folder, ensure_base
-from gircse_rag.errors import CheckpointError
+from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.spec import EmbeddingSpec
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -117,16 +117,25 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
     if adapter is not None:
         model = _merge(model, adapter)
     _check_finite(model)
-    spec = EmbeddingSpec(
-        base_model=base_name,
-        base_hash=base_hash,
-        tokenizer_hash=tokenizer_hash,
-        adapter=None if adapter is None else name,
-        adapter_hash=None if adapter is None else _hash_adapter(adapter),
-        dimension=model.get_input_embeddings().weight.shape[1],
-        dtype=str(dtype).removeprefix("torch."),
-        **_spec_file(folder),
-    )
+    vocabulary, dimension = model.get_input_embeddings().weight.shape
+    if len(tokenizer) > vocabulary:
+        raise CheckpointError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds {vocabulary}; they do "
+            "not belong together: get both from one place"
+        )
+    try:
+        spec = EmbeddingSpec(
+            base_model=base_name,
+            base_hash=base_hash,
+            tokenizer_hash=tokenizer_hash,
+            adapter=None if adapter is None else name,
+            adapter_hash=None if adapter is None else _hash_adapter(adapter),
+            dimension=dimension,
+            dtype=str(dtype).removeprefix("torch."),
+            **_spec_file(folder),
+        )
+    except InputError as error:
+        raise CheckpointError(f"{folder / SPEC_FILE}: {error}") from error
     window = model.config.max_position_embeddings
     if spec.max_length + spec.document_steps > window:
         raise CheckpointError(
@@ -173,6 +182,10 @@ def _base_of(adapter: Path) -> str:
 
 
 def _load_model(folder: Path) -> PreTrainedModel:
+    if (folder / "adapter_config.json").exists():  # transformers would apply it, and its weights would be in no hash
+        raise CheckpointError(
+            f"{folder} should be a base model but holds an adapter too; give each a folder of its own"
+        )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type not in FAMILIES:
@@ -194,6 +207,11 @@ def _load_model(folder: Path) -> PreTrainedModel:
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of a causal LM, first {missing[0]}{_repair(folder)}"
+        )
+    if unexpected := sorted(key for key in info["unexpected_keys"] if not key.endswith("rotary_emb.inv_freq")):
+        raise CheckpointError(
+            f"{folder} has {len(unexpected)} weights that a {config.model_type} has no place for, first "
+            f"{unexpected[0]}: its config.json is of another model{_repair(folder)}"
         )
     assert isinstance(model, PreTrainedModel)
     return model
@@ -223,7 +241,7 @@ def _merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     try:
         weights = load_file(weights_file)
         config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the adapter in {folder} is damaged: {error}") from error
     if not isinstance(config, LoraConfig):
         raise CheckpointError(f"the adapter in {folder} is a {config.peft_type} adapter; only LoRA is supported")
@@ -238,7 +256,7 @@ def _merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         adapted = get_peft_model(model, config, low_cpu_mem_usage=True)  # no random initialisation first
         slots = {name for name, _ in adapted.named_parameters() if "lora_" in name}
         result = set_peft_model_state_dict(adapted, weights, low_cpu_mem_usage=True)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"the adapter in {folder} does not fit its base model: {error}") from error
     unfilled = sorted(slots.intersection(result.missing_keys))
     if result.unexpected_keys or unfilled or not weights:
@@ -282,7 +300,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _repair(folder: Path) -> str:
-    return f"; delete {folder}, it will be fetched again" if folder == base_folder() else ""
+    if folder == base_folder():
+        return f"; delete {folder}, it will be fetched again"
+    return "; get the files again, or save the model again"
 
 
 def _hash_model(model: PreTrainedModel) -> str:
@@ -290,8 +310,10 @@ def _hash_model(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     config = model.config.to_dict()
     digest.update(json.dumps({key: config.get(key) for key in _ARITHMETIC}, sort_keys=True, default=str).encode())
-    for name, weight in sorted(model.named_parameters()):
-        _update(digest, name, weight.detach())
+    weights = sorted(model.named_parameters())
+    with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
+        for part in pool.map(lambda item: _digest(*item), weights):
+            digest.update(part)
     return digest.hexdigest()
 
 
@@ -301,13 +323,14 @@ def _hash_adapter(folder: Path) -> str:
     keys = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
     digest.update(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode())
     for name, weight in sorted(load_file(folder / "adapter_model.safetensors").items()):
-        _update(digest, name, weight)
+        digest.update(_digest(name, weight))
     return digest.hexdigest()
 
 
-def _update(digest: Any, name: str, weight: torch.Tensor) -> None:
-    digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-    digest.update(weight.contiguous().view(-1).view(torch.uint8).numpy())
+def _digest(name: str, weight: torch.Tensor) -> bytes:
+    digest = hashlib.sha256(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+    digest.update(weight.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

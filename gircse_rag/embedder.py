@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -71,7 +72,7 @@ class Embedder:
     @classmethod
     def from_pretrained(
         cls,
-        name: str = "smollm2-135m",
+        name: str | os.PathLike[str] = "smollm2-135m",
         *,
         backend: BackendName = "paged",
         device: str = "auto",
@@ -97,12 +98,12 @@ class Embedder:
             raise InputError(f"backend {backend!r} does not exist; it is one of {', '.join(BACKENDS)}")
         if steps is not None:
             check_steps(steps)
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str | os.PathLike) or not os.fspath(name):
             raise InputError(f"name must be a bundled name, a folder or a Hub id, not {name!r}")
         from gircse_rag.checkpoint import load_checkpoint
 
         where = _device(device)
-        checkpoint = load_checkpoint(name, dtype=_dtype(dtype, where), device=where)
+        checkpoint = load_checkpoint(os.fspath(name), dtype=_dtype(dtype, where), device=where)
         spec = checkpoint.spec if steps is None else replace(checkpoint.spec, document_steps=steps)
         return cls(_backend(backend, checkpoint.model, spec), checkpoint.tokenizer, spec)
 
@@ -173,6 +174,8 @@ class Embedder:
             GircseError: (on_error="raise") the backend failed on a text.
         """
         texts = _check_texts(texts)
+        if isinstance(steps, np.ndarray | np.integer):
+            steps = steps.tolist()
         check_role(role, instruction)
         if instruction is not None:
             _check_instruction(instruction)
@@ -247,10 +250,12 @@ class Embedder:
 
     def _warn(self, prompts: list[Prompt | None], role: Role, steps: Steps | None) -> None:
         expected = self.spec.document_steps
-        if role == "query" and isinstance(steps, int) and steps != expected:
+        asked = set(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else {steps}
+        if asked - {None, expected}:
+            several = ", ".join(map(str, sorted(asked - {None}, key=str)))
             warnings.warn(
-                f"queries take {steps} refinement steps, documents {expected}: the vectors may be compared, but the "
-                "checkpoint's scores are for equal steps",
+                f"{role} texts take {several} refinement steps, the spec's documents {expected}: the vectors may be "
+                "compared, but the checkpoint's scores are for equal steps",
                 GircseWarning,
                 stacklevel=4,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -20,6 +21,7 @@ DEFAULT_STEPS = 5
 MAX_STEPS = 256
 
 # Names are for people; the hashes beside them are what fixes the space. A moved folder is still the same model.
+_KINDS = {"str": (str,), "int": (int,), "float": (float,), "bool": (bool,), "str | None": (str, type(None))}
 _NOT_IN_FINGERPRINT = frozenset({"base_model", "adapter", "default_instruction", "dtype"})
 
 
@@ -64,13 +66,19 @@ class EmbeddingSpec:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if isinstance(self.temperature, int):  # 1 and 1.0 are one space and one fingerprint
+            object.__setattr__(self, "temperature", float(self.temperature))
+        for field in fields(self):
+            value, kind = getattr(self, field.name), _KINDS[str(field.type)]
+            if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
+                raise InputError(f"{field.name} must be {field.type}, not {value!r}")
         check_template(self.query_template)
         check_template(self.document_template)
         check_steps(self.document_steps)
         if "{instruction}" not in self.query_template:
             raise InputError(f"query_template {self.query_template!r} has no {{instruction}}")
-        if not self.temperature > 0:
-            raise InputError(f"temperature must be above 0, not {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"temperature must be above 0 and finite, not {self.temperature}")
         if self.max_length < 1:
             raise InputError(f"max_length must be at least 1, not {self.max_length}")
         if self.pooling != "mean" or not self.normalize:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from gircse_rag.errors import InputError
 from gircse_rag.prompts import Role, prefix
 from gircse_rag.spec import EmbeddingSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Python counts \t \n \v \f \r and \x1c-\x1f as white space; the other controls mean that this is not text.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")

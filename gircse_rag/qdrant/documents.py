@@ -174,8 +174,10 @@ def _read_line(line: bytes, relative: str, number: int) -> Document:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text (byte {error.start} of the line)") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; brackets without end
+        raise InputError(f"not JSON that can be read: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"a {type(value).__name__}, not an object with a field 'text'")
     text, name, metadata = value.pop("text", None), value.pop("id", None), value.pop("metadata", None)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # Documents are looked up together, to save round trips; few enough, and few enough characters, to bound the memory.
 _GROUP_DOCUMENTS = 64
 _GROUP_CHARACTERS = 4_000_000
+_MAX_DEPTH = 64
 
 
 def ingest(
@@ -148,6 +149,10 @@ class _Ingest:
         """A job for the document, or None if the same one was given before in this run."""
         if not isinstance(document.id, str) or not document.id.strip():
             raise InputError(f"its id is {document.id!r}, not a string that names it")
+        try:
+            document.id.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"its id {document.id!r} holds a lone surrogate: it was decoded wrongly") from error
         check_text(document.text)
         metadata = _json_metadata(document)
         parts = [document.id, document.text, metadata, document.markdown, self._chunker.recipe]
@@ -285,9 +290,23 @@ def _json_metadata(document: Document) -> str:
     try:
         text = json.dumps(dict(document.metadata), allow_nan=False, ensure_ascii=False, sort_keys=True)
         text.encode()
-        return text
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"its metadata is not JSON: {error}; use strings and numbers") from error
+    if _depth(document.metadata) > _MAX_DEPTH:  # the embedded store pickles payloads, and Python's recursion is bounded
+        raise InputError(f"its metadata is nested more than {_MAX_DEPTH} levels deep; flatten it")
+    return text
+
+
+def _depth(value: object) -> int:
+    depth, level = 0, [value]
+    while level := [
+        inner
+        for outer in level
+        if isinstance(outer, Mapping | list | tuple)
+        for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+    ]:
+        depth += 1
+    return depth
 
 
 def _hash(text: str) -> str:

@@ -8,7 +8,9 @@ A collection says in its metadata which spec its vectors were made with, so no s
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,13 +64,13 @@ def open_client(
             f"the Qdrant store in {folder} is already open, and an embedded store takes one client at a time; close "
             "the other process, or run a Qdrant server and give its url"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, sqlite3.Error) as error:
         raise StoreError(f"{folder} cannot be opened as a Qdrant store: {error}; name another folder") from error
 
 
 @contextmanager
 def store_errors(client: QdrantClient) -> Iterator[None]:
-    """Turn a server that does not answer, and one that does not let us in, into StoreError; all else passes through."""
+    """Turn what a store can do wrong into StoreError: no answer, a refusal, an answer that is none, a damaged file."""
     try:
         yield
     except ResponseHandlingException as error:
@@ -77,11 +79,25 @@ def store_errors(client: QdrantClient) -> Iterator[None]:
             "running, and is the url right? what was written before is safe: run again"
         ) from error
     except UnexpectedResponse as error:
-        if error.status_code not in (401, 403):
-            raise
+        if error.status_code in (401, 403):
+            raise StoreError(
+                f"the Qdrant server at {client.init_options.get('url')} refuses access (HTTP {error.status_code}); set "
+                "QDRANT_API_KEY to a key that may do this"
+            ) from error
         raise StoreError(
-            f"the Qdrant server at {client.init_options.get('url')} refuses access (HTTP {error.status_code}); set "
-            "QDRANT_API_KEY to a key that may do this"
+            f"the server at {client.init_options.get('url')} answered HTTP {error.status_code} "
+            f"({error.content[:200].decode(errors='replace').strip() or error.reason_phrase}); is it a Qdrant "
+            "server, and well? what was written before is safe: run again"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise StoreError(
+            f"the server at {client.init_options.get('url')} answered with something that is not JSON; is it a Qdrant "
+            "server?"
+        ) from error
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"the embedded Qdrant store {client.init_options.get('path')} is damaged or its disk is full ({error}); "
+            "restore the folder, or name another and ingest again"
         ) from error
 
 

@@ -76,6 +76,23 @@ def test_a_moved_or_resharded_model_is_the_same_space_and_another_seed_is_not(tm
     assert _spec(tiny.folder(tmp_path / "other", seed=2)).fingerprint != _spec(base).fingerprint
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("adapter/adapter_config.json", {"lora_alpha": 32}),
+        ("adapter/adapter_config.json", {"use_rslora": True}),
+        ("base/config.json", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+        ("base/config.json", {"rms_norm_eps": 1e-3}),
+    ],
+)
+def test_the_same_weights_used_otherwise_are_another_space(
+    tmp_path: Path, adapter: Path, file: str, change: dict[str, object]
+) -> None:
+    before = _spec(adapter).fingerprint
+    _edit_json(tmp_path / file, **change)
+    assert _spec(adapter).fingerprint != before
+
+
 def test_dtype_converts_and_is_recorded(base: Path) -> None:
     checkpoint = load_checkpoint(str(base), dtype=torch.bfloat16, device="cpu")
     assert {weight.dtype for weight in checkpoint.model.parameters()} == {torch.bfloat16}
@@ -110,6 +127,10 @@ def test_the_spec_file_sets_what_the_checkpoint_author_chose(base: Path) -> None
     (base / "gircse.json").write_text('{"colour": 1}')
     with pytest.raises(CheckpointError, match="colour"):
         _spec(base)
+    for bad in ('{"temperature": "hot"}', '{"max_length": "512"}', '{"suffix": 5}', '{"document_steps": 0}'):
+        (base / "gircse.json").write_text(bad)
+        with pytest.raises(CheckpointError, match=r"gircse.json: .* must be"):
+            _spec(base)
     (base / "gircse.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"could not read .*gircse.json"):
         _spec(base)
@@ -146,6 +167,13 @@ def test_other_adapters_are_refused(adapter: Path) -> None:
         _spec(adapter)
 
 
+@pytest.mark.parametrize("change", [{"peft_type": "NOTHING"}, {"r": "x"}])
+def test_nonsense_in_an_adapter_config_is_named(adapter: Path, change: dict[str, object]) -> None:
+    _edit_json(adapter / "adapter_config.json", **change)
+    with pytest.raises(CheckpointError, match=str(adapter)):
+        _spec(adapter)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "gone", "no base named"])
 def test_damaged_adapters_are_named(adapter: Path, damage: str) -> None:
     file = adapter / "adapter_model.safetensors"
@@ -177,6 +205,27 @@ def test_a_model_without_all_its_weights_is_refused(base: Path) -> None:
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks 1 weights.*model.layers.0.mlp.up_proj.weight"):
         _spec(base)
+
+
+def test_a_model_with_weights_that_have_no_place_is_refused(base: Path, tmp_path: Path) -> None:
+    biased = tiny.folder(tmp_path / "qwen", "qwen2")
+    _edit_json(biased / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+    with pytest.raises(CheckpointError, match=r"no place for, first model.layers.0.self_attn.k_proj.bias"):
+        _spec(biased)
+
+
+def test_a_tokenizer_of_another_model_is_refused(base: Path) -> None:
+    larger = tiny.tokenizer()
+    larger.add_tokens([f"extra{i}" for i in range(500)])
+    larger.save_pretrained(base)
+    with pytest.raises(CheckpointError, match=r"the tokenizer has \d+ tokens, the model embeds 400"):
+        _spec(base)
+
+
+def test_a_base_that_holds_an_adapter_is_refused(base: Path, adapter: Path) -> None:
+    shutil.copy(adapter / "adapter_config.json", base)
+    with pytest.raises(CheckpointError, match="holds an adapter too"):
+        _spec(adapter)
 
 
 def test_nan_names_its_layer(base: Path) -> None:

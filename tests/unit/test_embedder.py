@@ -46,7 +46,10 @@ def test_roles_and_instructions_reach_the_model(tiny_embedder: Embedder) -> None
 
 
 def test_result_tells_all(tiny_embedder: Embedder) -> None:
-    with pytest.warns(GircseWarning, match=r"1 of 2 texts are longer than 512 tokens.*positions 1"):
+    with (
+        pytest.warns(GircseWarning, match=r"document texts take 2, 4 refinement steps"),
+        pytest.warns(GircseWarning, match=r"1 of 2 texts are longer than 512 tokens.*positions 1"),
+    ):
         result = tiny_embedder.embed(["short", "way " * 1000], "document", steps=[2, 4], trajectory=True, soft_tokens=3)
     assert result.steps.tolist() == [2, 4]
     assert result.truncated.tolist() == [False, True]
@@ -81,20 +84,28 @@ def test_equal_texts_are_computed_once(tiny_embedder: Embedder, monkeypatch: pyt
     result = tiny_embedder.embed(TEXTS * 10)
     assert len(seen) == 3
     assert len(result.vectors) == 40
-    tiny_embedder.embed(["a", "a"], steps=[1, 2])
+    with pytest.warns(GircseWarning, match="take 1, 2 refinement steps"):
+        tiny_embedder.embed(["a", "a"], steps=[1, 2])
     assert len(seen) == 5
 
 
 def test_steps(tiny_embedder: Embedder) -> None:
-    with pytest.warns(GircseWarning, match="queries take 20 refinement steps, documents 5"):
+    with pytest.warns(GircseWarning, match="query texts take 20 refinement steps, the spec's documents 5"):
         long = tiny_embedder.embed(["text"], steps=20, trajectory=True)
     default = tiny_embedder.embed(["text"])
     assert default.steps.tolist() == [5]
     assert long.trajectory is not None
     assert same(long.trajectory[0, 4], default.vectors[0])
-    auto = tiny_embedder.embed(["text"], steps="auto", tolerance=0.5)
+    with pytest.warns(GircseWarning, match="query texts take auto refinement steps"):
+        auto = tiny_embedder.embed(["text"], steps="auto", tolerance=0.5)
     assert 2 <= auto.steps[0] < 20
     assert same(auto.vectors[0], long.trajectory[0, auto.steps[0] - 1])
+
+
+def test_numpy_steps_and_paths_are_taken(tiny_folder: Path) -> None:
+    embedder = Embedder.from_pretrained(tiny_folder, device="cpu")
+    assert embedder.embed(["a", "b"], steps=np.array([5, 5])).steps.tolist() == [5, 5]
+    assert embedder.embed(["a"], steps=np.int64(5)).steps.tolist() == [5]
 
 
 def test_steps_of_the_embedder_are_part_of_the_space(tiny_folder: Path, tiny_embedder: Embedder) -> None:

@@ -65,6 +65,11 @@ def test_the_fingerprint_is_the_same_everywhere_and_for_ever() -> None:
     [
         ({"pooling": "last"}, "mean"),
         ({"temperature": 0.0}, "above 0"),
+        ({"temperature": float("inf")}, "finite"),
+        ({"temperature": "hot"}, "temperature must be float"),
+        ({"max_length": 512.0}, "max_length must be int"),
+        ({"suffix": None}, "suffix must be str"),
+        ({"document_steps": True}, "document_steps must be int"),
         ({"max_length": 0}, "at least 1"),
         ({"document_steps": 0}, "from 1 to"),
         ({"query_template": "{text}"}, "no {instruction}"),
@@ -75,6 +80,10 @@ def test_the_fingerprint_is_the_same_everywhere_and_for_ever() -> None:
 def test_impossible_specs_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         replace(SPEC, **change)  # type: ignore[arg-type]
+
+
+def test_numbers_that_are_equal_are_one_space() -> None:
+    assert replace(SPEC, temperature=1).fingerprint == SPEC.fingerprint
 
 
 def test_unknown_and_missing_fields_are_refused() -> None:

@@ -103,6 +103,6 @@ def test_a_nan_fails_its_text_alone(dtype: torch.dtype, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.nn.functional, "embedding", poisoned)
     asked = [Request(tuple(i % 1999 for i in r.token_ids), r.steps) for r in requests()]
-    asked[5] = Request((*asked[5].token_ids, 1999, 3), 4)
+    asked[5] = Request((*asked[5].token_ids, 1999, 3), 4)  # texts 13 and 21 share all that stands before the NaN
     found = dict(PagedBackend(model(dtype), SPEC, token_budget=512, max_running=16).refine(asked))
     assert [index for index, outcome in sorted(found.items()) if not isinstance(outcome, Refinement)] == [5]

@@ -329,3 +329,27 @@ def test_an_unconfirmed_write_is_an_error(
     monkeypatch.setattr(client, "upsert", unconfirmed)
     with pytest.raises(StoreError, match="did not confirm"):
         _ingest(client, embedder, Document("a", "one"))
+
+
+def _nested(depth: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (Document("a\ud800", "text"), "lone surrogate"),
+        (Document("deep", "text", {"deep": _nested(900)}), "nested more than"),
+        (Document("deeper", "text", {"deep": _nested(100_000)}), "not JSON"),
+    ],
+)
+def test_documents_that_no_store_can_hold_fail_alone(
+    client: QdrantClient, embedder: StandIn, bad: Document, reason: str
+) -> None:
+    report = _ingest(client, embedder, Document("before", "one"), bad, Document("after", "two"))
+    assert report.added == 2
+    (failed,) = report.failed
+    assert reason in failed.reason

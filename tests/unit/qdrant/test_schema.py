@@ -4,6 +4,8 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -177,3 +179,47 @@ def test_a_server_that_is_down_is_named(embedder: StandIn, use: object) -> None:
         with pytest.raises(StoreError, match=re.escape(url) + ".*does not answer.*run again"):
             use(open_client(url=url), embedder)  # type: ignore[operator]
     assert embedder.embedded == []
+
+
+class _Answer(BaseHTTPRequestHandler):
+    status, body = 200, b""
+
+    def _say(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_GET = do_PUT = do_POST = _say  # noqa: N815
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (500, b"out of memory", r"HTTP 500 \(out of memory\)"),
+        (503, b"", "HTTP 503"),
+        (200, b"<html>a web site</html>", "not JSON"),
+        (401, b"", "QDRANT_API_KEY"),
+    ],
+)
+def test_a_server_that_answers_badly_is_named(embedder: StandIn, status: int, body: bytes, message: str) -> None:
+    handler = type("Handler", (_Answer,), {"status": status, "body": body})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = open_client(url=f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(StoreError, match=message):
+            _search(client, embedder)
+        server.shutdown()
+
+
+def test_a_damaged_embedded_store_is_named(tmp_path: Path, embedder: StandIn) -> None:
+    client = open_client(tmp_path / "store")
+    _ingest(client, embedder)
+    client.close()
+    (database,) = (tmp_path / "store").rglob("*.sqlite")
+    database.write_bytes(b"not a database at all" * 500)
+    with pytest.raises(StoreError, match="store"):
+        _search(open_client(tmp_path / "store"), embedder)
