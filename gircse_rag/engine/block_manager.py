@@ -106,18 +106,16 @@ class BlockManager:
                 self._key_of[block] = key
         sequence.num_registered = full
 
-    def release(self, sequence: Sequence, *, forget: bool = False) -> list[int]:
-        """Take all blocks from a sequence; returns those that nobody else uses.
+    def release(self, sequence: Sequence, *, forget: bool = False) -> None:
+        """Take all blocks from a sequence.
 
         Blocks with a known prefix stay cached, the tail to be evicted before the head. With `forget` (the sequence
-        computed NaN) those that only it used are forgotten.
+        computed NaN) those that only it used are forgotten, so that a fault of the machine is not kept.
         """
-        released = []
         for block in reversed(sequence.block_table):
             self._references[block] -= 1
             if self._references[block]:
                 continue
-            released.append(block)
             if forget and block in self._key_of:
                 del self._block_of[self._key_of.pop(block)]
             if block in self._key_of:
@@ -126,7 +124,6 @@ class BlockManager:
                 self._free.append(block)
         sequence.block_table = []
         sequence.num_cached = sequence.num_shared = sequence.num_registered = 0
-        return released
 
     def forget_prefixes(self) -> None:
         """Share nothing that was computed so far: what the blocks hold is not to be trusted."""

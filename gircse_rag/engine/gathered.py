@@ -27,7 +27,7 @@ class _Group(NamedTuple):
 
     rows: Tensor  # (B * Lq,) rows of the packed forward; padding repeats a piece's last row
     blocks: Tensor  # (B * H_kv * Lk / block_size,) heads of blocks
-    mask: Tensor  # (B, 1, Lq, Lk) float32: 0 where query may see key, else -inf
+    hidden: Tensor  # (B, 1, Lq, Lk) bool: where query may not see key
     shape: tuple[int, int, int]
 
 
@@ -43,6 +43,7 @@ class GatheredPlan:
         self._cache = cache
         self._num_heads = num_heads
         self._device = cache.keys[0].device
+        self._zero = torch.zeros(1, device=self._device)  # adding it makes scores float32 in the pass that scales them
         heads = np.arange(cache.num_kv_heads)
         slots = row_slots(segments, cache.block_size)
         blocks, offsets = np.divmod(slots, cache.block_size)
@@ -74,7 +75,8 @@ class GatheredPlan:
             if B * self._num_heads * Lq * Lk <= TINY_SCORES:
                 q, k, v = q.float(), k.float(), v.float()
             scores = torch.bmm(q, k.transpose(1, 2)).view(B, self._num_heads, Lq, Lk)
-            weights = torch.softmax(torch.add(group.mask, scores, alpha=scaling), dim=-1).to(v.dtype)
+            scores.masked_fill_(group.hidden, float("-inf"))  # not added: it has to cover NaN
+            weights = torch.softmax(torch.add(self._zero, scores, alpha=scaling), dim=-1).to(v.dtype)
             out = torch.bmm(weights.view(B * kv_heads, repeats * Lq, Lk), v)
             if Lq > 1:
                 out = out.view(B, self._num_heads, Lq, width).transpose(1, 2)
@@ -96,12 +98,11 @@ class GatheredPlan:
         steps = np.minimum(np.arange(Lq), counts - 1)
         rows = np.array([piece.row for piece in pieces])[:, None] + steps
         positions = np.array([piece.length for piece in pieces])[:, None] - counts + steps
-        hidden = np.arange(num_blocks * size) > positions[:, :, None]
-        mask = np.where(hidden, np.float32("-inf"), np.float32(0))[:, None]
+        hidden = (np.arange(num_blocks * size) > positions[:, :, None])[:, None]
         return _Group(
             self._tensor(rows.reshape(-1)),
             self._tensor(blocks.reshape(-1)),
-            self._tensor(mask),
+            self._tensor(hidden),
             (B, Lq, num_blocks * size),
         )
 

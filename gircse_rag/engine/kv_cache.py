@@ -49,14 +49,12 @@ class KVCache:
         self.num_kv_heads = heads
         self.head_dim = width
 
-    def clear(self, blocks: list[int]) -> None:
-        """Zero whole blocks: a NaN left behind would spread through masked rows (0 * NaN)."""
-        index = torch.tensor(blocks, device=self.keys[0].device)
-        for pool in (*self.keys, *self.values):
-            pool.index_fill_(0, index, 0)
-
     def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> None:
         """Store rows.
+
+        Values are stored finite, and what is not makes its key NaN. An attention multiplies a row that it may not see
+        by zero, and 0 * NaN in a value would reach every row of the tile, even earlier ones whose blocks others share.
+        A NaN in a key is covered by the mask: it reaches the rows that see it, and these only.
 
         Args:
             key, value: (T, H_kv, D).
@@ -64,6 +62,8 @@ class KVCache:
                 (T,) paged.
         """
         shape = (-1, self.num_kv_heads, self.head_dim) if self.paged else (-1, self.head_dim)
+        key = torch.add(key, value, alpha=0)
+        value = torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
         self.keys[layer].view(shape).index_copy_(0, slots, key.reshape(shape))
         self.values[layer].view(shape).index_copy_(0, slots, value.reshape(shape))
 

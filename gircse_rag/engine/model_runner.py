@@ -79,15 +79,6 @@ class ModelRunner:
         output: Tensor = hidden[self._index(output_rows)]
         return output
 
-    @property
-    def spreads_nan(self) -> bool:
-        """Whether a NaN in one sequence's rows can reach another's: the gathered attention multiplies it by zero."""
-        return not self._cache.paged
-
-    def clear(self, blocks: list[int]) -> None:
-        """Zero blocks that may hold NaN."""
-        self._cache.clear(blocks)
-
     @torch.inference_mode()
     def soft_tokens(self, hidden: Tensor, top: int = 0) -> SoftToken:
         """s = softmax(hidden W^T / tau) E for (n, d) hidden states; refinement.soft_token at the machine's speed.

@@ -94,10 +94,10 @@ class Scheduler:
             budget -= self._plan(chunks, sequence_or_none, num_rows)
         return chunks
 
-    def finish(self, sequence: Sequence, *, forget: bool = False) -> list[int]:
+    def finish(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Take a running sequence out and release its blocks (see BlockManager.release)."""
         self.running.remove(sequence)
-        return self.blocks.release(sequence, forget=forget)
+        self.blocks.release(sequence, forget=forget)
 
     def cancel(self, owner: Hashable) -> None:
         """Drop everything that `owner` asked for; its blocks are free at once."""

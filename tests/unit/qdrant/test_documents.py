@@ -119,6 +119,7 @@ def test_jsonl_lines_become_documents(tmp_path: Path) -> None:
         (b"{text: 1}", "not JSON"),
         (b'{"text": "half', "not JSON"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "not JSON that can be read"),
         (b"[1]", "a list, not an object"),
         (b'{"txt": "a"}', "'text' is missing"),
         (b'{"text": "  "}', "'text' is missing, empty"),
