@@ -27,6 +27,8 @@ AUTO_STEPS = 20
 DEFAULT_TOLERANCE = 1e-3
 """The cosine distance between z_{k-1} and z_k at which `steps="auto"` stops."""
 
+_PLURAL = {"query": "queries", "document": "documents", "symmetric": "symmetric texts"}
+
 Steps = int | Sequence[int] | Literal["auto"]
 BackendName = Literal["paged", "reference"]
 BACKENDS: tuple[BackendName, ...] = ("paged", "reference")
@@ -254,7 +256,7 @@ class Embedder:
         if asked - {None, expected}:
             several = ", ".join(map(str, sorted(asked - {None}, key=str)))
             warnings.warn(
-                f"{role} texts take {several} refinement steps, the spec's documents {expected}: the vectors may be "
+                f"{_PLURAL[role]} take {several} refinement steps, the spec's documents {expected}: the vectors may be "
                 "compared, but the checkpoint's scores are for equal steps",
                 GircseWarning,
                 stacklevel=4,

@@ -47,7 +47,7 @@ def test_roles_and_instructions_reach_the_model(tiny_embedder: Embedder) -> None
 
 def test_result_tells_all(tiny_embedder: Embedder) -> None:
     with (
-        pytest.warns(GircseWarning, match=r"document texts take 2, 4 refinement steps"),
+        pytest.warns(GircseWarning, match=r"documents take 2, 4 refinement steps"),
         pytest.warns(GircseWarning, match=r"1 of 2 texts are longer than 512 tokens.*positions 1"),
     ):
         result = tiny_embedder.embed(["short", "way " * 1000], "document", steps=[2, 4], trajectory=True, soft_tokens=3)
@@ -90,13 +90,13 @@ def test_equal_texts_are_computed_once(tiny_embedder: Embedder, monkeypatch: pyt
 
 
 def test_steps(tiny_embedder: Embedder) -> None:
-    with pytest.warns(GircseWarning, match="query texts take 20 refinement steps, the spec's documents 5"):
+    with pytest.warns(GircseWarning, match="queries take 20 refinement steps, the spec's documents 5"):
         long = tiny_embedder.embed(["text"], steps=20, trajectory=True)
     default = tiny_embedder.embed(["text"])
     assert default.steps.tolist() == [5]
     assert long.trajectory is not None
     assert same(long.trajectory[0, 4], default.vectors[0])
-    with pytest.warns(GircseWarning, match="query texts take auto refinement steps"):
+    with pytest.warns(GircseWarning, match="queries take auto refinement steps"):
         auto = tiny_embedder.embed(["text"], steps="auto", tolerance=0.5)
     assert 2 <= auto.steps[0] < 20
     assert same(auto.vectors[0], long.trajectory[0, auto.steps[0] - 1])

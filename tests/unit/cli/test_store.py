@@ -147,7 +147,7 @@ def _refused(gircse: Gircse, *arguments: str | Path) -> str:
 
 def test_an_interrupted_ingest_goes_on_where_it_stopped(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> None:
     many = tmp_path / "many.jsonl"
-    total = 200
+    total = 2000
     many.write_text("".join(json.dumps({"text": f"text number {n}"}) + "\n" for n in range(total)))
     process = subprocess.Popen(
         [*GIRCSE, "ingest", "many.jsonl", *KEPT, *tiny_model],
