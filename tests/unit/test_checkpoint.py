@@ -154,6 +154,31 @@ def test_an_adapter_that_does_not_land_is_an_error(tmp_path: Path, base: Path, a
         _spec(adapter)
 
 
+@pytest.mark.parametrize("change", [{"use_dora": True}, {"rank_pattern": {"q_proj": 8}}, {"bias": "all"}])
+def test_what_is_not_plain_lora_is_refused(adapter: Path, change: dict[str, object]) -> None:
+    _edit_json(adapter / "adapter_config.json", **change)
+    with pytest.raises(CheckpointError, match="not plain LoRA; merge it with PEFT"):
+        _spec(adapter)
+
+
+@pytest.mark.parametrize(
+    "targets", ["all-linear", r".*\.(q|k|v|o|gate|up|down)_proj", list(reversed(tiny.PROJECTIONS))]
+)
+def test_targets_in_every_form_that_peft_knows(adapter: Path, targets: object) -> None:
+    expected = load_hf(str(adapter))[0].state_dict()
+    _edit_json(adapter / "adapter_config.json", target_modules=targets)
+    assert all(torch.equal(weight, expected[name]) for name, weight in load_hf(str(adapter))[0].state_dict().items())
+
+
+@pytest.mark.parametrize("option", ["plain", "rslora"])
+def test_merging_is_pefts_to_rounding(tmp_path: Path, base: Path, adapter: Path, option: str) -> None:
+    _edit_json(adapter / "adapter_config.json", use_rslora=option == "rslora")
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload()
+    ours = load_hf(str(adapter))[0].state_dict()
+    for name, weight in theirs.state_dict().items():
+        torch.testing.assert_close(ours[name], weight, atol=1e-6, rtol=1e-6)
+
+
 def test_adapters_on_the_head_are_refused(adapter: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     save_file({**load_file(file), "base_model.model.lm_head.lora_A.weight": torch.zeros(16, 32)}, file)
