@@ -27,9 +27,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from gircse_rag.bundled import BUNDLED, base_folder, ensure_base
 from gircse_rag.errors import CheckpointError, InputError
-from gircse_rag.spec import EmbeddingSpec
+from gircse_rag.spec import FAMILIES, EmbeddingSpec
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 SPEC_FILE = "gircse.json"
 SPEC_FILE_FIELDS = frozenset(
     {

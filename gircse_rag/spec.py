@@ -17,6 +17,8 @@ from typing import Any
 from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError
 from gircse_rag.prompts import DEFAULT_INSTRUCTION, DOCUMENT_TEMPLATE, QUERY_TEMPLATE, check_template
 
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Decoder families that loading, the engine and training all know; what transformers calls `model_type`."""
 DEFAULT_STEPS = 5
 MAX_STEPS = 256
 

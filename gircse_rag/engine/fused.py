@@ -22,8 +22,7 @@ from transformers import PreTrainedModel
 
 from gircse_rag.engine.attention import ATTENTION_NAME, Plan, paged_attention
 from gircse_rag.errors import CheckpointError
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+from gircse_rag.spec import FAMILIES
 
 
 def check_supported(model: PreTrainedModel, max_rows: int) -> None:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gircse_rag.errors import InputError
+from gircse_rag.spec import FAMILIES
 from gircse_rag.training.folding import Folded, Projection
 from gircse_rag.training.packing import Group, Packed, pad, take, unpad
 
 Pooling = Literal["refine", "last", "mean"]
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class UnrolledRefinement(nn.Module):
