@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-GATHERED_BLOCK_SIZE = 4
+GATHERED_BLOCK_SIZE = 2  # queries 8-9% faster than with 4 (fewer instruction rows recomputed), documents equal
 PAGED_BLOCK_SIZE = 256  # flash attention asks for pages of a multiple of 256 rows
 
 

@@ -1,0 +1,80 @@
+"""The machine as its own yardstick, and how it is kept idle."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def timed(work: Callable[[], object]) -> dict[str, float]:
+    """Seconds of wall clock and of CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+@contextmanager
+def idle(arguments: argparse.Namespace) -> Iterator[None]:
+    """The machine to ourselves, where its other users keep to the same two locks; then a rest for them.
+
+    The gate is taken first and kept, so that nobody starts while we wait for those who have the lock.
+    """
+    if arguments.idle_lock is None:
+        yield
+        return
+    gate = arguments.idle_gate or arguments.idle_lock.with_name(f"{arguments.idle_lock.name}.gate")
+    with gate.open("a") as outer, arguments.idle_lock.open("a") as inner:
+        fcntl.flock(outer, fcntl.LOCK_EX)
+        fcntl.flock(inner, fcntl.LOCK_EX)
+        yield
+    time.sleep(arguments.rest)
+
+
+def peak_gflops(dtype: torch.dtype = torch.bfloat16) -> float:
+    """The machine itself: a large matrix product, median of nine, the better of two shapes."""
+
+    def product(rows: int, width: int) -> float:
+        a, b = torch.randn(rows, width).to(dtype), torch.randn(width, width).to(dtype)
+        seconds = statistics.median(timed(lambda: torch.nn.functional.linear(a, b))["wall"] for _ in range(9))
+        return 2 * rows * width * width / seconds / 1e9
+
+    return max(product(1024, 2048), product(2048, 2048))
+
+
+def copy_gb_per_second() -> float:
+    """The machine itself: a large copy, median of nine; bytes read plus bytes written."""
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 2 * source.nbytes / statistics.median(timed(lambda: target.copy_(source))["wall"] for _ in range(9)) / 1e9
+
+
+def processor() -> str:
+    """As lscpu calls it."""
+    try:
+        said = subprocess.run(["lscpu", "--json"], capture_output=True, text=True, check=True).stdout
+        fields = {field["field"]: field["data"] for field in json.loads(said)["lscpu"]}
+        return str(fields["Model name:"])
+    except (OSError, subprocess.CalledProcessError, ValueError, KeyError):
+        return platform.processor() or platform.machine()
+
+
+def facts(arguments: argparse.Namespace, *, measure: bool) -> dict[str, Any]:
+    """What the machine is, how busy it is, and (`measure`) how fast, with the number of threads of the run."""
+    found: dict[str, Any] = {"processor": processor(), "cpus": os.cpu_count(), "load_before": os.getloadavg()}
+    if measure:
+        torch.set_num_threads(arguments.threads)
+        with idle(arguments):
+            found |= {"peak_bf16_gflops": peak_gflops(), "copy_gb_per_second": copy_gb_per_second()}
+    return found

@@ -1,0 +1,73 @@
+"""How many documents and queries a second, ours and the authors' loop, at K = 1, 5, 20?
+
+    python benchmarks/throughput.py [--threads 2 --out benchmarks/results/throughput_2_threads.json]
+
+2,000 real documents of 5-300 tokens, and 2,000 short queries that share one instruction, cut into rounds of different
+texts. The engine keeps its prefix cache between rounds, as it does between calls. For the share of the machine's peak,
+what our engine computed is counted while it runs: 2 operations for each weight of the layers' products and packed row,
+and 4 * V * d for each soft token (LM head, then E). Attention's own products, norms and the loop's padding count
+nothing. The peak is a large bfloat16 matrix product, timed in each round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common, machine, report
+from benchmarks.common import LOOP, Prompts, Work
+from gircse_rag.backends.paged import PagedBackend
+
+WARM = 32
+
+
+def measure(checkpoint: Any, prompts: Prompts, steps: int, arguments: Any) -> dict[str, Any]:
+    backend = PagedBackend(checkpoint.model, checkpoint.spec)  # with an empty prefix cache
+    work = Work(backend)
+    ours, theirs = common.paged(backend, steps), common.loop(checkpoint.model, steps)
+    warm, rest = prompts[:WARM], prompts[WARM:]
+    ours(warm)  # longer than what precedes each round: the first products of many shapes compile their kernels
+    rates: list[float] = []
+    peaks: list[float] = []
+
+    def counted(part: Prompts) -> None:
+        before = work.flops(checkpoint.model)
+        seconds = machine.timed(lambda: ours(part))["wall"]
+        if part is not warm:
+            rates.append((work.flops(checkpoint.model) - before) / seconds / 1e9)
+
+    def peak(part: Prompts) -> None:
+        if part is not warm:
+            peaks.append(machine.peak_gflops())
+
+    rounds = common.split(rest, arguments.rounds)
+    warm = warm[:4]
+    found = common.compare({"ours": counted, LOOP: theirs, "peak": peak}, rounds, arguments, warm=warm)
+    found |= common.summary(found["rounds"], ["ours", LOOP])
+    found["gflops_per_second"] = statistics.median(rates)
+    found["share_of_peak"] = statistics.median(rate / peak for rate, peak in zip(rates, peaks, strict=True))
+    found["cpu_clock"] = common.summary(found["rounds"], ["ours", LOOP], "cpu")["speedup"]
+    found["mean_tokens"] = statistics.mean(map(len, rest))
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = report.parser(__doc__, "throughput", rounds=4)
+    parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 20, 1])
+    arguments = parser.parse_args(argv)
+    results = report.Report(arguments)
+    checkpoint = common.load(arguments)
+    documents, queries = common.texts(arguments.data, checkpoint, arguments.texts + WARM)
+    for steps in arguments.steps:
+        for name, prompts in (("documents", documents), ("queries", queries)):
+            results.part(f"{name}, K={steps}", partial(measure, checkpoint, prompts, steps, arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Every program runs from end to end, on a tiny model and a few texts, and its results make tables and figures."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("benchmarks.common", reason="benchmarks/ is not part of this copy")
+
+from benchmarks import common, cost, latency, memory, plots, prefix_cache, quality, readme, tables, throughput
+
+WORDS = ["a", "page", "of", "cache", "holds", "four", "rows", "and", "rest", "is", "found", "by", "hash", "when", "no"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """shared/data in small: the sources that texts are taken from, and one retrieval set."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = random.Random(0)
+
+    def words(number: int) -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(number))
+
+    (folder / "train").mkdir()
+    for source in common.DOCUMENT_SOURCES:
+        with gzip.open(folder / "train" / f"{source}.jsonl.gz", "wt", encoding="utf-8") as file:
+            for _ in range(40):
+                file.write(json.dumps({"query": words(5), "positive": words(rng.randint(5, 20))}) + "\n")
+    one = folder / "eval" / "retrieval" / "small"
+    one.mkdir(parents=True)
+    corpus = [{"_id": f"d{i}", "title": "", "text": words(9)} for i in range(14)]
+    queries = [{"_id": f"q{i}", "text": words(4)} for i in range(4)]
+    (one / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
+    (one / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(4))
+    (one / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+def test_all_programs_fill_the_page(
+    data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.machine.peak_gflops", lambda: 1.0)
+    monkeypatch.setattr("benchmarks.machine.copy_gb_per_second", lambda: 1.0)
+    monkeypatch.setattr(prefix_cache, "WARM", 4)
+    monkeypatch.setattr(throughput, "WARM", 4)
+    lock = ["--idle-lock", str(tmp_path / "idle"), "--rest", "0"]
+    sets = ["--sets", "retrieval/small", "--cache", str(tmp_path / "vectors.npz")]
+    programs = {
+        throughput: ["--texts", "8", "--steps", "5", "--rounds", "2", *lock],
+        latency: ["--texts", "2", "--steps", "5", "--rounds", "2", "--base", "", *lock],
+        cost: ["--lengths", "8", "16", "--batches", "1", "2", "--steps", "1", "2", "--tokens", "32", "--rounds", "1"],
+        prefix_cache: ["--texts", "8", "--block-sizes", "8", "--rounds", "2", *lock],
+        memory: ["--sizes", "40", "--long", "0"],
+        quality: sets,
+    }
+    for program, options in programs.items():
+        name = program.__name__.rpartition(".")[2]
+        out = ["--out", str(tmp_path / f"{name}.json")]
+        program.main(["--model", str(tiny_folder), "--data", str(data), *out, *options])
+
+    results = tables.load(tmp_path)
+    assert set(results) == set(tables.NAMES) - {"throughput_2_threads"}
+    page = readme.filled(readme.PAGE.read_text(encoding="utf-8"), results)
+    assert readme.filled(page, results) == page
+    assert page.count("Not measured.") == 0
+    assert "| blocks of 8 |" in page and "| retrieval/small, bfloat16 paged |" in page
+
+    rows = results["prefix_cache"]["results"]["blocks of 8"]["rows_per_query"]
+    assert rows["limit"] < rows["on"] < rows["off"]
+    assert results["latency"]["results"][f"{tiny_folder}, K=5"]["forwards"]["sequential"] == 6
+    assert results["quality"]["results"]["retrieval/small, float32 reference"]["overlap@10"] == 1
+    assert results["quality"]["results"]["retrieval/small, float32 paged"]["cosine_min"] > 0.99999
+    samples = results["memory"]["results"]["ours, 40"]["samples"]
+    assert samples[-1][1] <= 40 and samples[-1][2] > 0
+
+    plots.main(["--results", str(tmp_path), "--figures", str(tmp_path)])
+    for plot in plots.PLOTS:
+        assert 0 < (tmp_path / f"{plot.__name__}.svg").stat().st_size <= 60_000
