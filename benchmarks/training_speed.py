@@ -1,10 +1,11 @@
 # ruff: noqa: E501
 """One training step on the CPU: the authors' unroll, one prefill plus K cached steps by Hugging Face, and ours.
 
-    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/training_speed.py BASE [--rows 16] [--only ours] > out.json
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/training_speed.py BASE [--rows 6] [--only ours] > out.json
 
-Same batch (`rows` queries, two passages each, K=5, LoRA r=16), forward and backward, bf16; each variant in a process of
-its own (peak memory), two steps each, the second is reported. The authors' unroll needs 23 GB at 16 rows.
+Same batch (`rows` instructed queries, two passages each, K=5, LoRA r=16), forward and backward, bf16; each variant in a
+process of its own (peak memory), two steps each, the second is reported, in seconds of wall clock and of CPU. The
+authors' unroll needs 23 GB at 16 rows. `--idle-lock`: see benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -16,47 +17,24 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.machine import idle
+from gircse_rag.prompts import DEFAULT_INSTRUCTION, QUERY_TEMPLATE
 from gircse_rag.training.config import TARGETS
 from gircse_rag.training.losses import icr_loss
 from gircse_rag.training.unrolled import UnrolledRefinement
 
-WORDS = [
-    "The",
-    "committee",
-    "reviewed",
-    "the",
-    "annual",
-    "budget",
-    "proposal",
-    "and",
-    "decided",
-    "to",
-    "postpone",
-    "the",
-    "vote",
-    "until",
-    "next",
-    "spring",
-    "because",
-    "several",
-    "members",
-    "asked",
-    "for",
-    "more",
-    "detailed",
-    "figures",
-    "about",
-    "maintenance",
-    "costs",
-    "of",
-    "public",
-    "parks",
-]
+WORDS = (
+    "The committee reviewed the annual budget proposal and decided to postpone the vote until next spring because "
+    "several members asked for more detailed figures about maintenance costs of public parks"
+)
 STEPS = 5
 
 
@@ -104,9 +82,10 @@ def measure(variant: str, base: str, rows: int) -> dict:
     model = get_peft_model(model, lora)
 
     def texts(count: int, low: int, high: int) -> list[str]:
-        return [" ".join(generator.choices(WORDS, k=generator.randint(low, high))) for _ in range(count)]
+        return [" ".join(generator.choices(WORDS.split(), k=generator.randint(low, high))) for _ in range(count)]
 
-    queries, passages = texts(rows, 20, 30), texts(2 * rows, 15, 50)
+    queries, passages = texts(rows, 5, 15), texts(2 * rows, 15, 50)
+    queries = [QUERY_TEMPLATE.format(instruction=DEFAULT_INSTRUCTION, text=text) for text in queries]
     if variant == "ours":
         module = UnrolledRefinement(model, groups=4)
         ids = tokenizer(queries + passages, add_special_tokens=False)["input_ids"]
@@ -127,12 +106,13 @@ def measure(variant: str, base: str, rows: int) -> dict:
 
     found = {}
     for _ in range(2):
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         loss = icr_loss(*forward())
         middle = time.perf_counter()
         loss.total.backward()
         ended = time.perf_counter()
         found = {"forward_s": middle - begun, "backward_s": ended - middle, "step_s": ended - begun}
+        found["step_cpu_s"] = time.process_time() - cpu
         found["loss"] = float(loss.total.detach())
         model.zero_grad()
     return {"variant": variant, **found, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
@@ -141,7 +121,10 @@ def measure(variant: str, base: str, rows: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("base")
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=6)
+    parser.add_argument("--idle-lock", type=Path)
+    parser.add_argument("--idle-gate", type=Path)
+    parser.add_argument("--rest", type=float, default=10.0, help="seconds for the others after each variant")
     parser.add_argument("--only", choices=("authors", "cached", "ours"))
     parser.add_argument("--inside", action="store_true", help="measure in this process")
     options = parser.parse_args()
@@ -153,10 +136,12 @@ def main() -> None:
     results = []
     for variant in variants:
         command = [sys.executable, __file__, options.base, "--rows", str(options.rows), "--only", variant, "--inside"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        with idle(options):
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
         results.append(json.loads(done.stdout.strip().splitlines()[-1]))
         print(results[-1], file=sys.stderr, flush=True)
-    print(json.dumps({"rows": options.rows, "steps": STEPS, "threads": 1, "results": results}, indent=1))
+    report = {"rows": options.rows, "steps": STEPS, "threads": 1, "quiet": options.idle_lock is not None}
+    print(json.dumps({**report, "results": results}, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from gircse_rag.spec import check_steps
 
 if TYPE_CHECKING:
     from gircse_rag.evaluation.sets import EvalSet
+    from gircse_rag.training.baseline import Baseline
 
 FIGURES = (".png", ".svg", ".pdf")
 
@@ -77,13 +78,17 @@ def eval_(
         for module in ("sklearn", "scipy", "pytrec_eval", *(["matplotlib"] if figure else [])):
             require(module, "eval")
         from gircse_rag.evaluation import evaluate, load_sets, plot
+        from gircse_rag.training.baseline import trained_pooling
 
         total = _texts(load_sets(folder, sets, limit=limit))  # a bad set is refused before the model is loaded
-        embedder = options.load(model, backend, device, dtype)
-        with progress("embedding") as update:
-            if update:
-                embedder.backend = Watched(embedder.backend, update, total)
-            report = evaluate(embedder, folder, steps, sets=sets, limit=limit, model=model)
+        if trained_pooling(model) in ("last", "mean"):
+            report = evaluate(_baseline(model, dtype), folder, (0,), sets=sets, limit=limit, model=model)
+        else:
+            embedder = options.load(model, backend, device, dtype)
+            with progress("embedding") as update:
+                if update:
+                    embedder.backend = Watched(embedder.backend, update, total)
+                report = evaluate(embedder, folder, steps, sets=sets, limit=limit, model=model)
     if as_json:
         emit_json(report.to_dict())
     else:
@@ -91,6 +96,14 @@ def eval_(
     with only_results_on_stdout():
         _write(report.save, output)
         _write(lambda path: plot([report], path), figure)
+
+
+def _baseline(model: str, dtype: str) -> Baseline:
+    from gircse_rag.training.baseline import Baseline
+    from gircse_rag.training.run import compute_dtype
+
+    note("note", f"{model} was trained without refinement (pooling: last or mean): --steps and --backend do not apply")
+    return Baseline(model, dtype=compute_dtype(dtype, "cpu"))
 
 
 def _texts(chosen: Sequence[EvalSet]) -> int:

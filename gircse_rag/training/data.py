@@ -147,6 +147,9 @@ class Batches:
     Epoch e shuffles each task's rows and cuts them into batches of nearly equal size, at most `batch_size`, then
     shuffles the batches: tasks come in proportion to their rows. The order depends on the rows, `batch_size` and `seed`
     alone, so (seed, cursor) is all there is to remember; a cursor inside a batch continues with the batch's rest.
+
+    Raises:
+        InputError: there are no rows, or one that would have no negative at all.
     """
 
     def __init__(
@@ -170,6 +173,8 @@ class Batches:
         for index, row in enumerate(self.rows):
             members.setdefault(row.task, []).append(index)
         self._members = [np.array(members[task]) for task in sorted(members)]
+        for task in members:
+            self._refuse_lonely(task, members[task])
 
     def start(self, cursor: int = 0) -> Iterator[Batch]:
         """Batches from row `cursor` of the order on, epoch after epoch."""
@@ -214,6 +219,20 @@ class Batches:
                 prompt = encode(self.tokenizer, self.spec, texts[index], role=role, instruction=instruction)
                 found[index] = list(prompt.token_ids)
         return found
+
+    def _refuse_lonely(self, task: str, members: list[int]) -> None:
+        """A row with nothing to be told apart from would be a step on a loss of 0."""
+        smallest = len(members) // -(-len(members) // self.batch_size)
+        if smallest > 1 and self.tasks[task].in_batch:
+            return
+        for index in members:
+            if self.rows[index].negative is None:
+                alone = "makes batches of one row" if smallest == 1 else "takes no negatives from the batch"
+                raise InputError(
+                    f"the task {task!r} {alone}, and its row {self.rows[index].query[:80]!r} has no negative: there is "
+                    "nothing to tell its positive apart from; give the row a negative, or the task more rows",
+                    index=index,
+                )
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         generator = np.random.default_rng((self.seed, epoch))

@@ -106,11 +106,14 @@ class Projection:
                 ups.append(self.base.new_zeros(layers, out, total, dtype=torch.float32))
             offset += rank
         a, b = torch.cat(downs, dim=1), torch.cat(ups, dim=1)
-        with torch.no_grad():
-            weight = self.base if not total else (self.base + torch.bmm(b, a)).to(self.base.dtype)
+        with torch.no_grad():  # a layer at a time: float32 copies of them all would be half a gigabyte
+            weights = [
+                base if not total else (base + up @ down).to(base.dtype)
+                for base, up, down in zip(self.base, b, a, strict=True)
+            ]
         a, b = a.to(self.base.dtype), b.to(self.base.dtype)
         bias = [None] * layers if self.bias is None else self.bias.unbind(0)
-        return [Folded(*row) for row in zip(weight.unbind(0), bias, a.unbind(0), b.unbind(0), strict=True)]
+        return [Folded(*row) for row in zip(weights, bias, a.unbind(0), b.unbind(0), strict=True)]
 
 
 class _Part:
@@ -131,6 +134,16 @@ class _Part:
             raise InputError(
                 "LoRA dropout must be 0: folded weights have no place between A and its input; set dropout to 0"
             )
-        self.a: Tensor = lora.lora_A[name].weight
-        self.b: Tensor = lora.lora_B[name].weight
-        self.rank, self.scaling = self.a.shape[0], float(lora.scaling[name])
+        self._down, self._up = lora.lora_A[name], lora.lora_B[name]
+        self.rank, self.scaling = self._down.weight.shape[0], float(lora.scaling[name])
+
+    # Looked up anew each step: FSDP swaps the weights of a module for views of its own during forward.
+    @property
+    def a(self) -> Tensor:
+        weight: Tensor = self._down.weight
+        return weight
+
+    @property
+    def b(self) -> Tensor:
+        weight: Tensor = self._up.weight
+        return weight

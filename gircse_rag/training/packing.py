@@ -1,9 +1,15 @@
-"""A batch of texts as one row of tokens, sorted by length, and the small padded grids in which attention sees it."""
+"""A batch of texts as one row of tokens, sorted by length, and the small padded grids in which attention sees it.
+
+Texts of one task begin with the same instruction. Its tokens are the same for all of them, under causal attention to
+the last layer: they are computed once, in front of the batch, and every text that begins so attends to them.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -11,6 +17,8 @@ import torch
 from torch import Tensor
 
 from gircse_rag.errors import InputError
+
+WORTH_SHARING = 4  # tokens: a shorter beginning in common saves less than its own group of attention costs
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,8 @@ class Group:
     Attributes:
         tokens: how many; groups follow each other in the batch's sorted texts and packed tokens.
         slots: (t,) int64, where each of the group's tokens sits in the (n * width) grid; None when the grid is full.
-        bias: (n * kv_heads, 1, width), 0 on tokens and -inf on padding.
+        bias: (n * kv_heads, 1, prefix + width), 0 on tokens and -inf on padding.
+        prefix: how many shared tokens come before each of the group's texts; they are not in the grid.
     """
 
     tokens: int
@@ -28,6 +37,7 @@ class Group:
     width: int
     slots: Tensor | None
     bias: Tensor
+    prefix: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,10 @@ class Packed:
     """A batch, packed. Everything is in sorted order; `restore` goes back to the caller's.
 
     Attributes:
-        ids, positions, owners: (T,) token ids, positions within the text, and the text's row (n for padding).
-        lengths, last: (n,) tokens a text, and the packed row of its last token.
+        ids, positions, owners: (T,) token ids, positions within the text, and the text's row (n for padding and for
+            the shared prefix).
+        lengths, last: (n,) tokens a text, its prefix included, and the packed row of its last token.
+        prefix: the first so many of the packed tokens stand for the beginning of the texts in groups with a prefix.
     """
 
     n: int
@@ -48,12 +60,20 @@ class Packed:
     last: Tensor
     groups: list[Group]
     inverse: Tensor
+    prefix: int = 0
 
     @classmethod
     def build(
-        cls, texts: Sequence[Sequence[int]], groups: int, kv_heads: int, device: torch.device, dtype: torch.dtype
+        cls,
+        texts: Sequence[Sequence[int]],
+        groups: int,
+        kv_heads: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        share: bool = False,
     ) -> Packed:
-        """Pack token ids.
+        """Pack token ids; `share` computes a beginning that many texts have in common only once.
 
         Raises:
             InputError: there is no text, or one has no tokens.
@@ -62,29 +82,37 @@ class Packed:
         if not len(lengths) or not lengths.all():
             index = int(np.argmin(lengths)) if len(lengths) else None
             raise InputError("a text without tokens cannot be refined; leave it out", index=index)
-        order = np.argsort(lengths, kind="stable")
-        lengths = lengths[order]
-        starts = np.concatenate(([0], np.cumsum(lengths)))
-        ids = np.concatenate([np.asarray(texts[i], dtype=np.int64) for i in order])
-        owners = np.repeat(np.arange(len(order)), lengths)
-        positions = np.arange(len(ids)) - starts[owners]
+        head, begins = common_prefix(texts) if share else (0, np.zeros(len(lengths), dtype=bool))
+        order = np.lexsort((lengths, begins))
+        lengths, begins = lengths[order], begins[order]
+        heads = np.where(begins, head, 0)
+        own = lengths - heads
+        starts = head + np.concatenate(([0], np.cumsum(own)))
+        parts = [np.asarray(texts[i][heads[j] :], dtype=np.int64) for j, i in enumerate(order)]
+        ids = np.concatenate([np.asarray(texts[order[-1]][:head], dtype=np.int64), *parts])
+        owners = np.concatenate((np.full(head, len(order)), np.repeat(np.arange(len(order)), own)))
+        positions = np.arange(len(ids))
+        positions[head:] += (heads - starts[:-1])[owners[head:]]
 
         def to(array: Any) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
         built = []
-        for first, end in cuts(lengths, groups):
-            tokens = slice(int(starts[first]), int(starts[end]))
-            n, width = end - first, int(lengths[end - 1])
-            full = int(lengths[first]) == width
-            slots = None if full else to((owners[tokens] - first) * width + positions[tokens])
-            bias = to(np.where(np.arange(width) < lengths[first:end, None], 0.0, -np.inf).repeat(kv_heads, 0))[
-                :, None
-            ].to(dtype)
-            built.append(Group(tokens.stop - tokens.start, n, width, slots, bias))
+        bare = int(len(begins) - begins.sum())
+        parts_of = [(first, end) for first, end in ((0, bare), (bare, len(begins))) if first < end]
+        for offset, stop in parts_of:
+            for first, end in cuts(own[offset:stop], max(1, groups // len(parts_of))):
+                first, end = first + offset, end + offset
+                tokens = slice(int(starts[first]), int(starts[end]))
+                n, width, before = end - first, int(own[end - 1]), int(heads[first])
+                full = int(own[first]) == width
+                slots = None if full else to((owners[tokens] - first) * width + positions[tokens] - before)
+                columns = np.arange(-before, width)
+                bias = to(np.where(columns < own[first:end, None], 0.0, -np.inf).repeat(kv_heads, 0))[:, None].to(dtype)
+                built.append(Group(tokens.stop - tokens.start, n, width, slots, bias, before))
         return cls(
             len(order),
-            int(lengths[-1]),
+            int(lengths.max()),
             to(ids),
             to(positions),
             to(owners),
@@ -92,6 +120,7 @@ class Packed:
             to(starts[1:] - 1),
             built,
             to(np.argsort(order, kind="stable")),
+            head,
         )
 
     def restore(self, rows: Tensor) -> Tensor:
@@ -132,6 +161,23 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         return grads[0].new_zeros(ctx.size, *grads[0].shape[1:]).index_copy(0, index, grads[0]), None
+
+
+def common_prefix(texts: Sequence[Sequence[int]]) -> tuple[int, np.ndarray]:
+    """The beginning that most texts share.
+
+    Returns:
+        its length, 0 if none is worth sharing, and (n,) bool: which texts begin with it. Each of them has more tokens.
+    """
+    keys = [tuple(text[:WORTH_SHARING]) if len(text) > WORTH_SHARING else None for text in texts]
+    none = np.zeros(len(texts), dtype=bool)
+    counted = Counter(key for key in keys if key is not None).most_common(1)
+    if not counted or counted[0][1] < 2:
+        return 0, none
+    begins = np.array([key == counted[0][0] for key in keys])
+    members = [text for text, member in zip(texts, begins, strict=True) if member]
+    alike = takewhile(lambda column: len(set(column)) == 1, zip(*members, strict=False))
+    return min(sum(1 for _ in alike), min(map(len, members)) - 1), begins
 
 
 def cuts(lengths: np.ndarray, groups: int) -> list[tuple[int, int]]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +15,7 @@ from gircse_rag.checkpoint import load_checkpoint
 from gircse_rag.errors import CheckpointError, InputError, require
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.data import Batches, mixed, read_rows, read_tasks
-from gircse_rag.training.saving import find_state, save_adapter
+from gircse_rag.training.saving import find_state, replacing, save_adapter, save_record, save_spec
 from gircse_rag.training.trainer import Trainer
 from gircse_rag.training.unrolled import UnrolledRefinement
 
@@ -49,14 +46,14 @@ def train(config: TrainConfig, on_step: Callable[[dict[str, Any]], None] | None 
             f"{config.model} has an adapter: name its base as `model`, and the adapter's folder as `adapter`"
         )
     spec = replace(loaded.spec, max_length=config.max_length)
-    module = UnrolledRefinement(_adapted(loaded.model, config), dtype=_dtype(config.dtype, device), groups=4)
+    module = UnrolledRefinement(_adapted(loaded.model, config), dtype=compute_dtype(config.dtype, device), groups=4)
     batches = Batches(rows, tasks, loaded.tokenizer, spec, batch_size=config.batch_size, seed=config.seed)
     trainer = Trainer(module, batches, config, accelerator=accelerator, on_step=on_step)
     if find_state(Path(config.output)) is not None:
         trainer.resume(config.output)
     trainer.run()
     if accelerator is None or accelerator.is_main_process:
-        _finish(config, module.model, loaded.tokenizer, trainer.cursor, spec.max_length)
+        _finish(config, module.model, loaded.tokenizer, trainer.cursor)
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return Path(config.output) / "checkpoint"
@@ -80,39 +77,35 @@ def _adapted(model: Any, config: TrainConfig) -> Any:
     return adapted.float()
 
 
-def _finish(config: TrainConfig, model: Any, tokenizer: Any, rows_seen: int, max_length: int) -> None:
-    """Write `checkpoint` beside the old one, then in its place."""
-    output = Path(config.output)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".finishing-") as scratch:
-        fresh = Path(scratch) / "checkpoint"
+def _finish(config: TrainConfig, model: Any, tokenizer: Any, rows_seen: int) -> None:
+    with replacing(Path(config.output), "checkpoint") as fresh:
         save_adapter(fresh, model, config.model, torch.bfloat16)
         tokenizer.save_pretrained(fresh)
-        steps = config.step_range[0] if isinstance(config.steps, int) else 5
-        (fresh / "gircse.json").write_text(
-            json.dumps({"max_length": max_length, "document_steps": steps}, indent=2) + "\n"
-        )
-        record = {"rows_seen": rows_seen, "learning_rate": config.learning_rate, "config": config.to_dict()}
-        (fresh / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save_spec(fresh, config)
+        save_record(fresh, config, rows_seen)
         (fresh / "README.md").write_text(_card(config, rows_seen), encoding="utf-8")
-        shutil.rmtree(output / "checkpoint", ignore_errors=True)
-        fresh.rename(output / "checkpoint")
 
 
 def _card(config: TrainConfig, rows_seen: int) -> str:
+    if config.pooling != "refine":
+        kind, use = f"A baseline with {config.pooling} pooling", "    gircse eval FOLDER --model path/to/this/folder"
+    else:
+        kind = f"A GIRCSE adapter (K = {config.steps})"
+        use = """    from gircse_rag import Embedder
+    embedder = Embedder.from_pretrained("path/to/this/folder")"""
     return f"""---
 base_model: {config.model}
 library_name: peft
 tags: [gircse, sentence-similarity, embeddings]
 ---
-# A GIRCSE adapter for {config.model}
+# {kind} for {config.model}
 
 Trained with gircse-rag on {rows_seen} instructed triplets: {", ".join(config.data)}.
-K = {config.steps}, batch {config.batch_size}, temperature {config.temperature},
+Batch {config.batch_size}, temperature {config.temperature},
 learning rate {config.learning_rate}, LoRA rank {config.rank}.
 `training.json` beside this file holds the whole configuration.
 
-    from gircse_rag import Embedder
-    embedder = Embedder.from_pretrained("path/to/this/folder")
+{use}
 """
 
 
@@ -120,7 +113,8 @@ def _device(name: str) -> str:
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _dtype(name: str, device: str) -> torch.dtype:
+def compute_dtype(name: str, device: str) -> torch.dtype:
+    """The dtype of matrix products: "float32", "bfloat16", or what "auto" means on this device."""
     choices = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name in choices:
         return choices[name]

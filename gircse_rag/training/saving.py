@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from gircse_rag.errors import CheckpointError
+from gircse_rag.spec import DEFAULT_STEPS
 from gircse_rag.training.config import TrainConfig
 
 
@@ -30,33 +35,61 @@ def save_adapter(folder: Path, model: Any, base_name: str, dtype: torch.dtype | 
         save_file(tensors, weights, metadata={"format": "pt"})
 
 
+def save_spec(folder: Path, config: TrainConfig) -> None:
+    """Write gircse.json: what a checkpoint that trains like this is loaded with."""
+    steps = config.steps if isinstance(config.steps, int) else DEFAULT_STEPS
+    chosen: dict[str, Any] = {"max_length": config.max_length, "document_steps": steps}
+    if config.pooling != "refine":
+        chosen["pooling"] = config.pooling  # no spec may say so: a baseline must not load as GIRCSE
+    (folder / "gircse.json").write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
+
+
 def save_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig, cursor: int, started: int) -> None:
-    """Write `folder/state`, beside the old one first, then in its place.
+    """Write `folder/state` anew.
 
     Raises:
         CheckpointError: the disk is full; the state saved before is still whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder, "state") as fresh:
+        save_adapter(fresh, model, config.model)
+        save_spec(fresh, config)
+        buffer = io.BytesIO()  # writing to a path, torch says of a full disk that some position was unexpected
+        torch.save({"optimizer": optimizer.state_dict(), "cursor": cursor, "started": started}, buffer)
+        (fresh / "training.pt").write_bytes(buffer.getbuffer())
+        save_record(fresh, config, cursor)
+
+
+def save_record(folder: Path, config: TrainConfig, rows_seen: int) -> None:
+    """Write training.json: the config and how far it got."""
+    record = {"rows_seen": rows_seen, "learning_rate": config.learning_rate, "config": config.to_dict()}
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(folder: Path, name: str) -> Iterator[Path]:
+    """A folder to write into; when all is written it takes the place of `folder/name`, by renames.
+
+    Raises:
+        CheckpointError: it could not be written; `folder/name` is what it was.
+    """
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-            fresh = Path(scratch) / "state"
-            save_adapter(fresh, model, config.model)
-            torch.save(
-                {"optimizer": optimizer.state_dict(), "cursor": cursor, "started": started}, fresh / "training.pt"
-            )
-            record = {"rows_seen": cursor, "learning_rate": config.learning_rate, "config": config.to_dict()}
-            (fresh / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            old = folder / "state.old"
+        folder.mkdir(parents=True, exist_ok=True)
+        for killed in folder.glob(f".{name}-*"):
+            shutil.rmtree(killed, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
+            fresh = Path(scratch) / name
+            fresh.mkdir()
+            yield fresh
+            old = folder / f"{name}.old"
             shutil.rmtree(old, ignore_errors=True)
-            if (folder / "state").exists():
-                (folder / "state").rename(old)
-            fresh.rename(folder / "state")
+            if (folder / name).exists():
+                (folder / name).rename(old)
+            fresh.rename(folder / name)
             shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
-        raise CheckpointError(
-            f"could not save the training state to {folder}: {reason}; the state before is whole"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        reason = "no space left on the disk" if full else str(error)
+        raise CheckpointError(f"could not save {folder / name}: {reason}; what was saved before is whole") from error
 
 
 def find_state(folder: Path) -> Path | None:

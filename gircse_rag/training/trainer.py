@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gircse_rag.errors import InputError
+from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.data import Batch, Batches
 from gircse_rag.training.losses import IcrLoss, icr_loss
-from gircse_rag.training.saving import load_state, save_state
+from gircse_rag.training.saving import find_state, load_state, save_state
 from gircse_rag.training.unrolled import UnrolledRefinement
+from gircse_rag.training.watching import SoftTokenWatch
 
 
 class Trainer:
@@ -57,6 +58,11 @@ class Trainer:
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
         self.runner: Any = module
+        self.deepspeed = accelerator is not None and accelerator.distributed_type == "DEEPSPEED"
+        if self.deepspeed and config.chunk_tokens is not None:
+            raise InputError(
+                "chunk_tokens needs several backward passes a step, which DeepSpeed takes for several steps"
+            )
         if accelerator is not None:
             self.runner, self.optimizer = accelerator.prepare(module, self.optimizer)
         self.cursor = self.started = 0
@@ -65,8 +71,13 @@ class Trainer:
         """Go on from a saved state: adapter, optimiser and cursor.
 
         Raises:
-            CheckpointError: the folder holds no whole state, or one of another order of rows.
+            CheckpointError: the folder holds no whole state, or one of another order of rows; or under DeepSpeed, which
+                keeps copies of the weights that would undo the loading.
         """
+        if self.deepspeed:
+            raise CheckpointError(
+                f"a run under DeepSpeed cannot be resumed: give `adapter: {folder}/state` and another output folder"
+            )
         self.cursor, self.started = load_state(Path(folder), self.module.model, self.optimizer, self.config)
 
     def run(self) -> None:
@@ -87,24 +98,29 @@ class Trainer:
             self.save()
 
     def step(self, batch: Batch) -> dict[str, Any]:
-        """One optimiser step. Returns the log record: each L_k, the regulariser, gradient norm, rows a second."""
+        """One optimiser step. Returns the log record: each L_k, the regulariser, gradient norm, what its
+        soft tokens look like (`SoftTokenWatch`), rows a second.
+        """
         begun, first = time.perf_counter(), batch.cursor - len(batch.rows)
         rate = self.config.rate(first, self.started)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         steps = self._steps(first)
+        self.module.on_soft_token = watch = SoftTokenWatch()
         loss = self._backward(batch, steps)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_gradient)
+        clip = torch.nn.utils.clip_grad_norm_ if self.accelerator is None else self.accelerator.clip_grad_norm_
+        norm = torch.as_tensor(clip(self.parameters, self.config.max_gradient), device=loss.total.device)
         # one transfer: each would wait for the device
         numbers = torch.cat(
             (torch.stack((loss.total, loss.regularization, norm)).detach(), loss.stepwise.detach())
         ).tolist()
         if not np.isfinite(numbers).all():
-            task, last = batch.rows[0].task, Path(self.config.output)
+            state = find_state(Path(self.config.output))
+            kept = "nothing had been saved yet" if state is None else f"the last good state is {state}"
             raise InputError(
-                f"the loss or its gradient is not finite in the batch of rows {first}..{batch.cursor} (task {task}): "
-                f"training stopped before this step; the last good state is in {last}; lower learning_rate, or look at "
-                "these rows"
+                f"the loss or its gradient is not finite in the batch of rows {first}..{batch.cursor} "
+                f"(task {batch.rows[0].task}): training stopped before this step; {kept}; lower learning_rate, or look "
+                "at these rows"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -119,6 +135,7 @@ class Trainer:
             "regularization": regularization,
             "gradient_norm": norm,
             "learning_rate": rate,
+            **{f"soft_{key}": value for key, value in watch.record().items()},
             "rows_per_second": len(batch.rows) / (time.perf_counter() - begun),
         }
 
@@ -136,7 +153,7 @@ class Trainer:
         world, rank = (
             (1, 0) if self.accelerator is None else (self.accelerator.num_processes, self.accelerator.process_index)
         )
-        chunks = _chunks(batch.texts, range(rank, len(batch.texts), world), self.config.chunk_tokens)
+        chunks = token_chunks(batch.texts, range(rank, len(batch.texts), world), self.config.chunk_tokens)
         whole = len(chunks) == 1
         with nullcontext() if whole else torch.no_grad():
             parts = [self._states(batch, part, steps) for part in chunks]
@@ -160,7 +177,11 @@ class Trainer:
             last = index == len(chunks) - 1
             with nullcontext() if last or self.accelerator is None else self.accelerator.no_sync(self.runner):
                 again = parts[0] if whole else self._states(batch, part, steps)
-                torch.autograd.backward(again, gradient[part].to(again.dtype))
+                share = (again * gradient[part].to(again.dtype)).sum()  # its gradient is this share's of the loss
+                if self.accelerator is None:
+                    share.backward()  # type: ignore[no-untyped-call]
+                else:
+                    self.accelerator.backward(share)
         return loss
 
     def _states(self, batch: Batch, part: list[int], steps: int) -> Tensor:
@@ -192,8 +213,8 @@ class Trainer:
             self.on_step(record)
 
 
-def _chunks(texts: list[list[int]], mine: range, limit: int | None) -> list[list[int]]:
-    """Cut this process's texts into runs of at most `limit` tokens (or of one text)."""
+def token_chunks(texts: Sequence[Sequence[int]], mine: Sequence[int], limit: int | None) -> list[list[int]]:
+    """Cut the texts number `mine` into runs of at most `limit` tokens (or of one text)."""
     if limit is None:
         return [list(mine)]
     chunks: list[list[int]] = [[]]
@@ -211,6 +232,9 @@ def read_log(folder: str | Path) -> Iterator[dict[str, Any]]:
     """The log records of a run; where a resumed run repeated rows, the later record counts."""
     records = {}
     for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError:  # a kill tore it; the resumed run has logged those rows again
+            continue
         records[record["cursor"]] = record
     return iter(sorted(records.values(), key=lambda record: int(record["cursor"])))

@@ -10,7 +10,7 @@ model's own weights: that lets LoRA be folded and q, k, v be one product. Tests 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,7 +28,8 @@ Pooling = Literal["refine", "last", "mean"]
 class UnrolledRefinement(nn.Module):
     """A causal LM (with a PEFT LoRA adapter on it) as a function from token ids to h_1..h_K.
 
-    Wrap this module, not the model, in DistributedDataParallel: its parameters are the model's.
+    Wrap this module, not the model, in DistributedDataParallel: its parameters are the model's. `on_soft_token`, if
+    set, is called with the (n, V) weights of every soft token.
 
     Args:
         model: a Hugging Face causal LM of one of `FAMILIES`, or a PeftModel around one; on its device already.
@@ -48,6 +49,7 @@ class UnrolledRefinement(nn.Module):
             raise InputError(f"training knows the families {', '.join(FAMILIES)}, not {self.config.model_type}")
         self.dtype: torch.dtype = dtype or causal.dtype
         self.groups = groups
+        self.on_soft_token: Callable[[Tensor], None] | None = None
         decoder = causal.model
         # Plain attributes: module registration would list (and broadcast, and save) the frozen weights twice.
         self._rotary = [decoder.rotary_emb]
@@ -102,12 +104,10 @@ class UnrolledRefinement(nn.Module):
         if window and packed.longest + steps > window and getattr(self.config, "use_sliding_window", True):
             raise InputError(f"a text of {packed.longest} tokens exceeds the model's sliding window of {window}")
         layers = list(zip(*(projection.fold() for projection in self._projections), strict=True))
-        x, caches = self._prefill(packed, layers)
+        x, caches = self._prefill(packed, layers, whole=pooling == "mean")
+        hidden = self._norm(x)
         if pooling == "mean":
-            x = self._norm(x)
-            sums = x.new_zeros(packed.n + 1, x.shape[1], dtype=torch.float32).index_add(0, packed.owners, x.float())
-            return packed.restore((sums[:-1] / packed.lengths[:, None]).to(x.dtype)[:, None])
-        hidden = self._norm(take(x, packed.last))
+            return packed.restore(_mean(hidden, packed)[:, None])
         if pooling == "last":
             return packed.restore(hidden[:, None])
         states = []
@@ -118,35 +118,57 @@ class UnrolledRefinement(nn.Module):
 
     def pack(self, texts: Sequence[Sequence[int]]) -> Packed:
         """Lists of token ids as this module's forward takes them."""
-        return Packed.build(texts, self.groups, self._shape[1], self._embeddings.device, self.dtype)
+        device = self._embeddings.device
+        # On a GPU a batch is bound by the number of kernels, and a shared prefix is one more group of them.
+        share = device.type == "cpu"
+        return Packed.build(texts, self.groups, self._shape[1], device, self.dtype, share=share)
 
     def _soft_token(self, hidden: Tensor) -> Tensor:
         """softmax(hidden @ head^T) @ E, differentiable. (n, V) logits exist: n is one row a text."""
-        soft: Tensor = torch.softmax(hidden @ self._head.T, dim=-1) @ self._embeddings
+        weights = torch.softmax(hidden @ self._head.T, dim=-1)
+        if self.on_soft_token is not None:
+            self.on_soft_token(weights)
+        soft: Tensor = weights @ self._embeddings
         return soft
 
-    def _prefill(self, packed: Packed, layers: list[tuple[Folded, ...]]) -> tuple[Tensor, list[_Cache]]:
-        heads, kv_heads, size = self._shape
+    def _prefill(self, packed: Packed, layers: list[tuple[Folded, ...]], whole: bool) -> tuple[Tensor, list[_Cache]]:
+        """Last-layer states before the final norm, (T, d), or (n, d) of each text's last token; keys and values."""
+        heads = self._shape[0]
         cos, sin = self._angles(packed.positions)
         x, caches = self._embeddings[packed.ids], []
         for index, (qkv, out, gate_up, down) in enumerate(layers):
             first, second = self._norms[index]
             rows = torch.cat(self._rotated(qkv(x, first), index, cos, sin), dim=1).flatten(1)
-            attended, cache = [], _Cache([], [], [], [])
-            for part, group in zip(
-                torch.split(rows, [group.tokens for group in packed.groups]), packed.groups, strict=True
-            ):
-                grid = pad(part, group)
-                by_head = grid.view(group.n, group.width, -1, size).transpose(1, 2)
-                q, k, v = torch.split(by_head, [heads, kv_heads, kv_heads], dim=1)
-                cache.keys.append(k.reshape(group.n * kv_heads, group.width, size))
-                cache.values.append(v.reshape(group.n * kv_heads, group.width, size))
-                mixed = _causal(q, k, v) if x.is_cuda else _causal_plain(q, cache.keys[-1], cache.values[-1])
-                attended.append(unpad(mixed.transpose(1, 2).reshape(-1, heads * size), group))
+            beginning, *parts = torch.split(rows, [packed.prefix, *(group.tokens for group in packed.groups)])
+            attended, cache, before = [], _Cache([], [], [], []), None
+            if packed.prefix:
+                q, *before = self._by_head(beginning, 1)
+                attended.append(_causal(q, *before).transpose(1, 2).reshape(packed.prefix, -1))
+            for part, group in zip(parts, packed.groups, strict=True):
+                q, k, v = self._by_head(pad(part, group), group.n)
+                if group.prefix and before is not None:
+                    k, v = (
+                        torch.cat((shared.expand(group.n, -1, -1, -1), mine), dim=2)
+                        for shared, mine in zip(before, (k, v), strict=True)
+                    )
+                cache.keys.append(k.flatten(0, 1))
+                cache.values.append(v.flatten(0, 1))
+                attended.append(unpad(_causal(q, k, v).transpose(1, 2).reshape(-1, heads * q.shape[-1]), group))
             caches.append(cache)
-            x = x + out(torch.cat(attended) if len(attended) > 1 else attended[0])
+            mixed = torch.cat(attended) if len(attended) > 1 else attended[0]
+            if index == len(layers) - 1 and not whole:  # nobody attends to what the other rows would become
+                x, mixed = take(x, packed.last), take(mixed, packed.last)
+            x = x + out(mixed)
             x = x + down(gate_up(x, second), _gated)
         return x, caches
+
+    def _by_head(self, grid: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(n * width, (heads + 2 kv_heads) * size) -> q, k, v, each (n, its heads, width, size)."""
+        heads, kv_heads, size = self._shape
+        q, k, v = torch.split(
+            grid.view(n, len(grid) // n, -1, size).transpose(1, 2), [heads, kv_heads, kv_heads], dim=1
+        )
+        return q, k, v
 
     def _step(
         self, x: Tensor, packed: Packed, caches: list[_Cache], layers: list[tuple[Folded, ...]], k: int
@@ -181,7 +203,7 @@ class UnrolledRefinement(nn.Module):
                 ),
                 dim=-1,
             )
-            on_text, on_soft = torch.split(torch.softmax(scores, dim=-1), [group.width, count], dim=-1)
+            on_text, on_soft = torch.split(torch.softmax(scores, dim=-1), [group.prefix + group.width, count], dim=-1)
             attended = torch.baddbmm(torch.bmm(on_soft, own_values), on_text, cache.values[index])
             mixed.append(attended.view(group.n, -1))
         return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
@@ -245,8 +267,23 @@ def _gated(gate_up: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
+def _mean(hidden: Tensor, packed: Packed) -> Tensor:
+    """(T, d) states of all tokens -> (n, d), each text's mean."""
+    rows = hidden.float()
+    sums = rows.new_zeros(packed.n + 1, rows.shape[1]).index_add(0, packed.owners, rows)[:-1]
+    if packed.prefix:
+        begins = torch.cat([packed.lengths.new_full((group.n,), int(group.prefix > 0)) for group in packed.groups])
+        sums = sums + begins[:, None] * rows[: packed.prefix].sum(dim=0)
+    return (sums / packed.lengths[:, None]).to(hidden.dtype)
+
+
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(n, heads, width, size). Padding is on the right, where a causal mask already hides it from every real row."""
+    """(n, heads, width, size) queries, the last `width` of the keys' positions; (n, kv_heads, ...) keys and values.
+
+    Padding is on the right, where a causal mask already hides it from every real row.
+    """
+    if not q.is_cuda:
+        return _causal_plain(q, k.flatten(0, 1), v.flatten(0, 1))
     # cuDNN's kernel plans anew for each shape (5 ms a layer), and here every batch is another shape
     torch.backends.cuda.enable_cudnn_sdp(False)
     return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
@@ -255,9 +292,9 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _causal_plain(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """The same as plain products: on a CPU a flash kernel's set-up costs more than short rows do."""
     n, heads, width, size = q.shape
-    repeats = heads * n // len(keys)
+    repeats, length = heads * n // len(keys), keys.shape[1]
     queries = (q * size**-0.5).reshape(len(keys), repeats * width, size)
-    scores = torch.bmm(queries, keys.transpose(1, 2)).view(len(keys), repeats, width, width)
-    mask = torch.ones(width, width, dtype=torch.bool, device=q.device).triu(1)
+    scores = torch.bmm(queries, keys.transpose(1, 2)).view(len(keys), repeats, width, length)
+    mask = torch.ones(width, length, dtype=torch.bool, device=q.device).triu(1 + length - width)
     weights = torch.softmax(scores.masked_fill(mask, float("-inf")), dim=-1)
-    return torch.bmm(weights.view(len(keys), repeats * width, width), values).view(n, heads, width, size)
+    return torch.bmm(weights.view(len(keys), repeats * width, length), values).view(n, heads, width, size)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -27,6 +28,22 @@ def test_eval_scores_the_sets_at_every_k(gircse: Gircse, sets: Path, tiny_model:
     table = gircse("eval", sets, *chosen)
     assert (table.code, table.err) == (0, "")
     assert "sts/graded" in table.out and "K=3" in table.out and "mean of 3" in table.out
+
+
+def test_eval_scores_a_pooling_baseline_without_steps(gircse: Gircse, sets: Path, tiny_folder: Path) -> None:
+    rows = [{"task": "find", "query": f"way {i}", "positive": f"it's {i}", "negative": "no"} for i in range(4)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("named.json").write_text(json.dumps({"find": {"instruction": "Find it", "symmetric": False}}))
+    config = {"output": "run", "data": "rows.jsonl", "tasks": "named.json", "rows": 4, "batch_size": 4, "rank": 2}
+    chosen = {"pooling": "mean", "model": str(tiny_folder), "dtype": "float32", "device": "cpu"}
+    Path("config.yaml").write_text(json.dumps({**config, **chosen}))
+    assert gircse("train", "config.yaml").code == 0
+    ran = gircse("eval", sets, "--sets", "sts,retrieval/planes", "--model", "run/checkpoint", "--json")
+    assert (ran.code, ran.err.count("error")) == (0, 0), ran.err
+    assert (ran.json["steps"], ran.json["model"]) == ([0], "run/checkpoint")
+    assert "trained without refinement (pooling: last or mean): --steps and --backend do not apply" in ran.err
+    refused = gircse("embed", "a text", "--model", "run/checkpoint")
+    assert (refused.code, refused.out) == (3, "") and "trained with pooling 'mean', a baseline" in refused.err
 
 
 def test_limit_takes_a_sample_and_says_so(gircse: Gircse, sets: Path, tiny_model: list[str]) -> None:

@@ -78,6 +78,21 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
         batches([])
 
 
+def test_a_row_that_nothing_can_be_told_apart_from_is_refused():
+    bare = [Row("find", f"q{i}", f"p{i}", None) for i in range(5)]
+    full = [row._replace(negative="n") for row in bare]
+    for data, size in ((bare[:1], 4), (bare, 1), (full[:2] + bare[2:3], 2)):
+        with pytest.raises(InputError, match=r"'find' makes batches of one row.*has no negative"):
+            batches(data, size)
+    batches(bare[:4], 2)
+    batches(full, 1)
+    alone = {"find": TASKS["find"]._replace(in_batch=False)}
+    with pytest.raises(InputError, match=r"'find' takes no negatives from the batch.*'q4' has no negative") as caught:
+        Batches(full[:4] + bare[4:], alone, tiny.tokenizer(), SPEC, batch_size=4)
+    assert caught.value.index == 4
+    Batches(full, alone, tiny.tokenizer(), SPEC, batch_size=4)
+
+
 def test_tasks_need_an_instruction(tmp_path):
     (tmp_path / "tasks.json").write_text(json.dumps({"find": {"instruction": "Find it", "rows": 3}}))
     assert read_tasks(tmp_path / "tasks.json") == {"find": Task("Find it", False)}

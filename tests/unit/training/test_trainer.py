@@ -1,8 +1,8 @@
 """The training loop on a tiny random model: gradient caching, resuming, several processes, and what goes wrong."""
 
-import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.constants import FSDP_AUTO_WRAP_POLICY, FSDP_SHARDING_STRATEGY
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from gircse_rag.errors import CheckpointError, GircseError, InputError
 from gircse_rag.spec import EmbeddingSpec
+from gircse_rag.training.baseline import Baseline, trained_pooling
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.data import Batches, Row, Task, mixed
 from gircse_rag.training.run import train
@@ -24,6 +29,7 @@ from gircse_rag.training.trainer import Trainer, read_log
 from gircse_rag.training.unrolled import UnrolledRefinement
 from tests import tiny
 
+EXAMPLES = Path(__file__).parents[3] / "examples" / "training"
 TASKS = {"find": Task("Find it", False), "same": Task("Same topic", True)}
 ROWS = [
     Row(task, f"{task} {i} is the way", f"it's {i} of the world", None if i % 4 == 0 else f"note {i}")
@@ -103,27 +109,83 @@ def test_a_state_of_another_order_is_refused(tmp_path):
 def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
     trainer = made(tmp_path)
     trainer.step(next(trainer.batches.start()))
+    good = weights(trainer)
+    poisoned = trainer.parameters[0].detach().clone()
     with torch.no_grad():
         trainer.parameters[0][0, 0] = float("nan")
     before = weights(trainer)
-    with pytest.raises(GircseError, match=r"not finite in the batch of rows 5\.\.10"):
+    with pytest.raises(GircseError, match=r"not finite in the batch of rows 5\.\.10 \(task .*nothing had been saved"):
         trainer.step(next(trainer.batches.start(5)))
     torch.testing.assert_close(weights(trainer), before, equal_nan=True)
-
-
-def test_a_full_disk_is_said_and_leaves_the_saved_state(tmp_path, monkeypatch):
-    trainer = made(tmp_path)
+    with torch.no_grad():
+        trainer.parameters[0].copy_(poisoned)
     trainer.save()
+    with torch.no_grad():
+        trainer.parameters[0][0, 0] = float("nan")
+    with pytest.raises(GircseError, match=r"the last good state is .*state"):
+        trainer.run()
+    again = made(tmp_path)
+    again.resume(tmp_path)
+    torch.testing.assert_close(weights(again), good)
 
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    trainer.cursor = 99
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB: room for one state of the tiny model and not for two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if sys.platform != "linux" or subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("only root on Linux may mount a small file system")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_disk_is_said_and_what_was_saved_stays_whole(small_disk):
+    """Filled to every level: the adapter, the optimiser or the record is what no longer fits."""
+    trainer = made(small_disk)
+    trainer.save()
+    whole = {path.name: path.read_bytes() for path in (small_disk / "state").iterdir()}
+    free = shutil.disk_usage(small_disk).free
+    said = set()
+    for room in range(0, 200_000, 8_192):
+        (small_disk / "filler").write_bytes(b"x" * max(0, free - room))
+        trainer.cursor = 99
+        try:
+            trainer.save()
+        except CheckpointError as error:
+            said.add(str(error))
+            assert {path.name: path.read_bytes() for path in (small_disk / "state").iterdir()} == whole
+            assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "state"]
+        (small_disk / "filler").unlink()
+    assert len(said) == 1 and "no space left on the disk; what was saved before is whole" in said.pop()
+    again = made(small_disk)
+    again.resume(small_disk)
+    assert again.cursor in (0, 99)
+
+
+def test_a_full_disk_at_the_end_leaves_the_checkpoint_before(small_disk, tmp_path):
+    values = {**inputs(tmp_path), "output": str(small_disk), "rows": 6}
+    folder = train(TrainConfig.of(values))
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 4_000))
     with pytest.raises(CheckpointError, match="no space left"):
-        trainer.save()
-    assert json.loads((tmp_path / "state" / "training.json").read_text())["rows_seen"] == 0
+        train(TrainConfig.of({**values, "rows": 12}))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_what_a_killed_save_left_is_cleared(tmp_path):
+    (tmp_path / ".state-killed" / "state").mkdir(parents=True)
+    made(tmp_path).save()
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_torn_line_of_the_log_is_passed_over(tmp_path):
+    made(tmp_path).run()
+    before = list(read_log(tmp_path))
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"cursor": 99, "lo')
+    assert list(read_log(tmp_path)) == before
 
 
 def test_the_rate_warms_up_stays_and_decays():
@@ -220,6 +282,7 @@ def test_train_writes_what_the_embedder_loads(tmp_path):
 SCRIPT = """
 import json, sys, torch
 torch.set_num_threads(1)
+from gircse_rag.training.baseline import Baseline, trained_pooling
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.run import train
 train(TrainConfig.of(json.loads(sys.argv[1])))
@@ -228,6 +291,33 @@ train(TrainConfig.of(json.loads(sys.argv[1])))
 
 def command(values, *launcher):
     return [sys.executable, *launcher, str(Path(values["output"]).parent / "script.py"), json.dumps(values)]
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_baseline_is_scored_and_never_loads_as_gircse(tmp_path, pooling):
+    from gircse_rag import Embedder
+
+    folder = train(TrainConfig.of({**inputs(tmp_path), "rows": 6, "pooling": pooling}))
+    state = folder.parent / "state"
+    for place in (folder, state):
+        assert trained_pooling(place) == pooling
+        with pytest.raises(CheckpointError, match=f"trained with pooling '{pooling}'.*gircse eval"):
+            Embedder.from_pretrained(str(place), device="cpu")
+    baseline = Baseline(state)
+    texts = ["it's 3 of the world", "one", "another text that is longer than the others are"]
+    found = baseline(texts, "query", "Find it", (0,))
+    assert found.shape == (3, 1, 32) and baseline.truncated == 0
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), state)
+    for row, text in zip(found, texts, strict=True):
+        ids = tiny.tokenizer()(f"Instruct: Find it\nQuery:{text}", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            states = model.get_base_model().model(input_ids=ids).last_hidden_state[0]
+        expected = states[-1] if pooling == "last" else states.mean(0)
+        torch.testing.assert_close(torch.from_numpy(row[0]), expected / expected.norm(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="takes no refinement step"):
+        baseline(texts, "query", "Find it", (1, 5))
+    with pytest.raises(CheckpointError, match="was not trained with pooling"):
+        Baseline(tmp_path / "base")
 
 
 def test_a_run_killed_with_kill_9_goes_on(tmp_path):
@@ -272,3 +362,20 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
     torch.testing.assert_close(
         adapter(tmp_path / "out" / "state"), adapter(tmp_path / "one" / "state"), rtol=1e-3, atol=1e-5
     )
+
+
+@pytest.mark.skipif(not EXAMPLES.exists(), reason="examples/ is not part of this copy")
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp", "FSDP"), ("deepspeed", "DEEPSPEED")])
+def test_accelerate_reads_the_launcher_configurations(name, kind):
+    """No more than that: there is no machine to run FSDP and DeepSpeed on. accelerate refuses keys it does not know."""
+    config = load_config_from_file(str(EXAMPLES / f"{name}.yaml"))
+    assert config.distributed_type == kind
+    if name == "fsdp":
+        keys = config.fsdp_config
+        assert keys["fsdp_sharding_strategy"] in FSDP_SHARDING_STRATEGY and keys["fsdp_use_orig_params"] is True
+        assert keys["fsdp_auto_wrap_policy"] in FSDP_AUTO_WRAP_POLICY
+        known = launch_command_parser().parse_args(["script.py"])
+        assert all(hasattr(known, key) for key in keys)
+    if name == "deepspeed":
+        path = EXAMPLES.parents[1] / config.deepspeed_config["deepspeed_config_file"]
+        assert json.loads(path.read_text())["zero_optimization"]["stage"] == 1

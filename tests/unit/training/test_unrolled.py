@@ -1,5 +1,7 @@
 """The unrolled decoder against full recomputation through the Hugging Face model: states and gradients."""
 
+import math
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -18,6 +20,7 @@ from gircse_rag.errors import InputError
 from gircse_rag.training.losses import icr_loss
 from gircse_rag.training.packing import cuts
 from gircse_rag.training.unrolled import UnrolledRefinement
+from gircse_rag.training.watching import SoftTokenWatch
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES = dict(
@@ -38,6 +41,18 @@ TEXTS = [
     [8, 8],
     [9, 1, 44],
 ]
+HEAD = [12, 7, 7, 30, 2]  # as an instruction is: before the queries, not before the documents
+BEGIN_ALIKE = [
+    [*HEAD, 5],
+    [*HEAD, 9, 1, 3, 3],
+    [8, 3],
+    [4, 4, 90, 1, 2, 6],
+    [*HEAD, 2, 2],
+    [1, 2],
+    [12, 7, 7],
+    [*HEAD, 6],
+]
+BATCHES = {"unlike": TEXTS, "begin alike": BEGIN_ALIKE, "all begin alike": [[*HEAD, *text] for text in TEXTS]}
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "mistral": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=None)),
@@ -85,12 +100,13 @@ def gradients(model, states):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("groups", [1, 3])
-def test_states_and_gradients_equal_full_recomputation(family, groups):
-    model = tiny(family)
-    ours, theirs = UnrolledRefinement(model, groups=groups)(TEXTS, 4), recompute(model, TEXTS, 4)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_states_and_gradients_equal_full_recomputation(family, groups, batch):
+    model, texts = tiny(family), BATCHES[batch]
+    ours, theirs = UnrolledRefinement(model, groups=groups)(texts, 4), recompute(model, texts, 4)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     expected = gradients(model, theirs)
-    found = gradients(model, UnrolledRefinement(model, groups=groups)(TEXTS, 4))
+    found = gradients(model, UnrolledRefinement(model, groups=groups)(texts, 4))
     assert len(expected) == 3 * 7 * 2 and found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
@@ -105,13 +121,38 @@ def test_an_adapter_on_some_projections_only():
         assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_baselines_pool_the_prefill(pooling):
-    model = tiny("qwen2")
-    found = UnrolledRefinement(model)(TEXTS, 1, pooling)
-    for row, text in zip(found, TEXTS, strict=True):
+def test_baselines_pool_the_prefill(pooling, batch):
+    model, texts = tiny("qwen2"), BATCHES[batch]
+    found = UnrolledRefinement(model)(texts, 1, pooling)
+    for row, text in zip(found, texts, strict=True):
         states = model.get_base_model().model(input_ids=torch.tensor([text])).last_hidden_state[0]
         torch.testing.assert_close(row[0], states[-1] if pooling == "last" else states.mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "rows"), [("unlike", 31), ("begin alike", 26), ("all begin alike", 36)])
+def test_a_common_beginning_is_computed_once(batch, rows):
+    """13 tokens of texts without HEAD, 8 after it, 5 of it; 31 and 5."""
+    packed = UnrolledRefinement(tiny("llama")).pack(BATCHES[batch])
+    assert len(packed.ids) == rows and packed.prefix == (0 if batch == "unlike" else 5)
+    assert packed.lengths[packed.inverse].tolist() == [len(text) for text in BATCHES[batch]]
+
+
+def test_the_soft_tokens_can_be_watched():
+    module, seen = UnrolledRefinement(tiny("llama")), SoftTokenWatch()
+    module.on_soft_token = seen
+    module(TEXTS, 3)
+    record = seen.record()
+    assert seen.rows == 3 * len(TEXTS) and SoftTokenWatch().record() == {}
+    assert 0 < record["entropy"] <= math.log(97) and 1 / 97 <= record["commonest"] <= record["heaviest"] <= 1
+    collapsed = SoftTokenWatch()
+    collapsed(torch.eye(97)[[5, 5, 5, 6]])
+    found = collapsed.record()
+    assert found == {"entropy": 0.0, "heaviest": 1.0, "commonest": 0.75, "commonest_id": 5}
+    flat = SoftTokenWatch()
+    flat(torch.full((40, 97), 1 / 97))
+    assert flat.record()["entropy"] == pytest.approx(math.log(97))
 
 
 def test_bad_input_is_refused():
