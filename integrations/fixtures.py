@@ -12,6 +12,7 @@ import pytest
 
 from gircse_rag import Embedder
 from gircse_rag.backends.base import Backend, Refinement, Request
+from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.errors import GircseError
 from tests.conftest import smollm2, tiny_embedder, tiny_folder  # noqa: F401
 from tests.end_to_end.test_documentation import blocks
@@ -40,6 +41,11 @@ class Watched:
         self.arrived.release()
         assert self.gate.wait(60)
         return self._backend.refine(requests)
+
+    def check_integrity(self) -> None:
+        """That no call left anything behind in the paged engine."""
+        if isinstance(self._backend, PagedBackend):
+            self._backend._blocks.check_integrity([])
 
     def close(self) -> None:
         self._backend.close()

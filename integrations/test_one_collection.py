@@ -6,52 +6,64 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from haystack import Document as HaystackDocument
+from haystack.utils import ComponentDevice
+from haystack_integrations.components.embedders.gircse import GircseDocumentEmbedder, GircseTextEmbedder
+from haystack_integrations.document_stores.gircse import GircseQdrantDocumentStore as HaystackStore
 from langchain_gircse import GircseEmbeddings
 from langchain_gircse.qdrant import GircseQdrantVectorStore as LangChainStore
+from langchain_qdrant import QdrantVectorStore as LangChainsOwn
 from llama_index.core import Document as LlamaDocument
 from llama_index.core import VectorStoreIndex
 from llama_index.embeddings.gircse import GircseEmbedding
 from llama_index.embeddings.gircse.qdrant import GircseQdrantVectorStore as LlamaStore
+from llama_index.vector_stores.qdrant import QdrantVectorStore as LlamasOwn
 
-from gircse_rag import Embedder
-from gircse_rag.qdrant import Document, ingest, open_client, search
+from gircse_rag.qdrant import Document, ingest, search
+from gircse_rag.qdrant.schema import VECTOR
 from integrations.fixtures import INSTRUCTION
 
 
 @pytest.mark.parametrize("instruction", [None, INSTRUCTION])
-def test_all_three_write_and_all_three_read_the_same(
-    instruction: str | None, tiny_embedder: Embedder, tmp_path: Path
-) -> None:
-    client = open_client(tmp_path)
-    ingest(
-        [Document("a", "gzip compresses files", {"by": "gircse"})],
-        collection="c",
-        embedder=tiny_embedder,
-        client=client,
-    )
-    langchain = LangChainStore(client, "c", GircseEmbeddings(embedder=tiny_embedder))
+def test_all_write_and_all_read_the_same(instruction: str | None, tiny_folder: Path, tmp_path: Path) -> None:
+    settings = {"model": str(tiny_folder), "dtype": "float32", "device": ComponentDevice.from_str("cpu")}
+    haystack = HaystackStore("c", GircseDocumentEmbedder(**settings), path=str(tmp_path))
+    client, embedder = haystack.client, haystack.embedder.embedder
+    ingest([Document("a", "gzip compresses files", {"by": "gircse"})], collection="c", embedder=embedder, client=client)
+    haystack.write_documents([HaystackDocument(content="a list is ordered", meta={"by": "haystack"})])
+    langchain = LangChainStore(client, "c", GircseEmbeddings(embedder=embedder))
     langchain.add_texts(["a heap is a tree"], [{"by": "langchain"}])
-    embed_model = GircseEmbedding(embedder=tiny_embedder, query_instruction=instruction)
+    embed_model = GircseEmbedding(embedder=embedder, query_instruction=instruction)
     llama = VectorStoreIndex.from_vector_store(LlamaStore("c", client, embed_model), embed_model=embed_model)
     llama.insert(LlamaDocument(text="a set has no order", metadata={"by": "llama_index"}))
+    LangChainsOwn(client, "c", langchain.embeddings, vector_name=VECTOR).add_texts(
+        ["a tuple"], [{"by": "langchain's own"}]
+    )
+    own = VectorStoreIndex.from_vector_store(
+        LlamasOwn("c", client=client, dense_vector_name=VECTOR), embed_model=embed_model
+    )
+    own.insert(LlamaDocument(text="a deque", metadata={"by": "llama_index's own"}))
 
     ours = [
         (hit.text, hit.metadata["by"], hit.score)
-        for hit in search("heap", collection="c", embedder=tiny_embedder, client=client, instruction=instruction)
+        for hit in search("heap", collection="c", embedder=embedder, client=client, instruction=instruction, limit=9)
     ]
     vector = langchain.embeddings.embed_query("heap", instruction=instruction)
     through_langchain = [
         (document.page_content, document.metadata["by"], score)
-        for document, score in langchain.similarity_search_with_score_by_vector(vector, k=5)
+        for document, score in langchain.similarity_search_with_score_by_vector(vector, k=9)
     ]
-    retriever = langchain.as_retriever(search_kwargs={"k": 5})
+    retriever = langchain.as_retriever(search_kwargs={"k": 9})
     retrieved = [document.page_content for document in retriever.invoke("heap", instruction=instruction)]
     through_llama = [
-        (node.text, node.metadata["by"], node.score) for node in llama.as_retriever(similarity_top_k=5).retrieve("heap")
+        (node.text, node.metadata["by"], node.score) for node in llama.as_retriever(similarity_top_k=9).retrieve("heap")
     ]
+    vector = GircseTextEmbedder(**settings).run("heap", instruction=instruction)["embedding"]
+    through_haystack = [(each.content, each.meta["by"], each.score) for each in haystack.query(vector, None, 9)]
     client.close()
-    assert {by for _, by, _ in ours} == {"gircse", "langchain", "llama_index"}
+    writers = {"gircse", "haystack", "langchain", "llama_index", "langchain's own", "llama_index's own"}
+    assert {by for _, by, _ in ours} == writers
     assert retrieved == [text for text, _, _ in ours]
-    for other in (through_langchain, through_llama):
+    for other in (through_langchain, through_llama, through_haystack):
         assert [hit[:2] for hit in other] == [hit[:2] for hit in ours]
         np.testing.assert_allclose([hit[2] for hit in other], [hit[2] for hit in ours], atol=1e-6)

@@ -91,7 +91,7 @@ class GircseEmbeddings(BaseModel, Embeddings):
         """
         if isinstance(texts, (list, tuple)) and not texts:
             return []
-        with _refusals():
+        with refusals():
             vectors: list[list[float]] = self.embedder.embed_documents(texts).tolist()
         return vectors
 
@@ -108,7 +108,7 @@ class GircseEmbeddings(BaseModel, Embeddings):
         Raises:
             GircseInvalidRequestError: an argument is refused.
         """
-        with _refusals():
+        with refusals():
             vector: list[float] = self.embedder.embed_queries(
                 [text], instruction=self.query_instruction if instruction is None else instruction, steps=steps
             )[0].tolist()
@@ -118,7 +118,7 @@ class GircseEmbeddings(BaseModel, Embeddings):
         """`embed_documents` in a thread, batch by batch. Cancelled, it stops after the batch under way."""
         if not isinstance(texts, (list, tuple)) or len(texts) <= self.batch_size:
             return await run_in_executor(None, self.embed_documents, texts)
-        with _refusals():
+        with refusals():
             for index, text in enumerate(texts):
                 check_text(text, index)
         vectors: list[list[float]] = []
@@ -135,7 +135,7 @@ class GircseEmbeddings(BaseModel, Embeddings):
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """InputError as LangChain's callers know it."""
     try:
         yield

@@ -1,29 +1,27 @@
 """GircseQdrantVectorStore: LangChain's Qdrant store on the collections of `gircse ingest`.
 
-What it writes has the payload that `gircse_rag.qdrant.points` describes, without a `gircse` record: `gircse search`
-and LlamaIndex read it, and `gircse ingest` leaves it alone.
+What it writes has the payload that `gircse_rag.qdrant.foreign` describes: `gircse search`, LlamaIndex and Haystack read
+it, and `gircse ingest` leaves it alone.
 """
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
-from gircse_rag.qdrant.schema import VECTOR, ensure_collection, open_client, store_errors
+from gircse_rag.qdrant.foreign import foreign_id, foreign_payload, read_payload
+from gircse_rag.qdrant.schema import VECTOR, ensure_collection
+from gircse_rag.qdrant.stores import open_client, store_errors
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_qdrant import QdrantVectorStore
 from langchain_qdrant.qdrant import QdrantVectorStoreError
 from qdrant_client import QdrantClient, models
 
-from langchain_gircse.embeddings import GircseEmbeddings
+from langchain_gircse.embeddings import GircseEmbeddings, refusals
 from langchain_gircse.retriever import GircseRetriever
-
-_NAMESPACE = uuid.UUID("0c9d5f53-5a2e-5d0f-8f0e-3f6f1f1f7c55")
-_LANGCHAIN_ID = "langchain_id"
 
 
 class GircseQdrantVectorStore(QdrantVectorStore):
@@ -96,17 +94,22 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         All texts are embedded before the first is written, `batch_size` points a request. `kwargs` go to `upsert`.
 
         Raises:
-            GircseInvalidRequestError: a text is refused; nothing was written.
+            GircseInvalidRequestError: a text or its metadata is refused; nothing was written.
         """
         texts = list(texts)
         own_ids = [given or str(uuid.uuid4()) for given in ids or [None] * len(texts)]
         metadatas = metadatas or [{} for _ in texts]
         if not len(texts) == len(own_ids) == len(metadatas):
             raise ValueError(f"{len(texts)} texts, {len(own_ids)} ids and {len(metadatas)} metadatas; give one a text")
+        with refusals():
+            payloads = [
+                foreign_payload(own, text, metadata or {})
+                for own, text, metadata in zip(own_ids, texts, metadatas, strict=True)
+            ]
         vectors = self._require_embeddings("add_texts").embed_documents(texts)
         points = [
-            models.PointStruct(id=_point_id(own), vector={VECTOR: vector}, payload=_payload(own, text, metadata or {}))
-            for own, text, metadata, vector in zip(own_ids, texts, metadatas, vectors, strict=True)
+            models.PointStruct(id=foreign_id(own), vector={VECTOR: vector}, payload=payload)
+            for own, payload, vector in zip(own_ids, payloads, vectors, strict=True)
         ]
         for start in range(0, len(points), batch_size):
             self.client.upsert(self.collection_name, points[start : start + batch_size], **kwargs)
@@ -114,11 +117,11 @@ class GircseQdrantVectorStore(QdrantVectorStore):
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:  # type: ignore[override]
         """Delete by ids; ids that are not there do no harm."""
-        return super().delete([_point_id(own) for own in ids or []], **kwargs)
+        return super().delete([foreign_id(own) for own in ids or []], **kwargs)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:  # type: ignore[override]
         """The documents that are there, in any order."""
-        return super().get_by_ids([_point_id(own) for own in ids])
+        return super().get_by_ids([foreign_id(own) for own in ids])
 
     def as_retriever(self, **kwargs: Any) -> GircseRetriever:
         """A retriever that takes `instruction=` and `steps=`, here and at each `invoke`."""
@@ -129,36 +132,5 @@ class GircseQdrantVectorStore(QdrantVectorStore):
     def _document_from_point(
         cls, scored_point: Any, collection_name: str, content_payload_key: str, metadata_payload_key: str
     ) -> Document:
-        payload = scored_point.payload or {}
-        return Document(
-            id=payload.get(_LANGCHAIN_ID, str(scored_point.id)),
-            page_content=payload.get(content_payload_key, ""),
-            metadata=payload.get(metadata_payload_key) or {},
-        )
-
-
-def _point_id(own: str) -> str:
-    try:
-        return str(uuid.UUID(own))
-    except ValueError:
-        return str(uuid.uuid5(_NAMESPACE, own))
-
-
-def _payload(own: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    node = {
-        "id_": _point_id(own),
-        "metadata": metadata,
-        "excluded_embed_metadata_keys": list(metadata),
-        "text": text,
-        "class_name": "TextNode",
-    }
-    return {
-        "page_content": text,
-        "metadata": metadata,
-        "_node_content": json.dumps(node, ensure_ascii=False),
-        "_node_type": "TextNode",
-        "doc_id": own,
-        "document_id": own,
-        "ref_doc_id": own,
-        _LANGCHAIN_ID: own,
-    }
+        own, text, metadata = read_payload(scored_point.id, scored_point.payload)
+        return Document(id=own, page_content=text, metadata=metadata)

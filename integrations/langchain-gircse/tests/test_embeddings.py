@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gircse_rag import Embedder
-from integrations.fixtures import INSTRUCTION, TEXTS, Watched, imported_by, rendered
+from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
 from langchain_core.exceptions import ModelInvalidRequestError
 from pydantic import ValidationError
 
@@ -163,12 +163,3 @@ def test_32_threads_at_once(embeddings: GircseEmbeddings) -> None:
 
     with ThreadPoolExecutor(32) as pool:
         assert all(pool.map(ask, range(32)))
-
-
-def test_the_import_brings_no_other_framework() -> None:
-    assert not imported_by("langchain_gircse") & {
-        "langchain_qdrant",
-        "llama_index",
-        "haystack",
-        "sentence_transformers",
-    }

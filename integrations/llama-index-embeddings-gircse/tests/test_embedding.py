@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gircse_rag import Embedder
-from integrations.fixtures import INSTRUCTION, TEXTS, Watched, imported_by, rendered
+from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation import get_dispatcher
@@ -223,8 +223,3 @@ def test_saved_and_read_back(embed_model: GircseEmbedding, tiny_folder: Path) ->
     for copy in (GircseEmbedding.from_dict(loaded.to_dict()), pickle.loads(pickle.dumps(loaded))):
         np.testing.assert_allclose(copy.get_query_embedding("x"), vector, atol=1e-5, rtol=0)
     np.testing.assert_allclose(loaded.get_query_embedding("x"), vector, atol=1e-5, rtol=0)
-
-
-def test_the_import_brings_no_other_framework() -> None:
-    imported = imported_by("llama_index.embeddings.gircse")
-    assert not imported & {"qdrant_client", "langchain_core", "haystack", "sentence_transformers"}

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import csv
-import gzip
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mteb
 import numpy as np
@@ -11,14 +9,16 @@ import pytest
 from datasets import Dataset, DatasetDict
 from gircse_rag import INSTRUCTIONS, Embedder
 from gircse_rag.errors import GircseWarning
-from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, Watched, imported_by, rendered, run_page
+from gircse_rag.evaluation.readers import read_pairs, read_retrieval
+from gircse_rag.evaluation.scoring import pairs, retrieval
+from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, Watched, rendered, run_page
 from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.types import PromptType
 
 from mteb_gircse import GircseEncoder
 
-STSB = ROOT.parent / "shared" / "data" / "eval" / "sts" / "stsb_dev.tsv.gz"
+EVAL = ROOT.parent / "shared" / "data" / "eval"
 
 
 def metadata(name: str, kind: str, score: str, prompt: str | None = None) -> TaskMetadata:
@@ -45,13 +45,16 @@ class LocalSTS(AbsTaskSTS):
 
 class LocalRetrieval(AbsTaskRetrieval):
     metadata = metadata("LocalRetrieval", "Retrieval", "ndcg_at_10", INSTRUCTION)
+    documents: ClassVar = dict(zip("012", TEXTS, strict=True))
+    queries: ClassVar = {"q": "a heap"}
+    qrels: ClassVar = {"q": {"1": 1}}
 
     def load_data(self, **kwargs: Any) -> None:
-        ids = [str(number) for number in range(len(TEXTS))]
-        corpus = Dataset.from_dict({"id": ids, "text": TEXTS, "title": [""] * len(TEXTS)})
-        queries = Dataset.from_dict({"id": ["q"], "text": ["a heap"]})
-        split = {"corpus": corpus, "queries": queries, "relevant_docs": {"q": {"1": 1}}, "top_ranked": None}
-        self.dataset = {"default": {"test": split}}
+        texts = list(self.documents.values())
+        corpus = {"id": list(self.documents), "text": texts, "title": [""] * len(texts)}
+        queries = {"id": list(self.queries), "text": list(self.queries.values())}
+        split = {"corpus": Dataset.from_dict(corpus), "queries": Dataset.from_dict(queries)}
+        self.dataset = {"default": {"test": split | {"relevant_docs": self.qrels, "top_ranked": None}}}
         self.data_loaded = True
 
 
@@ -138,31 +141,55 @@ def test_refusals(tiny_folder: Path) -> None:
         GircseEncoder(str(tiny_folder), "another", device="cpu")
     with pytest.raises(ValueError, match="is empty"):
         GircseEncoder(str(tiny_folder), device="cpu", prompts={"STS": " "})
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        GircseEncoder(str(tiny_folder), instruction="x")
 
 
-def test_the_import_brings_no_other_framework() -> None:
-    assert not imported_by("mteb_gircse") & {"qdrant_client", "langchain_core", "llama_index", "haystack"}
+needs_data = pytest.mark.skipif(not EVAL.exists(), reason=f"the evaluation sets are not there: {EVAL}")
 
 
 @pytest.mark.model
-@pytest.mark.skipif(not STSB.exists(), reason="the evaluation sets are not in this checkout")
+@needs_data
 def test_the_real_model_on_stsb(smollm2: Embedder) -> None:
-    with gzip.open(STSB, "rt", encoding="utf-8") as file:
-        rows = [(float(row[0]), row[1], row[2]) for row in list(csv.reader(file, delimiter="\t", quoting=3))[1:41]]
+    data = read_pairs(EVAL / "sts" / "stsb_dev.tsv", "stsb", INSTRUCTIONS["similar_sentence"], limit=40)
 
     class STSB40(LocalSTS):
         metadata = metadata("STSBDev40", "STS", "cosine_spearman")
+        rows = tuple(zip(data.scores, data.first, data.second, strict=True))
 
-    STSB40.rows = tuple(rows)
     encoder = GircseEncoder("smollm2-135m", device="cpu", dtype="float32")
     score = mteb.evaluate(encoder, STSB40(), cache=None, show_progress_bar=False).task_results[0].get_score()
-    instruction = INSTRUCTIONS["similar_sentence"]
     one, other = (
-        smollm2.embed([row[side] for row in rows], role="symmetric", instruction=instruction).vectors for side in (1, 2)
+        smollm2.embed(side, role="symmetric", instruction=data.instruction).vectors
+        for side in (data.first, data.second)
     )
-    from scipy.stats import spearmanr
+    assert score == pytest.approx(pairs(data, one, other, seed=0)["spearman"].value, abs=1e-3)
 
-    assert score == pytest.approx(spearmanr((one * other).sum(1), [row[0] for row in rows]).statistic, abs=1e-3)
+
+@pytest.mark.model
+@needs_data
+def test_the_real_model_on_retrieval_with_a_named_instruction(
+    smollm2: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(smollm2.backend, smollm2)
+    monkeypatch.setattr(smollm2, "backend", watched)
+    data = read_retrieval(EVAL / "retrieval" / "cosqa_dev", "cosqa", INSTRUCTIONS["python_code"], limit=8)
+
+    class CoSQA(LocalRetrieval):
+        metadata = metadata("CoSQA8", "Retrieval", "ndcg_at_10")
+        documents: ClassVar = dict(zip(data.document_ids, data.document_texts, strict=True))
+        queries: ClassVar = dict(zip(data.query_ids, data.query_texts, strict=True))
+        qrels = data.qrels
+
+    encoder = GircseEncoder("smollm2-135m", device="cpu", dtype="float32", prompts={"CoSQA8": "python_code"})
+    encoder.model = smollm2
+    result = mteb.evaluate(encoder, CoSQA(), cache=None, show_progress_bar=False).task_results[0]
+    asked = {rendered(smollm2, query, INSTRUCTIONS["python_code"]) for query in data.query_texts}
+    assert asked == {prompt for prompt in watched.prompts if prompt.startswith("Instruct:")}
+    documents = smollm2.embed_documents(data.document_texts)
+    queries = smollm2.embed_queries(data.query_texts, instruction=data.instruction)
+    assert result.get_score() == pytest.approx(retrieval(data, queries, documents, seed=0)["ndcg@10"].value, abs=1e-4)
+    assert result.get_score() > 0.5, "it finds the functions"
 
 
 @pytest.mark.model

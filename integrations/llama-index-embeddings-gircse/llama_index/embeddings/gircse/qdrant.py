@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 from gircse_rag.errors import GircseError
-from gircse_rag.qdrant.schema import VECTOR, ensure_collection, store_errors
+from gircse_rag.qdrant.foreign import foreign_payload, read_payload
+from gircse_rag.qdrant.schema import VECTOR, ensure_collection
+from gircse_rag.qdrant.stores import store_errors
 from llama_index.core.schema import BaseNode, MetadataMode
-from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters, VectorStoreQueryResult
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
@@ -65,6 +67,13 @@ class GircseQdrantVectorStore(QdrantVectorStore):
                 **{key: point.payload[key] for key in _BESIDE_THE_METADATA},
             }
         return points, ids
+
+    def parse_to_query_result(self, response: list[Any]) -> VectorStoreQueryResult:
+        """As LlamaIndex's own, for points without a node too: LangChain's own store writes such."""
+        for point in response:
+            if "_node_content" not in (point.payload or {}):
+                point.payload = foreign_payload(*read_payload(point.id, point.payload))
+        return super().parse_to_query_result(response)
 
     def _build_subfilter(self, filters: MetadataFilters) -> models.Filter:
         named: list[Any] = [

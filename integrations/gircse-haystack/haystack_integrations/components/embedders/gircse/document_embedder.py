@@ -6,15 +6,14 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
-from gircse_rag.embedder import Embedder
-from haystack import Document, component, default_from_dict, default_to_dict
+from haystack import Document, component
 from haystack.utils import ComponentDevice
 
-from haystack_integrations.components.embedders.gircse.shared import load, meta
+from haystack_integrations.components.embedders.gircse.component import GircseComponent
 
 
 @component
-class GircseDocumentEmbedder:
+class GircseDocumentEmbedder(GircseComponent):
     """Embeds documents with a GIRCSE checkpoint, bare: a document takes no instruction.
 
     ```python
@@ -45,39 +44,9 @@ class GircseDocumentEmbedder:
         :param meta_fields_to_embed: metadata fields to embed along with the document text.
         :param embedding_separator: between the metadata fields and the document text.
         """
-        self.model = model
-        self.steps = steps
-        self.backend = backend
-        self.device = device
-        self.dtype = dtype
+        super(GircseDocumentEmbedder, self).__init__(model, steps, backend, device, dtype)  # noqa: UP008 # the decorator
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
-        self._embedder: Embedder | None = None
-
-    def warm_up(self) -> None:
-        """Loads the model.
-
-        :raises ValueError: a setting is refused, or the model cannot be loaded.
-        """
-        self._load()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Serializes the component."""
-        return default_to_dict(  # type: ignore[no-any-return]
-            self,
-            model=self.model,
-            steps=self.steps,
-            backend=self.backend,
-            device=self.device,
-            dtype=self.dtype,
-            meta_fields_to_embed=self.meta_fields_to_embed,
-            embedding_separator=self.embedding_separator,
-        )
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> GircseDocumentEmbedder:
-        """Deserializes the component."""
-        return default_from_dict(cls, data)  # type: ignore[no-any-return]
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     def run(self, documents: list[Document]) -> dict[str, Any]:
@@ -93,15 +62,14 @@ class GircseDocumentEmbedder:
                 "GircseDocumentEmbedder expects a list of Documents as input. "
                 "In case you want to embed a string, please use the GircseTextEmbedder."
             )
-        embedder = self._load()
         if not documents:
-            return {"documents": [], "meta": meta(self.model, embedder, None)}
-        result = embedder.embed([self._text(document) for document in documents], role="document")
+            return {"documents": [], "meta": self._meta(None)}
+        result = self.embedder.embed([self._text(document) for document in documents], role="document")
         embedded = [
             replace(document, embedding=vector.tolist())
             for document, vector in zip(documents, result.vectors, strict=True)
         ]
-        return {"documents": embedded, "meta": meta(self.model, embedder, result)}
+        return {"documents": embedded, "meta": self._meta(result)}
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
@@ -111,11 +79,3 @@ class GircseDocumentEmbedder:
     def _text(self, document: Document) -> str:
         fields = [str(document.meta[key]) for key in self.meta_fields_to_embed if document.meta.get(key) is not None]
         return self.embedding_separator.join([*fields, document.content or ""])
-
-    def _get_telemetry_data(self) -> dict[str, Any]:
-        return {"model": self.model}
-
-    def _load(self) -> Embedder:
-        if self._embedder is None:
-            self._embedder = load(self.model, self.steps, self.backend, self.device, self.dtype)
-        return self._embedder

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gircse_rag.embedder import Embedder
 from gircse_rag.tokens import check_text
-from haystack import component, default_from_dict, default_to_dict
+from haystack import component
 from haystack.utils import ComponentDevice
 
-from haystack_integrations.components.embedders.gircse.shared import load, meta
+from haystack_integrations.components.embedders.gircse.component import GircseComponent
 
 
 @component
-class GircseTextEmbedder:
+class GircseTextEmbedder(GircseComponent):
     """Embeds a query with a GIRCSE checkpoint, rendered with an instruction.
 
     ```python
@@ -46,37 +45,8 @@ class GircseTextEmbedder:
         """
         if query_instruction is not None:
             check_text(query_instruction)
-        self.model = model
+        super(GircseTextEmbedder, self).__init__(model, steps, backend, device, dtype)  # noqa: UP008 # the decorator
         self.query_instruction = query_instruction
-        self.steps = steps
-        self.backend = backend
-        self.device = device
-        self.dtype = dtype
-        self._embedder: Embedder | None = None
-
-    def warm_up(self) -> None:
-        """Loads the model.
-
-        :raises ValueError: a setting is refused, or the model cannot be loaded.
-        """
-        self._load()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Serializes the component."""
-        return default_to_dict(  # type: ignore[no-any-return]
-            self,
-            model=self.model,
-            query_instruction=self.query_instruction,
-            steps=self.steps,
-            backend=self.backend,
-            device=self.device,
-            dtype=self.dtype,
-        )
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> GircseTextEmbedder:
-        """Deserializes the component."""
-        return default_from_dict(cls, data)  # type: ignore[no-any-return]
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
     def run(self, text: str, instruction: str | None = None) -> dict[str, Any]:
@@ -93,20 +63,11 @@ class GircseTextEmbedder:
                 "GircseTextEmbedder expects a string as an input. "
                 "In case you want to embed a list of Documents, please use the GircseDocumentEmbedder."
             )
-        embedder = self._load()
         chosen = self.query_instruction if instruction is None else instruction
-        result = embedder.embed([text], role="query", instruction=chosen)
-        return {"embedding": result.vectors[0].tolist(), "meta": meta(self.model, embedder, result)}
+        result = self.embedder.embed([text], role="query", instruction=chosen)
+        return {"embedding": result.vectors[0].tolist(), "meta": self._meta(result)}
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
     async def run_async(self, text: str, instruction: str | None = None) -> dict[str, Any]:
         """`run` in a thread."""
         return await asyncio.to_thread(self.run, text, instruction)
-
-    def _get_telemetry_data(self) -> dict[str, Any]:
-        return {"model": self.model}
-
-    def _load(self) -> Embedder:
-        if self._embedder is None:
-            self._embedder = load(self.model, self.steps, self.backend, self.device, self.dtype)
-        return self._embedder

@@ -1,0 +1,5 @@
+"""GIRCSE in Haystack: retrieval from Qdrant."""
+
+from haystack_integrations.components.retrievers.gircse.retriever import GircseQdrantEmbeddingRetriever
+
+__all__ = ["GircseQdrantEmbeddingRetriever"]

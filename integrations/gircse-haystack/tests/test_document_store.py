@@ -1,0 +1,185 @@
+"""Haystack's own suites on the document store, and one collection that every door writes and reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gircse_rag import Embedder
+from gircse_rag.qdrant import Document as GircseDocument
+from gircse_rag.qdrant import ingest, search
+from haystack import Document, Pipeline
+from haystack.components.preprocessors import DocumentSplitter
+from haystack.components.writers import DocumentWriter
+from haystack.document_stores.errors import DocumentStoreError, DuplicateDocumentError
+from haystack.document_stores.types import DuplicatePolicy
+from haystack.errors import FilterError
+from haystack.testing.document_store import CountDocumentsTest, DeleteDocumentsTest, WriteDocumentsTest
+from haystack.utils import ComponentDevice
+from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
+
+from haystack_integrations.components.embedders.gircse import GircseDocumentEmbedder, GircseTextEmbedder
+from haystack_integrations.components.retrievers.gircse import GircseQdrantEmbeddingRetriever
+from haystack_integrations.document_stores.gircse import GircseQdrantDocumentStore
+
+INGESTED = [GircseDocument(f"d{number}", text, {"number": number}) for number, text in enumerate(TEXTS)]
+
+
+@pytest.fixture
+def settings(tiny_folder: Path) -> dict[str, Any]:
+    return {"model": str(tiny_folder), "dtype": "float32", "device": ComponentDevice.from_str("cpu")}
+
+
+@pytest.fixture
+def document_store(settings: dict[str, Any], tmp_path: Path) -> Iterator[GircseQdrantDocumentStore]:
+    store = GircseQdrantDocumentStore("docs", GircseDocumentEmbedder(**settings), path=str(tmp_path / "qdrant"))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def embedder(document_store: GircseQdrantDocumentStore) -> Embedder:
+    return document_store.embedder.embedder
+
+
+@pytest.fixture
+def ingested(document_store: GircseQdrantDocumentStore, embedder: Embedder) -> GircseQdrantDocumentStore:
+    ingest(INGESTED, collection="docs", embedder=embedder, client=document_store.client)
+    return document_store
+
+
+class TestHaystacksOwnSuites(CountDocumentsTest, DeleteDocumentsTest, WriteDocumentsTest):
+    def test_write_documents(self, document_store: GircseQdrantDocumentStore) -> None:
+        """What Haystack leaves to each store: without a policy ours refuses an id that is there."""
+        documents = [Document(content=text) for text in TEXTS]
+        assert document_store.write_documents(documents) == 3
+        with pytest.raises(DuplicateDocumentError, match=documents[1].id):
+            document_store.write_documents(documents[1:])
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_reads_what_gircse_ingested(
+    way: str, ingested: GircseQdrantDocumentStore, embedder: Embedder, settings: dict[str, Any]
+) -> None:
+    vector = GircseTextEmbedder(**settings).run("heap", instruction=INSTRUCTION)["embedding"]
+    retriever = GircseQdrantEmbeddingRetriever(ingested, top_k=5)
+    theirs = retriever.run(vector) if way == "sync" else asyncio.run(retriever.run_async(vector))
+    ours = search("heap", collection="docs", embedder=embedder, client=ingested.client, instruction=INSTRUCTION)
+    assert [(hit.id, hit.text, hit.metadata) for hit in ours] == [
+        (document.id, document.content, document.meta) for document in theirs["documents"]
+    ]
+    assert [document.score for document in theirs["documents"]] == pytest.approx([hit.score for hit in ours], abs=1e-6)
+    assert len(retriever.run(vector, top_k=1)["documents"]) == 1
+
+
+def test_gircse_reads_what_it_writes_and_leaves_it_alone(
+    ingested: GircseQdrantDocumentStore, embedder: Embedder
+) -> None:
+    new = Document(content="a new text", meta={"by": "haystack"})
+    ingested.write_documents(ingested.embedder.run([new])["documents"])
+    again = ingest(INGESTED, collection="docs", embedder=embedder, client=ingested.client)
+    assert (again.unchanged, again.embedded) == (3, 0)
+    hits = search("new", collection="docs", embedder=embedder, client=ingested.client)
+    assert ("a new text", {"by": "haystack"}, None) in [(hit.text, hit.metadata, hit.document) for hit in hits]
+    (found,) = ingested.filter_documents({"field": "id", "operator": "==", "value": new.id})
+    assert found == new
+    ingested.delete_documents([new.id])
+    assert {document.content for document in ingested.filter_documents()} == set(TEXTS)
+
+
+def test_documents_without_an_embedding_are_embedded_bare(
+    document_store: GircseQdrantDocumentStore, embedder: Embedder
+) -> None:
+    watched = embedder.backend = Watched(embedder.backend, embedder)  # type: ignore[assignment]
+    (done,) = document_store.embedder.run([Document(content=TEXTS[0])])["documents"]
+    document_store.write_documents([Document(content=TEXTS[1]), done, Document(content=TEXTS[2])])
+    assert watched.prompts == TEXTS
+    vectors = {text: vector.tolist() for text, vector in zip(TEXTS, embedder.embed_documents(TEXTS), strict=True)}
+    for text in TEXTS:
+        (best, *_) = document_store.query(vectors[text], None, 1)
+        assert (best.content, best.score) == (text, pytest.approx(1, abs=1e-5))
+
+
+def test_a_pipeline_of_files_saved_and_loaded(
+    document_store: GircseQdrantDocumentStore, embedder: Embedder, settings: dict[str, Any]
+) -> None:
+    indexing = Pipeline()
+    indexing.add_component("splitter", DocumentSplitter(split_by="word", split_length=3))
+    indexing.add_component("embedder", document_store.embedder)
+    indexing.add_component("writer", DocumentWriter(document_store, DuplicatePolicy.SKIP))
+    indexing.connect("splitter", "embedder")
+    indexing.connect("embedder.documents", "writer.documents")
+    files = [Document(content=text, meta={"file": str(number)}) for number, text in enumerate(TEXTS)]
+    indexing.run({"splitter": {"documents": files}})
+    asking = Pipeline()
+    asking.add_component("embedder", GircseTextEmbedder(**settings))
+    asking.add_component("retriever", GircseQdrantEmbeddingRetriever(document_store, top_k=9))
+    asking.connect("embedder.embedding", "retriever.query_embedding")
+    watched = embedder.backend = Watched(embedder.backend, embedder)  # type: ignore[assignment]
+    questions = [{"embedder": {"text": "heap", "instruction": each}} for each in (None, INSTRUCTION)]
+    answers = [asking.run(question)["retriever"]["documents"] for question in questions]
+    assert watched.prompts == [rendered(embedder, "heap", each) for each in (None, INSTRUCTION)]
+    assert {document.meta["file"] for document in answers[0]} == {"0", "1", "2"}
+    assert indexing.run({"splitter": {"documents": files}})["writer"]["documents_written"] == 0
+    saved = asking.dumps()
+    document_store.close()
+    loaded = Pipeline.loads(saved)
+    again = loaded.run(questions[1])["retriever"]["documents"]
+    assert [document.id for document in again] == [document.id for document in answers[1]]
+    assert [document.score for document in again] == pytest.approx([each.score for each in answers[1]], abs=1e-5)
+    loaded.get_component("retriever").document_store.close()
+
+
+def test_filters_find_whoever_wrote(ingested: GircseQdrantDocumentStore) -> None:
+    ingested.write_documents([Document(content="a new text", meta={"number": 1, "place": {"page": 7}})])
+
+    def found(filters: dict[str, Any]) -> set[str]:
+        return {document.content for document in ingested.filter_documents(filters)}
+
+    one = {"field": "meta.number", "operator": "==", "value": 1}
+    page = {"field": "meta.place.page", "operator": ">", "value": 6}
+    assert found(one) == {TEXTS[1], "a new text"}
+    assert found({"operator": "AND", "conditions": [one, page]}) == {"a new text"}
+    assert found({"operator": "NOT", "conditions": [one]}) == {TEXTS[0], TEXTS[2]}
+    assert found({"field": "content", "operator": "==", "value": TEXTS[0]}) == {TEXTS[0]}
+    with pytest.raises(FilterError, match="Unknown operator"):
+        ingested.filter_documents({"field": "meta.number", "operator": "~", "value": 1})
+    retriever = GircseQdrantEmbeddingRetriever(ingested, filters=one, filter_policy="merge")
+    vector = ingested.embedder.embedder.embed_queries(["x"])[0].tolist()
+    assert [document.content for document in retriever.run(vector, filters=page)["documents"]] == ["a new text"]
+
+
+def test_refusals_write_nothing(ingested: GircseQdrantDocumentStore, settings: dict[str, Any]) -> None:
+    good = Document(content="good")
+    for bad, message in [
+        (Document(content=None), "has no text"),
+        (Document(content=""), "text 1 is empty"),
+        (Document(content="short", embedding=[1.0]), "has an embedding of 1 numbers"),
+        (Document(content="text", meta={"a": object()}), "cannot be stored"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ingested.write_documents([good, bad])
+    with pytest.raises(DuplicateDocumentError):
+        ingested.write_documents([good, good])
+    assert ingested.count_documents() == 3
+    with pytest.raises(ValueError, match="instance of GircseQdrantDocumentStore"):
+        GircseQdrantEmbeddingRetriever("store")
+    with pytest.raises(ValueError, match="top_k must be at least 1"):
+        GircseQdrantEmbeddingRetriever(ingested, top_k=0)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        GircseQdrantDocumentStore("docs", ingested.embedder, paths="x")
+
+
+def test_another_model_is_refused_and_leaves_the_store_free(
+    ingested: GircseQdrantDocumentStore, settings: dict[str, Any]
+) -> None:
+    ingested.close()
+    other = GircseQdrantDocumentStore("docs", GircseDocumentEmbedder(**settings, steps=7), path=ingested.path)
+    with pytest.raises(DocumentStoreError, match="document_steps: this embedder 7"):
+        other.count_documents()
+    assert ingested.count_documents() == 3
+    with pytest.raises(DocumentStoreError, match="already open"):
+        GircseQdrantDocumentStore("docs", ingested.embedder, path=ingested.path).count_documents()

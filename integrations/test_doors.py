@@ -1,0 +1,195 @@
+"""Every door of the library gives the same vectors, keeps queries from documents, and costs its own users only."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from haystack import Document
+from haystack.utils import ComponentDevice
+from haystack_integrations.components.embedders.gircse import GircseDocumentEmbedder, GircseTextEmbedder
+from langchain_gircse import GircseEmbeddings
+from llama_index.embeddings.gircse import GircseEmbedding
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.types import PromptType
+from mteb_gircse import GircseEncoder
+from sentence_transformers import SentenceTransformer
+from sentence_transformers_gircse import GircseModule
+
+from gircse_rag import Embedder
+from gircse_rag.prompts import prefix
+from integrations.fixtures import INSTRUCTION, TEXTS, Watched, imported_by, rendered
+
+ASKED = [*TEXTS, "a set has no order", "x"]
+
+
+class Door(NamedTuple):
+    """An integration as its users call it: documents or a query in, vectors out; `later` where it is asynchronous."""
+
+    embedder: Embedder
+    documents: Callable[[list[str]], Any]
+    query: Callable[[str], Any]
+    later: Callable[[list[str]], Coroutine[Any, Any, Any]] | None = None
+
+
+def langchain(folder: str) -> Door:
+    embeddings = GircseEmbeddings(model=folder, dtype="float32", device="cpu")
+    return Door(
+        embeddings.embedder,
+        embeddings.embed_documents,
+        lambda text: embeddings.embed_query(text, instruction=INSTRUCTION),
+        embeddings.aembed_documents,
+    )
+
+
+def llama_index(folder: str) -> Door:
+    embed_model = GircseEmbedding(model_name=folder, dtype="float32", device="cpu", query_instruction=INSTRUCTION)
+    return Door(
+        embed_model.embedder,
+        embed_model.get_text_embedding_batch,
+        embed_model.get_query_embedding,
+        embed_model.aget_text_embedding_batch,
+    )
+
+
+def sentence_transformers(folder: str) -> Door:
+    module = GircseModule(folder, dtype="float32", device="cpu")
+    model = SentenceTransformer(modules=[module], device="cpu")
+    prompt = prefix(module.embedder.spec.query_template, INSTRUCTION)
+    return Door(module.embedder, model.encode_document, lambda text: model.encode_query(text, prompt=prompt))
+
+
+def mteb(folder: str) -> Door:
+    encoder = GircseEncoder(folder, dtype="float32", device="cpu")
+    task = TaskMetadata(
+        name="Local",
+        description="local",
+        type="Retrieval",
+        prompt=INSTRUCTION,
+        dataset={"path": "local", "revision": "1"},
+        eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10",
+    )
+
+    def encode(texts: Sequence[str], side: PromptType) -> Any:
+        batches = [{"text": [text]} for text in texts]  # a loader's batches are not the engine's
+        return encoder.encode(batches, task_metadata=task, hf_split="test", hf_subset="default", prompt_type=side)
+
+    return Door(
+        encoder.model,
+        lambda texts: encode(texts, PromptType.document),
+        lambda text: encode([text], PromptType.query)[0],
+    )
+
+
+def haystack(folder: str) -> Door:
+    settings = {"model": folder, "dtype": "float32", "device": ComponentDevice.from_str("cpu")}
+    documents, query = GircseDocumentEmbedder(**settings), GircseTextEmbedder(**settings)
+    return Door(
+        documents.embedder,
+        lambda texts: [
+            each.embedding for each in documents.run([Document(content=text) for text in texts])["documents"]
+        ],
+        lambda text: query.run(text, instruction=INSTRUCTION)["embedding"],
+        lambda texts: documents.run_async([Document(content=text) for text in texts]),
+    )
+
+
+DOORS = [langchain, llama_index, sentence_transformers, mteb, haystack]
+
+
+@pytest.fixture(params=DOORS, ids=lambda door: door.__name__)
+def door(request: pytest.FixtureRequest, tiny_folder: Path) -> Door:
+    return request.param(str(tiny_folder))
+
+
+def test_the_same_batch_gives_the_same_vectors(door: Door, tiny_folder: Path) -> None:
+    embedder = Embedder.from_pretrained(str(tiny_folder), dtype="float32", device="cpu")
+    assert door.embedder.fingerprint == embedder.fingerprint
+    # Sentence Transformers sorts a batch by length; in this order it changes nothing.
+    texts = sorted(ASKED, key=len, reverse=True)
+    np.testing.assert_allclose(door.documents(texts), embedder.embed_documents(texts), atol=1e-6, rtol=0)
+    for text in texts:
+        expected = embedder.embed_queries([text], instruction=INSTRUCTION)[0]
+        np.testing.assert_allclose(door.query(text), expected, atol=1e-6, rtol=0)
+
+
+def test_a_query_is_never_a_document(door: Door) -> None:
+    watched = door.embedder.backend = Watched(door.embedder.backend, door.embedder)
+    door.documents(TEXTS)
+    assert sorted(watched.prompts) == sorted(TEXTS)
+    watched.prompts.clear()
+    for text in TEXTS:
+        door.query(text)
+    assert watched.prompts == [rendered(door.embedder, text, INSTRUCTION) for text in TEXTS]
+
+
+def test_32_threads_leave_the_engine_whole(door: Door, tiny_folder: Path) -> None:
+    watched = door.embedder.backend = Watched(door.embedder.backend, door.embedder)
+    expected = {text: door.query(text) for text in TEXTS}
+    together = threading.Barrier(32)
+
+    def ask(number: int) -> bool:
+        together.wait()
+        text = TEXTS[number % len(TEXTS)]
+        documents = np.asarray(door.documents([text]))
+        return np.allclose(door.query(text), expected[text], atol=1e-5) and documents.shape == (1, 32)
+
+    with ThreadPoolExecutor(32) as pool:
+        assert all(pool.map(ask, range(32)))
+    watched.check_integrity()
+
+
+@pytest.mark.parametrize("way", ["cancelled", "loop closed", "refused"])
+@pytest.mark.parametrize("door", [langchain, llama_index, haystack], ids=lambda door: door.__name__, indirect=True)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # LlamaIndex's span, its loop being gone
+def test_what_goes_wrong_leaves_the_engine_whole(way: str, door: Door) -> None:
+    assert door.later is not None
+    before = np.asarray(door.documents(TEXTS))
+    watched = door.embedder.backend = Watched(door.embedder.backend, door.embedder)
+    loop = asyncio.new_event_loop()
+    try:
+        if way == "refused":
+            with pytest.raises(ValueError, match="text 1 is empty"):
+                loop.run_until_complete(door.later([*TEXTS[:1], ""]))
+        else:
+            watched.gate.clear()
+            task = loop.create_task(door.later(ASKED))
+            while not watched.arrived.acquire(blocking=False):
+                loop.run_until_complete(asyncio.sleep(0.01))
+            if way == "cancelled":
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    loop.run_until_complete(task)
+    finally:
+        loop.close()
+        watched.gate.set()
+    np.testing.assert_allclose(door.documents(TEXTS), before, atol=1e-5, rtol=0)
+    asyncio.run(door.later(TEXTS))
+    watched.check_integrity()
+
+
+FRAMEWORKS = {"haystack", "langchain_core", "llama_index", "mteb", "sentence_transformers"}
+STORES = {"qdrant_client", "langchain_qdrant"}
+
+
+@pytest.mark.parametrize(
+    ("module", "needed"),
+    [
+        ("gircse_rag", set()),
+        ("gircse_rag.qdrant", {"qdrant_client"}),
+        ("langchain_gircse", {"langchain_core"}),
+        ("llama_index.embeddings.gircse", {"llama_index"}),
+        ("sentence_transformers_gircse", {"sentence_transformers"}),
+        ("mteb_gircse", {"mteb", "sentence_transformers"}),  # MTEB imports it
+        ("haystack_integrations.components.embedders.gircse", {"haystack"}),
+    ],
+)
+def test_an_import_brings_no_other_framework(module: str, needed: set[str]) -> None:
+    assert imported_by(module) & (FRAMEWORKS | STORES) <= needed
