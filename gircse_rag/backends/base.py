@@ -21,12 +21,14 @@ class Request:
         steps: K, the number of soft tokens; an upper bound when `tolerance` is set.
         tolerance: leave as soon as 1 - cos(z_k, z_{k-1}) <= tolerance (`steps="auto"`); None runs all steps.
         soft_tokens: how many of the heaviest vocabulary tokens to report a step.
+        trajectory: whether the embeddings before the last one will be looked at; most backends have them anyway.
     """
 
     token_ids: tuple[int, ...]
     steps: int
     tolerance: float | None = None
     soft_tokens: int = 0
+    trajectory: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""What does vLLM's prefix cache gain over queries of one instruction, and how does its throughput compare with ours?
+
+    .venv-vllm/bin/python benchmarks/vllm_beside_engine.py [--out benchmarks/results/vllm_beside_engine.json]
+
+One process and one set of queries under one instruction, on the CPU, K=5. vLLM with and without its prefix cache, and
+our paged engine, take turns on the same parts of it; a ratio is the median over rounds of the ratio within a round. The
+parts differ, so all that a cache finds again is the instruction. vLLM shares whole blocks, of 32 tokens at least on a
+CPU (16 on a GPU), so the instruction is one of more than 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from vllm import LLM, PoolingParams
+
+from gircse_rag.backends.base import Request
+from gircse_rag.backends.paged import PagedBackend
+from gircse_rag.backends.vllm.export import write
+from gircse_rag.checkpoint import load_checkpoint
+from gircse_rag.tokens import encode
+from tests.vllm.texts import real_texts
+
+STEPS = 5
+INSTRUCTION = (
+    "Given a short question of a programmer about the standard library, its modules, classes, functions and constants, "
+    "retrieve the passage of the documentation that answers it"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    checkpoint = load_checkpoint("smollm2-135m", dtype=getattr(torch, arguments.dtype), device="cpu")
+    # the first words of real texts: as long as questions are
+    texts = sorted({" ".join(text.split()[:8]) for text in real_texts(3 * arguments.queries)})[: arguments.queries]
+    prompts = [
+        encode(checkpoint.tokenizer, checkpoint.spec, text, role="query", instruction=INSTRUCTION).token_ids
+        for text in texts
+    ]
+    engines: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write(checkpoint, Path(scratch) / "merged")
+        for name, caching in (("vllm", True), ("vllm, no prefix cache", False)):
+            engines[name] = LLM(
+                str(folder),
+                dtype=arguments.dtype,
+                max_model_len=640,
+                max_num_seqs=64,
+                max_num_batched_tokens=512,
+                block_size=32,
+                enable_prefix_caching=caching,
+                enforce_eager=True,
+            )
+    ours = PagedBackend(checkpoint.model, checkpoint.spec)
+    hits: list[int] = []
+
+    def run(name: str, part: list[tuple[int, ...]]) -> float:
+        began = time.perf_counter()
+        if name == "ours":
+            for _ in ours.refine([Request(ids, STEPS) for ids in part]):
+                pass
+        else:
+            outputs = engines[name].embed(
+                [{"prompt_token_ids": list(ids)} for ids in part],
+                pooling_params=PoolingParams(extra_kwargs={"steps": STEPS}),
+                use_tqdm=False,
+            )
+            if name == "vllm":
+                hits.extend(output.num_cached_tokens for output in outputs)
+        return time.perf_counter() - began
+
+    names = ["ours", *engines]
+    for name in names:
+        run(name, prompts[:8])
+    hits.clear()
+    size = len(prompts) // arguments.rounds
+    rounds = []
+    for turn in range(arguments.rounds):
+        order = names[turn % 3 :] + names[: turn % 3]
+        part = prompts[turn * size : (turn + 1) * size]
+        rounds.append({name: size / run(name, part) for name in order})
+        print(json.dumps(rounds[-1]), flush=True)
+    lengths = [len(ids) for ids in prompts[: size * arguments.rounds]]
+    found = {
+        "queries": len(lengths),
+        "mean_tokens": statistics.mean(lengths),
+        "steps": STEPS,
+        "dtype": arguments.dtype,
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg(),
+        "hit_rate": sum(hits) / sum(lengths),
+        "cached_tokens_a_query": statistics.median(hits),
+        "per_second": {name: statistics.median(one[name] for one in rounds) for name in names},
+        "prefix_cache_gain": statistics.median(one["vllm"] / one["vllm, no prefix cache"] for one in rounds),
+        "ours_to_vllm": statistics.median(one["ours"] / one["vllm"] for one in rounds),
+        "rounds": rounds,
+    }
+    text = json.dumps(found, indent=2)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

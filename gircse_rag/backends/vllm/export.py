@@ -1,0 +1,108 @@
+"""A checkpoint as one merged folder that vLLM loads, and `Embedder.from_pretrained` as well.
+
+    config.json           the base model's, its architecture ours, and under "gircse" the spec and a hash of the weights
+    model.safetensors     base and adapter in one
+    tokenizer.json, ...   as it was, but it never adds a special token: vLLM would ask it to, and GIRCSE wants none
+    gircse.json           templates, temperature, lengths, steps
+
+The vector space is the one of the checkpoint it was made from, and so is the fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from gircse_rag.backends.vllm import ARCHITECTURES
+from gircse_rag.checkpoint import EXPORTED, SPEC_FILE, SPEC_FILE_FIELDS, Checkpoint, hash_model, load_checkpoint
+from gircse_rag.errors import CheckpointError, InputError
+
+
+def export(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Write the checkpoint `name` to `folder`, which must not exist or be empty; it appears whole or not at all.
+
+    Args:
+        name: what `Embedder.from_pretrained` takes.
+        dtype: of the weights written.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        InputError: the folder holds something, or cannot be written.
+    """
+    return write(load_checkpoint(name, dtype=dtype, device="cpu"), folder)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether `gircse export` wrote this folder."""
+    try:
+        return EXPORTED in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def write(checkpoint: Checkpoint, folder: Path) -> Path:
+    """The same for a checkpoint that is loaded.
+
+    Raises:
+        CheckpointError: its tokenizer cannot be kept from adding special tokens.
+        InputError: as `export`.
+    """
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists and is not empty; export to a new folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            finished = Path(scratch) / "finished"
+            _write(checkpoint, finished)
+            if folder.exists():
+                folder.rmdir()
+            finished.rename(folder)
+    except OSError as error:
+        raise InputError(f"could not write {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _write(checkpoint: Checkpoint, folder: Path) -> None:
+    model, spec = checkpoint.model, checkpoint.spec
+    weights = hash_model(model)
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["architectures"] = [ARCHITECTURES[model.config.model_type]]
+    config[EXPORTED] = {"spec": spec.to_dict(), "weights": weights}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    chosen = {name: value for name, value in spec.to_dict().items() if name in SPEC_FILE_FIELDS}
+    (folder / SPEC_FILE).write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
+    _write_tokenizer(checkpoint.tokenizer, folder)
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    definition = json.loads(path.read_text(encoding="utf-8"))
+    definition["post_processor"] = _without_specials(definition.get("post_processor"))
+    path.write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    options = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**options, "add_bos_token": False, "add_eos_token": False}, indent=2), encoding="utf-8")
+    reloaded = AutoTokenizer.from_pretrained(folder)
+    for text in ("a", "Query: two words"):
+        wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not reloaded(text)["input_ids"] == reloaded(text, add_special_tokens=False)["input_ids"] == wanted:
+            raise CheckpointError(
+                f"the tokenizer ({type(tokenizer).__name__}) adds special tokens to every text and cannot be told not "
+                "to, so vLLM would embed other tokens than GIRCSE wants"
+            )
+
+
+def _without_specials(processor: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The part of a tokenizer's post-processor that adds no tokens: ByteLevel, which minds offsets only."""
+    if processor is None:
+        return None
+    parts = processor["processors"] if processor["type"] == "Sequence" else [processor]
+    return next((part for part in parts if part["type"] == "ByteLevel"), None)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from gircse_rag import Embedder
+from tests.unit.cli.conftest import Gircse
+
+
+def test_export_writes_a_folder_that_every_command_takes(gircse: Gircse, tiny_folder: Path, tmp_path: Path) -> None:
+    done = gircse("export", tmp_path / "merged", "--model", tiny_folder, "--json")
+    assert done.code == 0
+    assert done.json["fingerprint"] == Embedder.from_pretrained(str(tiny_folder), device="cpu").fingerprint
+    embedded = gircse("embed", "a text", "--model", tmp_path / "merged", "--json")
+    assert embedded.json["fingerprint"] == done.json["fingerprint"]
+    again = gircse("export", tmp_path / "merged", "--model", tiny_folder)
+    assert again.code == 5 and "is not empty" in again.err
+
+
+def test_serve_without_vllm_names_the_extra(gircse: Gircse, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    done = gircse("serve", "--model", tiny_folder)
+    assert done.code == 3 and 'pip install "gircse-rag[vllm]"' in done.err
+
+
+@pytest.mark.parametrize("plugins, expected", [(None, {"gircse"}), ("mine,other", {"mine", "other", "gircse"})])
+def test_serve_becomes_vllms_server_with_our_plugin(
+    gircse: Gircse,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plugins: str | None,
+    expected: set[str],
+) -> None:
+    """All but the start of the server itself, which tests/vllm does."""
+    became = []
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setattr(os, "execve", lambda *call: became.append(call))
+    monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    if plugins is not None:
+        monkeypatch.setenv("VLLM_PLUGINS", plugins)
+    for _ in range(2):  # the second time nothing is exported
+        done = gircse("serve", "--model", tiny_folder, "--port", "8123", "--tensor-parallel-size", "2")
+        assert done.code == 0, done.err
+    assert "first use" not in done.err
+    (_, command, environment), second = became
+    assert second[1] == command
+    options = dict(zip(command[3::2], command[4::2], strict=True))
+    assert Path(options["--model"]).is_relative_to(tmp_path / "cache")
+    assert options["--served-model-name"] == str(tiny_folder)
+    assert options["--port"] == "8123" and options["--tensor-parallel-size"] == "2"
+    assert expected <= set(environment["VLLM_PLUGINS"].split(","))

@@ -1,0 +1,55 @@
+"""Tensor parallelism: every rank has some rows of head and embeddings, and together they make the same soft tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gircse_rag.backends.base import Request
+from gircse_rag.backends.vllm.export import export
+from tests.vllm.engines import assert_same, reference, some_requests, tiny_folder
+
+# vLLM starts the ranks as processes of their own, so this runs as a script: with __name__ == "__main__".
+SCRIPT = """
+import json, sys
+from vllm import LLM, PoolingParams
+if __name__ == "__main__":
+    folder, ranks, requests = sys.argv[1], int(sys.argv[2]), json.load(open(sys.argv[3]))
+    llm = LLM(folder, dtype="float32", tensor_parallel_size=ranks, max_model_len=300, max_num_seqs=8, block_size=32,
+              max_num_batched_tokens=128, enforce_eager=True, distributed_executor_backend="mp")
+    outputs = llm.embed([{"prompt_token_ids": ids} for ids, _ in requests], use_tqdm=False,
+                        pooling_params=[PoolingParams(extra_kwargs={"steps": k}) for _, k in requests])
+    json.dump([output.outputs.embedding for output in outputs], open(sys.argv[4], "w"))
+"""
+
+
+def embedded(folder: Path, ranks: int, requests: list[Request], scratch: Path) -> list[np.ndarray]:
+    script, asked, answered = scratch / "script.py", scratch / "asked.json", scratch / "answered.json"
+    script.write_text(SCRIPT)
+    asked.write_text(json.dumps([(request.token_ids, request.steps) for request in requests]))
+    command = [sys.executable, str(script), str(folder), str(ranks), str(asked), str(answered)]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return [np.array(vector, dtype=np.float32) for vector in json.loads(answered.read_text())]
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_two_ranks_and_a_tiny_model(tied: bool, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path, tied=tied)
+    requests = some_requests(0, 30, longest=120)
+    assert_same(embedded(folder, 2, requests, tmp_path), reference(folder, requests))
+
+
+@pytest.mark.model
+def test_three_ranks_and_the_trained_model(tmp_path: Path) -> None:
+    """SmolLM2 has 9 heads, which 2 does not divide, and 3 key-value heads."""
+    folder = export("smollm2-135m", tmp_path / "exported")
+    requests = some_requests(1, 9, longest=60)
+    assert_same(embedded(folder, 3, requests, tmp_path), reference(folder, requests))

@@ -1,0 +1,171 @@
+"""`gircse serve`, asked by the OpenAI client, by plain HTTP and by Embedder(url=...): the same vectors everywhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from gircse_rag import Embedder
+from gircse_rag.errors import GircseError, InputError, SpecMismatchError
+from tests import tiny
+from tests.vllm.engines import assert_same, plain_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore::gircse_rag.errors.GircseWarning")
+TEXTS = ['"Quoted" it is', "-> x", "the way of the world " * 9, "(note)", "'s"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plain_folder(tmp_path_factory.mktemp("served") / "plain")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    command = [str(Path(sys.executable).parent / "gircse"), "serve", "--model", str(folder), "--port", str(port)]
+    command += ["--dtype", "float32", "--max-model-len", "600", "--max-num-seqs", "8", "--block-size", "32"]
+    command += ["--max-num-batched-tokens", "128", "--enforce-eager"]
+    environment = {**os.environ, "GIRCSE_CACHE": str(log.parent)}
+    with log.open("w") as out:
+        server = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(600):
+            assert server.poll() is None, log.read_text()[-3000:]
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def local(folder: Path) -> Embedder:
+    return Embedder.from_pretrained(str(folder), backend="reference", dtype="float32")
+
+
+@pytest.fixture
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def vectors(response: Any) -> list[np.ndarray]:
+    return [np.array(entry.embedding, dtype=np.float32) for entry in response.data]
+
+
+def test_the_openai_client_gets_the_same_vectors(client: openai.OpenAI, folder: Path, local: Embedder) -> None:
+    name = client.models.list().data[0].id
+    assert name == str(folder)
+    documents = client.embeddings.create(model=name, input=TEXTS)
+    assert_same(vectors(documents), list(local.embed_documents(TEXTS)))
+    queries = client.embeddings.create(model=name, input=TEXTS, extra_body={"instruction": "find texts", "steps": 7})
+    assert_same(vectors(queries), list(local.embed_queries(TEXTS, instruction="find texts", steps=7)))
+    symmetric = client.embeddings.create(model=name, input=TEXTS[0], extra_body={"role": "symmetric"})
+    assert_same(vectors(symmetric), list(local.embed(TEXTS[:1], role="symmetric").vectors))
+
+
+def test_each_input_may_have_its_steps_and_usage_counts_real_tokens(client: openai.OpenAI, local: Embedder) -> None:
+    steps = [1, 20, 5, 3, 1]
+    response = client.embeddings.create(
+        model=client.models.list().data[0].id, input=TEXTS, extra_body={"role": "query", "steps": steps}
+    )
+    expected = local.embed(TEXTS, steps=steps)
+    assert_same(vectors(response), list(expected.vectors))
+    assert response.usage.prompt_tokens == expected.prompt_tokens.sum() == response.usage.total_tokens
+
+
+@pytest.mark.parametrize(
+    "extra, said",
+    [
+        ({"steps": 0}, "steps must be an integer from 1"),
+        ({"steps": [1, 2]}, "steps has 2 entries for 1 inputs"),
+        ({"steps": 256, "input": "world " * 400, "truncate_prompt_tokens": -1}, "do not fit max_model_len, 600"),
+        ({"role": "document", "instruction": "find"}, "a document takes no instruction"),
+        ({"role": "poet"}, "role 'poet' does not exist"),
+        ({"instruction": " "}, "instruction is empty"),
+        ({"instruction": "a\x00b"}, "the instruction holds the control character"),
+        ({"input": ["good", " "]}, "text 1 is empty or white space"),
+        ({"input": "world " * 600}, "text 0 is longer than 512 tokens"),
+        ({"input": [[1, 2]], "role": "query"}, "role and instruction are for texts"),
+        ({"input": [[1, 400]]}, "Token id 400 is out of vocabulary"),
+        ({"dimensions": 8}, "does not support Matryoshka"),
+    ],
+)
+def test_what_is_wrong_is_said(url: str, extra: dict[str, Any], said: str) -> None:
+    response = httpx.post(f"{url}/v1/embeddings", json={"input": "a text", **extra})
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+
+
+def test_a_text_is_cut_only_on_request(url: str, local: Embedder) -> None:
+    body = {"input": "world " * 600, "truncate_prompt_tokens": -1}
+    found = httpx.post(f"{url}/v1/embeddings", json=body).json()
+    assert found["usage"]["prompt_tokens"] == 512
+    assert_same([np.array(found["data"][0]["embedding"])], list(local.embed_documents([body["input"]])))
+
+
+def test_an_embedder_on_the_server(url: str, folder: Path, local: Embedder) -> None:
+    with Embedder.from_pretrained(str(folder), backend="vllm", url=url) as remote:
+        assert remote.fingerprint == local.fingerprint and remote.dimension == local.dimension
+        texts = [f"{text} {i}" for i in range(40) for text in TEXTS]
+        steps = [1 + i % 6 for i in range(len(texts))]
+        found = remote.embed(texts, instruction="find texts", steps=steps)
+        expected = local.embed(texts, instruction="find texts", steps=steps)
+        assert_same(list(found.vectors), list(expected.vectors))
+        assert (found.steps == expected.steps).all() and (found.prompt_tokens == expected.prompt_tokens).all()
+        mixed = remote.embed([*TEXTS, " "], on_error="return")
+        assert list(mixed.errors) == [5]
+        assert_same(list(mixed.vectors[:5]), list(local.embed(TEXTS).vectors))
+        for refused in ({"steps": "auto"}, {"trajectory": True}, {"soft_tokens": 3}):
+            with pytest.raises(InputError, match="returns the last embedding only"):
+                remote.embed(TEXTS, **refused)
+    with pytest.raises(GircseError, match="closed"):
+        remote.embed_documents(TEXTS)
+
+
+def test_another_model_is_refused(url: str, tmp_path: Path) -> None:
+    base = plain_folder(tmp_path / "base")
+    other = tiny.adapter(tmp_path / "adapter", base, head_dim=32)
+    with pytest.raises(SpecMismatchError, match="adapter_hash differs"):
+        Embedder.from_pretrained(str(other), backend="vllm", url=url)
+
+
+def test_no_server_there(folder: Path) -> None:
+    with pytest.raises(GircseError, match=r"no answer from http://127\.0\.0\.1:9"):
+        Embedder.from_pretrained(str(folder), backend="vllm", url="http://127.0.0.1:9")
+
+
+def test_clients_that_hang_up_harm_nobody(url: str, local: Embedder) -> None:
+    def hang_up() -> None:
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(f"{url}/v1/embeddings", json={"input": TEXTS * 20, "steps": 60}, timeout=0.3)
+
+    threads = [threading.Thread(target=hang_up) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    body = {"input": TEXTS, "steps": 6}
+    found = [httpx.post(f"{url}/v1/embeddings", json=body, timeout=300).json() for _ in range(3)]
+    for thread in threads:
+        thread.join()
+    expected = list(local.embed(TEXTS, role="document", steps=6).vectors)
+    for answer in found:
+        assert_same([np.array(entry["embedding"]) for entry in answer["data"]], expected)
