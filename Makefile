@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-vllm soak lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -22,7 +22,15 @@ demo: $(READY)  ## embed Python's own documentation, store it in Qdrant, ask it 
 
 test: $(READY)  ## all tests; the first run fetches the model (93 MB)
 	$(BIN)/python -m pytest
-	set -e; for package in $(PACKAGES) integrations/test_one_collection.py; do $(BIN)/python -m pytest $$package; done
+	set -e; for package in $(PACKAGES); do $(BIN)/python -m pytest $$package; done
+	$(BIN)/python -m pytest $(wildcard integrations/test_*.py)
+
+test-vllm:  ## the vLLM suite, in .venv-vllm (3.4 GB, made on first use; CPU)
+	$(PYTHON) scripts/vllm_environment.py $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pytest tests/vllm
+
+soak: $(READY)  ## 100 kills of an ingest on every kind of store, 5 with the real model (half an hour)
+	GIRCSE_SOAK=1 $(BIN)/python -m pytest tests/soak -s
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -35,4 +43,4 @@ format: $(READY)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and what the demo stored
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) $(VENV)-vllm .demo

@@ -6,8 +6,8 @@ Half of the 500 texts are documents of 5-300 tokens, half queries under three in
 for each. Every mix goes through all texts, in an order of its own:
 
     z_1..z_5    cosine to the reference backend >= 0.99999, no component further than 1e-3
-    z_6..z_20   no further than the reference computation is from itself: the authors' loop in float32 at batch
-                sizes 1, 8 and 32, largest 1 - cosine over the texts with K=20
+    z_6..z_20   cosine >= 0.99999 too, or no further than the reference computation is from itself: the authors' loop
+                in float32 at batch sizes 1, 8 and 32, largest 1 - cosine over the texts with K=20
 
 References are kept in --cache, so that a run that was stopped goes on. No idle machine is needed.
 """
@@ -114,7 +114,7 @@ def run(
         "max_abs_to_5": furthest,
         "max_distance_beyond_5": 1 - deep,
         "spread_beyond_5": spread,
-        "passed": shallow >= 0.99999 and furthest <= 1e-3 and 1 - deep <= spread,
+        "passed": shallow >= 0.99999 and furthest <= 1e-3 and 1 - deep <= max(spread, 1e-5),
         "texts": len(asked),
         **counts,
     }

@@ -77,7 +77,7 @@ def goals(results: Results) -> str:
                 verdict(value, 0.9999, at_least=True),
             ]
         )
-    rows += memory_goals(results) + quality_goals(results)
+    rows += memory_goals(results) + quality_goals(results) + congruence_goals(results)
     return table(["what", "goal", "measured", ""], rows)
 
 
@@ -122,3 +122,13 @@ def quality_goals(results: Results) -> list[list[str]]:
             what = f"bf16 {metric} on {name}, engine less reference"
             rows.append([what, f">= {least}", said, verdict(change, least, at_least=True)])
     return rows
+
+
+def congruence_goals(results: Results) -> list[list[str]]:
+    """float32 vectors under every schedule."""
+    found = parts(results, "congruence")
+    passed = sum(one["passed"] for one in found.values())
+    said = f"{passed} of {len(found)} schedules" if found else MISSING
+    return [
+        ["float32: the reference's vectors, 500 texts", "all", said, verdict(passed or None, len(found), at_least=True)]
+    ]

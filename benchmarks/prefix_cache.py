@@ -2,7 +2,7 @@
 
     python benchmarks/prefix_cache.py
 
-At K=5 and block sizes 4, 8, 16 and 32, in turn: the cache on; off; and `limit`, the same queries without the tokens
+At K=5 and block sizes 1 to 16, in turn: the cache on; off; and `limit`, the same queries without the tokens
 that all of them share, as if the instruction cost nothing (its keys are not even read). A part of an instruction that
 does not fill a block is computed for each query, so smaller blocks save more rows and cost more bookkeeping.
 """
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = report.parser(__doc__, "prefix_cache", rounds=4)
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--block-sizes", type=int, nargs="+", default=[4, 8, 16, 32])
+    parser.add_argument("--block-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     arguments = parser.parse_args(argv)
     results = report.Report(arguments)
     checkpoint = common.load(arguments)

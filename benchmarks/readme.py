@@ -82,6 +82,23 @@ def quality(results: Results) -> str:
     return table(head, rows)
 
 
+def congruence(results: Results) -> str:
+    rows = []
+    for part, found in parts(results, "congruence").items():
+        row = [part, str(found["texts"]), f"{1 - found['min_cosine_to_5']:.1e}", f"{found['max_abs_to_5']:.1e}"]
+        row += [f"{found['max_distance_beyond_5']:.1e}", f"{found['spread_beyond_5']:.1e}"]
+        rows.append([*row, str(found["preemptions"]), "yes" if found["passed"] else "no"])
+    head = [
+        "schedule",
+        "texts",
+        "z_1..z_5: 1 - cosine, max",
+        "max abs",
+        "z_6..z_20: 1 - cosine, max",
+        "reference's own",
+    ]
+    return table([*head, "preemptions", "within the goals"], rows)
+
+
 def runs(results: Results) -> str:
     """When, where and how each file was made."""
     rows = []
@@ -103,7 +120,7 @@ def runs(results: Results) -> str:
     return table(["file", "date", "machine", "idle", "versions", "command"], rows)
 
 
-SECTIONS = (goals, throughput, latency, cost, prefix_cache, memory, quality, runs)
+SECTIONS = (goals, throughput, latency, cost, prefix_cache, memory, quality, congruence, runs)
 
 
 def filled(page: str, results: Results) -> str:

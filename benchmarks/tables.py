@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-NAMES = ("throughput", "throughput_2_threads", "latency", "cost", "prefix_cache", "memory", "quality")
-MISSING = "not measured"
+NAMES = ("throughput", "throughput_2_threads", "latency", "cost", "prefix_cache", "memory", "quality", "congruence")
 MISSING = "not measured"
 
 Results = Mapping[str, Mapping[str, Any]]

@@ -30,6 +30,8 @@ from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.spec import FAMILIES, EmbeddingSpec
 
 SPEC_FILE = "gircse.json"
+EXPORTED = "gircse"
+"""The key of config.json under which `gircse export` keeps the spec, and a hash of the weights it wrote."""
 SPEC_FILE_FIELDS = frozenset(
     {
         "temperature",
@@ -110,7 +112,7 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
 
     model = _load_model(base)
     with ThreadPoolExecutor(1) as beside:  # hashing half a gigabyte takes as long as parsing the tokenizer
-        hashing = beside.submit(_hash_model, model)
+        hashing = beside.submit(hash_model, model)
         tokenizer = _load_tokenizer(adapter, base)
         tokenizer_hash, base_hash = _hash_tokenizer(tokenizer), hashing.result()
     known = BUNDLED.get(base_name)
@@ -129,13 +131,13 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
             f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds {vocabulary}; they do "
             "not belong together: get both from one place"
         )
+    origin = _origin(model, base, base_name, base_hash)
+    if adapter is not None:
+        origin |= {"adapter": name, "adapter_hash": _hash_adapter(adapter)}
     try:
         spec = EmbeddingSpec(
-            base_model=base_name,
-            base_hash=base_hash,
+            **origin,
             tokenizer_hash=tokenizer_hash,
-            adapter=None if adapter is None else name,
-            adapter_hash=None if adapter is None else _hash_adapter(adapter),
             dimension=dimension,
             dtype=str(dtype).removeprefix("torch."),
             **_spec_file(folder),
@@ -149,6 +151,74 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
             f"{window} positions; set max_length in {folder / SPEC_FILE}"
         )
     return Checkpoint(model.to(device=device, dtype=dtype).eval().requires_grad_(False), tokenizer, spec)
+
+
+def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | None]]:
+    """The tokenizer of a checkpoint, and what can be known of its spec without reading the base model's weights.
+
+    Returns:
+        The tokenizer, and some of the spec's hashes by the name of their field.
+
+    Raises:
+        CheckpointError: nothing of that name, or a file is missing or damaged.
+    """
+    folder = _find(name)
+    known: dict[str, str | None] = {"adapter_hash": None}
+    if (folder / "adapter_config.json").exists():
+        base_name = _base_of(folder)
+        known["adapter_hash"] = _hash_adapter(folder)
+        tokenizer = _load_tokenizer(folder, _find(base_name))
+    else:
+        base_name = name
+        tokenizer = _load_tokenizer(None, folder)
+        if exported := _read_json(folder / "config.json").get(EXPORTED):
+            known |= {field: exported["spec"][field] for field in ("base_hash", "adapter_hash")}
+    if base_name in BUNDLED:
+        known["base_hash"] = BUNDLED[base_name].base_hash
+    return tokenizer, {**known, "tokenizer_hash": _hash_tokenizer(tokenizer)}
+
+
+def load_spec(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, EmbeddingSpec] | None:
+    """Tokenizer and spec without the model, where the base model is bundled, so that its hash is known; else None.
+
+    Raises:
+        CheckpointError: as `load_tokenizer`.
+    """
+    folder = _find(name)
+    adapted = (folder / "adapter_config.json").exists()
+    base_name = _base_of(folder) if adapted else name
+    if base_name not in BUNDLED:
+        return None
+    tokenizer, hashes = load_tokenizer(name)
+    if hashes["tokenizer_hash"] != BUNDLED[base_name].tokenizer_hash:
+        return None  # a damaged copy: `load_checkpoint` says so
+    spec = EmbeddingSpec(
+        base_model=base_name,
+        adapter=name if adapted else None,
+        dimension=_read_json(_find(base_name) / "config.json")["hidden_size"],
+        dtype=str(dtype).removeprefix("torch."),
+        **hashes,  # type: ignore[arg-type]  # base_hash is there: the base is bundled
+        **_spec_file(folder),
+    )
+    return tokenizer, spec
+
+
+def _origin(model: PreTrainedModel, folder: Path, name: str, weights: str) -> dict[str, Any]:
+    """What the weights are: the base model itself, or what `gircse export` merged into one folder."""
+    exported = getattr(model.config, EXPORTED, None)
+    if exported is None:
+        return {"base_model": name, "base_hash": weights}
+    try:
+        known, spec = exported["weights"], exported["spec"]
+        origin = {field: spec[field] for field in ("base_model", "base_hash", "adapter", "adapter_hash")}
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {EXPORTED!r} is damaged; export the model again") from error
+    if known != weights:
+        raise CheckpointError(
+            f"the weights in {folder} are not those that `gircse export` wrote ({weights[:12]}, not {known[:12]}): "
+            "they are damaged or were changed; export the model again"
+        )
+    return origin
 
 
 def _find(name: str) -> Path:
@@ -312,6 +382,11 @@ def _spec_file(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     fields = _read_json(path)
+    if "pooling" in fields:
+        raise CheckpointError(
+            f"{path}: trained with pooling {fields['pooling']!r}, a baseline without refinement; "
+            "`gircse eval` scores it"
+        )
     if unknown := sorted(set(fields) - SPEC_FILE_FIELDS):
         raise CheckpointError(f"{path} has unknown fields {unknown}; known: {sorted(SPEC_FILE_FIELDS)}")
     return fields
@@ -333,7 +408,7 @@ def _repair(folder: Path) -> str:
     return "; get the files again, or save the model again"
 
 
-def _hash_model(model: PreTrainedModel) -> str:
+def hash_model(model: PreTrainedModel) -> str:
     """Over tensors by name, so that a model in other shards, or with another file header, is still the same model."""
     digest = hashlib.sha256()
     config = model.config.to_dict()

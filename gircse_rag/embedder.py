@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gircse_rag.backends.base import Backend, Refinement, Request
+from gircse_rag.backends.late import LateBackend
 from gircse_rag.errors import GircseError, GircseWarning, InputError
 from gircse_rag.prompts import Role, check_role
 from gircse_rag.spec import EmbeddingSpec, check_steps
-from gircse_rag.tokens import Prompt, check_text, encode
+from gircse_rag.tokens import Prompt, check_instruction, encode
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +31,8 @@ DEFAULT_TOLERANCE = 1e-3
 _PLURAL = {"query": "queries", "document": "documents", "symmetric": "symmetric texts"}
 
 Steps = int | Sequence[int] | Literal["auto"]
-BackendName = Literal["paged", "reference"]
-BACKENDS: tuple[BackendName, ...] = ("paged", "reference")
+BackendName = Literal["paged", "reference", "vllm"]
+BACKENDS: tuple[BackendName, ...] = ("paged", "reference", "vllm")
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,24 @@ class Embedder:
         device: str = "auto",
         dtype: str = "auto",
         steps: int | None = None,
+        url: str | None = None,
+        lazy: bool = False,
     ) -> Embedder:
         """Load a checkpoint.
 
         Args:
             name: a bundled name (`gircse models`), a local folder (merged model or PEFT adapter), or a Hub id.
-            backend: "paged", the engine (gircse_rag/engine), or "reference", the paper's loop, one text at a time.
+            backend: "paged", the engine (gircse_rag/engine), "reference", the paper's loop, one text at a time, or
+                "vllm" (docs/vllm.md), in this process or, with `url`, a server's.
             device: "auto" (CUDA, then Apple's GPU, then CPU) or what torch calls it.
             dtype: "auto" (bfloat16 where the hardware multiplies it natively, else float32), "float32", "bfloat16"
                 or "float16".
             steps: K for documents, and for queries by default; None takes the checkpoint's own (5, the paper's).
                 It is part of the vector space and so of the fingerprint.
+            url: of a running server (`gircse serve`), for the backend "vllm"; it has the weights, this process the
+                tokenizer. device and dtype are then the server's.
+            lazy: load the weights when the first text is embedded, if the spec can be known without them: of the
+                bundled models. What is wrong with them shows then.
 
         Raises:
             CheckpointError: the model cannot be loaded; says why and what to do.
@@ -102,12 +110,36 @@ class Embedder:
             check_steps(steps)
         if not isinstance(name, str | os.PathLike) or not os.fspath(name):
             raise InputError(f"name must be a bundled name, a folder or a Hub id, not {name!r}")
-        from gircse_rag.checkpoint import load_checkpoint
+        if url is not None and backend != "vllm":
+            raise InputError(f"url is for backend='vllm'; {backend!r} computes in this process")
+        if backend == "vllm":
+            return cls._of_vllm(os.fspath(name), device, dtype, steps, url)
+        from gircse_rag.checkpoint import load_checkpoint, load_spec
 
         where = _device(device)
+        if lazy and (known := load_spec(os.fspath(name), dtype=_dtype(dtype, where))) is not None:
+            tokenizer, spec = known[0], known[1] if steps is None else replace(known[1], document_steps=steps)
+            return cls(
+                LateBackend(
+                    lambda: cls.from_pretrained(name, backend=backend, device=device, dtype=dtype, steps=steps), spec
+                ),
+                tokenizer,
+                spec,
+            )
         checkpoint = load_checkpoint(os.fspath(name), dtype=_dtype(dtype, where), device=where)
         spec = checkpoint.spec if steps is None else replace(checkpoint.spec, document_steps=steps)
         return cls(_backend(backend, checkpoint.model, spec), checkpoint.tokenizer, spec)
+
+    @classmethod
+    def _of_vllm(cls, name: str, device: str, dtype: str, steps: int | None, url: str | None) -> Embedder:
+        from gircse_rag.backends.vllm import loading
+
+        if device != "auto" or (url is not None and dtype != "auto"):
+            raise InputError("the backend 'vllm' chooses its device, and a server its dtype too: leave them at 'auto'")
+        backend, tokenizer, spec = (
+            loading.in_process(name, dtype=_dtype(dtype, _device("auto"))) if url is None else loading.served(name, url)
+        )
+        return cls(backend, tokenizer, spec if steps is None else replace(spec, document_steps=steps))
 
     @property
     def fingerprint(self) -> str:
@@ -180,7 +212,7 @@ class Embedder:
             steps = steps.tolist()
         check_role(role, instruction)
         if instruction is not None:
-            _check_instruction(instruction)
+            check_instruction(instruction)
         if on_error not in ("raise", "return"):
             raise InputError(f"on_error must be 'raise' or 'return', not {on_error!r}")
         if not isinstance(soft_tokens, int) or not 0 <= soft_tokens <= len(self.tokenizer):
@@ -202,7 +234,7 @@ class Embedder:
         positions: dict[Request, list[int]] = {}
         for index, prompt in enumerate(prompts):
             if prompt is not None:
-                request = Request(prompt.token_ids, per_text[index], limit, soft_tokens)
+                request = Request(prompt.token_ids, per_text[index], limit, soft_tokens, trajectory)
                 positions.setdefault(request, []).append(index)
         results: list[Refinement | None] = [None] * len(texts)
         for position, outcome in self._refine(list(positions)):
@@ -323,13 +355,6 @@ def _check_texts(texts: Sequence[str]) -> list[str]:
     if not listed:
         raise InputError("texts is empty; pass at least one")
     return listed
-
-
-def _check_instruction(instruction: str) -> None:
-    try:
-        check_text(instruction)
-    except InputError as error:
-        raise InputError(str(error).replace("the text", "the instruction")) from error
 
 
 def _backend(name: BackendName, model: PreTrainedModel, spec: EmbeddingSpec) -> Backend:

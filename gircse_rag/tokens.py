@@ -61,6 +61,18 @@ def check_text(text: object, index: int | None = None) -> str:
     return text
 
 
+def check_instruction(instruction: str) -> None:
+    """The same for an instruction.
+
+    Raises:
+        InputError: as `check_text`.
+    """
+    try:
+        check_text(instruction)
+    except InputError as error:
+        raise InputError(str(error).replace("the text", "the instruction")) from error
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     spec: EmbeddingSpec,

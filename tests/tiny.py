@@ -51,7 +51,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>", pad_token="<|end|>")
 
 
-def model(family: str = "llama", *, tied: bool = True, seed: int = 0, scale: float = 0.8) -> PreTrainedModel:
+def model(
+    family: str = "llama", *, tied: bool = True, seed: int = 0, scale: float = 0.8, head_dim: int = 8
+) -> PreTrainedModel:
     """A random causal LM in float32: 2 layers, d=32, V=400.
 
     `scale` is the standard deviation of the embeddings; 0.8 makes the heaviest soft-token weight pass 0.3. The layers
@@ -59,14 +61,15 @@ def model(family: str = "llama", *, tied: bool = True, seed: int = 0, scale: flo
     chaotic and float32 rounding alone grows to 1e-1 within 20 steps.
     """
     config_class, model_class = FAMILIES[family]
+    heads = 32 // head_dim if family == "qwen2" else 4  # Qwen2 has no head_dim of its own
     config = config_class(
         vocab_size=400,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        head_dim=head_dim,
         max_position_embeddings=WINDOW,
         tie_word_embeddings=tied,
         bos_token_id=None,

@@ -4,9 +4,11 @@
     options.py       options that several commands share
     output.py        stdout for results, stderr for the rest
     embedding.py     embed, explain
-    store.py         ingest, search
+    ingesting.py     ingest
+    searching.py     search
     training.py      train
     evaluation.py    eval
+    serving.py       export, serve
     environment.py   models, doctor
     watched.py       progress of a backend
 

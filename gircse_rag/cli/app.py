@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import gircse_rag
-from gircse_rag.cli import embedding, environment, evaluation, store, training
+from gircse_rag.cli import embedding, environment, evaluation, ingesting, migrating, searching, serving, training
 from gircse_rag.cli.output import ExitCode, emit, note
 from gircse_rag.errors import GircseError, InputError, SpecMismatchError, StoreError
 
@@ -39,16 +39,20 @@ def _root(
 
 
 for command in (
-    store.ingest,
-    store.search,
+    ingesting.ingest,
+    searching.search,
+    migrating.migrate,
     embedding.embed,
     embedding.explain,
     training.train,
     evaluation.eval_,
+    serving.export,
     environment.models,
     environment.doctor,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+# what serve does not know goes to the server
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serving.serve)
 
 
 def main(arguments: list[str] | None = None) -> None:

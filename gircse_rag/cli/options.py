@@ -51,10 +51,17 @@ Steps = Annotated[
         help="Refinement steps; left out, the checkpoint's own; auto stops when the embedding settles.",
     ),
 ]
+Collection = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection in the store.")]
+StorePath = Annotated[
+    Path | None, typer.Option("--path", metavar="DIR", help="Folder of an embedded store; left out, ./qdrant.")
+]
+StoreUrl = Annotated[
+    str | None, typer.Option("--url", help="Of a Qdrant server; left out, QDRANT_URL. Its key: QDRANT_API_KEY.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
 
 
-def load(model: str, backend: Backend, device: str, dtype: str) -> Embedder:
+def load(model: str, backend: Backend, device: str, dtype: str, *, lazy: bool = False) -> Embedder:
     """The embedder that the options describe; says so first when weights have to be fetched.
 
     Raises:
@@ -68,7 +75,7 @@ def load(model: str, backend: Backend, device: str, dtype: str) -> Embedder:
     from gircse_rag.embedder import Embedder
 
     choice: dict[str, Any] = {} if backend is None else {"backend": backend}
-    return Embedder.from_pretrained(model, device=device, dtype=dtype, **choice)
+    return Embedder.from_pretrained(model, device=device, dtype=dtype, lazy=lazy, **choice)
 
 
 def announce(model: str) -> None:

@@ -1,4 +1,4 @@
-"""The store and the collection: what ingest and search agree on.
+"""The collection: what ingest and search agree on.
 
 A collection says in its metadata which spec its vectors were made with, so no search compares what cannot be compared:
 
@@ -8,97 +8,29 @@ A collection says in its metadata which spec its vectors were made with, so no s
 
 from __future__ import annotations
 
-import json
-import os
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
+from gircse_rag.qdrant.stores import open_client as open_client  # integrations find them here
+from gircse_rag.qdrant.stores import store_errors as store_errors
+from gircse_rag.qdrant.stores import warn_if_outgrown
 from gircse_rag.spec import EmbeddingSpec
+
+if TYPE_CHECKING:
+    from gircse_rag.embedder import Embedder
 
 VECTOR = "gircse"
 """The name of the dense vector: `vector_name=` for LangChain, `dense_vector_name=` for LlamaIndex."""
 RECORD = "gircse"
 """The payload key of a point's `Record`, and of the spec in the collection's metadata."""
-DEFAULT_PATH = "./qdrant"
 
+_OURS = {"self", "collection_name", "vectors_config", "sparse_vectors_config", "metadata", "kwargs"}
 _FORBIDDEN_IN_NAMES = frozenset('<>:"/\\|?*\0\x1f')
-
-
-def open_client(
-    path: str | os.PathLike[str] | None = None, url: str | None = None, *, create: bool = True
-) -> QdrantClient:
-    """A Qdrant client: a server by `url`, or by QDRANT_URL if neither is given, else an embedded store in a folder.
-
-    Args:
-        path: folder of an embedded store; "./qdrant" if nothing else is named. One process at a time may have it open.
-        url: of a server or cluster; its key comes from QDRANT_API_KEY.
-        create: whether an embedded store that does not exist is made. A search passes False.
-
-    Raises:
-        InputError: both `path` and `url`, or a `url` that is none.
-        StoreError: the embedded store is open in another process, missing, damaged or not permitted. A server is not
-            contacted here: one that is down shows at the first use.
-    """
-    if path is not None and url is not None:
-        raise InputError(f"path ({path}) and url ({url}) name two stores; give one")
-    if path is None and (url := url or os.environ.get("QDRANT_URL")):
-        try:
-            return QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
-        except ValueError as error:
-            raise InputError(f"{url!r} is no URL of a Qdrant server ({error}); write http://host:6333") from error
-    folder = Path(DEFAULT_PATH if path is None else path)
-    if not create and not (folder / "meta.json").exists():
-        raise StoreError(f"there is no Qdrant store in {folder}; ingest documents first, or name another folder or url")
-    try:
-        return QdrantClient(path=str(folder))
-    except RuntimeError as error:
-        if "already accessed" not in str(error):
-            raise
-        raise StoreError(
-            f"the Qdrant store in {folder} is already open, and an embedded store takes one client at a time; close "
-            "the other process, or run a Qdrant server and give its url"
-        ) from error
-    except (OSError, ValueError, sqlite3.Error) as error:
-        raise StoreError(f"{folder} cannot be opened as a Qdrant store: {error}; name another folder") from error
-
-
-@contextmanager
-def store_errors(client: QdrantClient) -> Iterator[None]:
-    """Turn what a store can do wrong into StoreError: no answer, a refusal, an answer that is none, a damaged file."""
-    try:
-        yield
-    except ResponseHandlingException as error:
-        raise StoreError(
-            f"the Qdrant server at {client.init_options.get('url')} does not answer ({error.source or error}); is it "
-            "running, and is the url right? what was written before is safe: run again"
-        ) from error
-    except UnexpectedResponse as error:
-        if error.status_code in (401, 403):
-            raise StoreError(
-                f"the Qdrant server at {client.init_options.get('url')} refuses access (HTTP {error.status_code}); set "
-                "QDRANT_API_KEY to a key that may do this"
-            ) from error
-        raise StoreError(
-            f"the server at {client.init_options.get('url')} answered HTTP {error.status_code} "
-            f"({error.content[:200].decode(errors='replace').strip() or error.reason_phrase}); is it a Qdrant "
-            "server, and well? what was written before is safe: run again"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise StoreError(
-            f"the server at {client.init_options.get('url')} answered with something that is not JSON; is it a Qdrant "
-            "server?"
-        ) from error
-    except sqlite3.Error as error:
-        raise StoreError(
-            f"the embedded Qdrant store {client.init_options.get('path')} is damaged or its disk is full ({error}); "
-            "restore the folder, or name another and ingest again"
-        ) from error
 
 
 def ensure_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> None:
@@ -108,15 +40,67 @@ def ensure_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> N
         InputError: the name is not one Qdrant takes.
         SpecMismatchError, StoreError: as `check_collection`.
     """
-    if not name or name in (".", "..") or len(name) > 255 or _FORBIDDEN_IN_NAMES & set(name):
-        raise InputError(f'a collection cannot be called {name!r}: 1 to 255 characters, none of <>:"/\\|?*')
+    _check_name(name)
     if client.collection_exists(name):
         check_collection(client, name, spec)
-        return
+    else:
+        _create(client, name, spec, {}, {})
+
+
+def create_collection(
+    client: QdrantClient,
+    name: str,
+    embedder: Embedder,
+    *,
+    vector_params: Mapping[str, Any] | None = None,
+    payload_indexes: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Make an empty collection with a server's own settings. `ingest` makes one without any, if there is none.
+
+    Args:
+        vector_params: settings of the vector, for `models.VectorParams`: on_disk, hnsw_config, quantization_config,
+            datatype.
+        payload_indexes: payload field -> kind of index, such as {"metadata.kind": models.PayloadSchemaType.KEYWORD}.
+        options: any of `QdrantClient.create_collection`: shard_number, sharding_method, replication_factor,
+            write_consistency_factor, on_disk_payload, hnsw_config, optimizers_config, wal_config,
+            quantization_config, timeout.
+
+    Raises:
+        InputError: the name is not one Qdrant takes, an option that Qdrant does not have, or a value it refuses.
+        StoreError: the collection exists, the store has no such setting, or the server does not answer.
+    """
+    _check_name(name)
+    with store_errors(client):
+        if client.collection_exists(name):
+            raise StoreError(f"collection {name!r} exists; its settings can be changed by client.update_collection")
+        _create(client, name, embedder.spec, vector_params or {}, options)
+        for field, kind in (payload_indexes or {}).items():
+            client.create_payload_index(name, field, kind, wait=True)
+
+
+def _check_name(name: str) -> None:
+    if not name or name in (".", "..") or len(name) > 255 or _FORBIDDEN_IN_NAMES & set(name):
+        raise InputError(f'a collection cannot be called {name!r}: 1 to 255 characters, none of <>:"/\\|?*')
+
+
+def _create(
+    client: QdrantClient, name: str, spec: EmbeddingSpec, vector: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    known = set(inspect.signature(QdrantClient.create_collection).parameters) - _OURS
+    if unknown := sorted(set(options) - known):
+        raise InputError(
+            f"Qdrant's create_collection has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+        )
+    try:
+        params = models.VectorParams(size=spec.dimension, distance=models.Distance.COSINE, **vector)
+    except (ValidationError, TypeError) as error:
+        raise InputError(f"vector_params {dict(vector)!r} are refused: {error}") from error
     client.create_collection(
         name,
-        vectors_config={VECTOR: models.VectorParams(size=spec.dimension, distance=models.Distance.COSINE)},
+        vectors_config={VECTOR: params},
         metadata={RECORD: {"fingerprint": spec.fingerprint, "spec": spec.to_dict()}},
+        **options,
     )
 
 
@@ -132,7 +116,8 @@ def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> No
     if not client.collection_exists(name):
         known = ", ".join(sorted(there.name for there in client.get_collections().collections)) or "none"
         raise StoreError(f"there is no collection {name!r} (there is: {known}); ingest documents first")
-    config = client.get_collection(name).config
+    info = client.get_collection(name)
+    config = info.config
     note = (config.metadata or {}).get(RECORD)
     if not isinstance(note, dict) or not isinstance(note.get("spec"), dict):
         raise StoreError(
@@ -158,3 +143,4 @@ def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> No
             f"collection {name!r} has the vectors ({found or 'none'}), this embedder needs {VECTOR!r}: "
             f"{spec.dimension} Cosine; use another collection name"
         )
+    warn_if_outgrown(client, name, info)

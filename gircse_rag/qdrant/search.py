@@ -1,18 +1,28 @@
-"""Instructed questions: `search`."""
+"""Instructed questions: `search` asks one, `search_batch` several, and `search_coarse_to_fine` answers twice."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from qdrant_client import QdrantClient, models
 
-from gircse_rag.errors import InputError
+from gircse_rag.errors import GircseWarning, InputError
+from gircse_rag.qdrant.filters import Filter, as_filter
+from gircse_rag.qdrant.foreign import read_payload
 from gircse_rag.qdrant.points import read_record
-from gircse_rag.qdrant.schema import VECTOR, check_collection, store_errors
+from gircse_rag.qdrant.schema import RECORD, VECTOR, check_collection
+from gircse_rag.qdrant.stores import store_errors
 
 if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder
+
+_QUERIES_PER_REQUEST = 64
+_MMR_CANDIDATES = 10
+"""MMR chooses among this many times the hits asked for. Qdrant's own default, as many, only reorders them."""
 
 
 @dataclass(frozen=True)
@@ -43,46 +53,203 @@ def search(
     client: QdrantClient,
     instruction: str | None = None,
     limit: int = 5,
+    offset: int = 0,
     steps: int | Literal["auto"] | None = None,
-    query_filter: models.Filter | None = None,
+    query_filter: Filter | None = None,
+    min_score: float | None = None,
+    group_size: int | None = None,
+    mmr: float | None = None,
 ) -> list[Hit]:
     """The chunks most similar to a question under an instruction, best first.
 
     Args:
         instruction: what makes a chunk a good answer; the spec's default if None.
-        limit: hits at most.
+        limit: hits at most; documents at most with `group_size`.
+        offset: skip that many of the best hits: pages.
         steps: refinement steps of the question; None takes what the documents were embedded with. Another number is
             legal, and the embedder warns about it (GircseWarning).
-        query_filter: Qdrant's filter on the payload, passed through; the documents' metadata is under "metadata.".
+        query_filter: keys of the documents' metadata and what they must be, or Qdrant's own filter: see `as_filter`.
+        min_score: leave out hits below this cosine (Qdrant: score_threshold).
+        group_size: at most so many hits of a document. They stand together, documents ordered by their best; points
+            that something else wrote have no document and are left out.
+        mmr: 0 to 1, how much diversity counts against similarity (maximal marginal relevance, Carbonell and Goldstein,
+            1998): hits that repeat better ones give way, among the best ten times `limit`. In order of choice.
 
     Raises:
-        InputError: the question is empty or no text, or `limit` is below 1.
+        InputError: the question is empty or no text, or an argument is refused.
         SpecMismatchError: the collection was made with another model or spec; both are named.
         StoreError: no such collection, not one of ours, or the server does not answer.
     """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise InputError(f"limit must be an integer of at least 1, not {limit!r}")
+    (hits,) = search_batch(
+        [question],
+        collection=collection,
+        embedder=embedder,
+        client=client,
+        instruction=instruction,
+        limit=limit,
+        offset=offset,
+        steps=steps,
+        query_filter=query_filter,
+        min_score=min_score,
+        group_size=group_size,
+        mmr=mmr,
+    )
+    return hits
+
+
+def search_batch(
+    questions: Sequence[str],
+    *,
+    collection: str,
+    embedder: Embedder,
+    client: QdrantClient,
+    instruction: str | None = None,
+    limit: int = 5,
+    offset: int = 0,
+    steps: int | Literal["auto"] | None = None,
+    query_filter: Filter | None = None,
+    min_score: float | None = None,
+    group_size: int | None = None,
+    mmr: float | None = None,
+) -> list[list[Hit]]:
+    """`search` for several questions, embedded together and asked together: one list of hits each, in their order.
+
+    Raises:
+        InputError: as `search`; `.index` says which question. Nothing was asked.
+        SpecMismatchError, StoreError: as `search`.
+    """
+    _check(limit, offset, min_score, group_size, mmr)
+    wanted = as_filter(query_filter)
     with store_errors(client):
         check_collection(client, collection, embedder.spec)
-        result = embedder.embed([question], role="query", instruction=instruction, steps=steps)
+        vectors = embedder.embed(questions, role="query", instruction=instruction, steps=steps).vectors.tolist()
+        if group_size is not None:
+            return [_groups(client, collection, v, wanted, limit, group_size, min_score) for v in vectors]
+        requests = [
+            models.QueryRequest(
+                query=vector if mmr is None else _diverse(vector, mmr, limit + offset),
+                using=VECTOR,
+                filter=wanted,
+                limit=limit,
+                offset=offset or None,
+                score_threshold=min_score,
+                with_payload=True,
+            )
+            for vector in vectors
+        ]
+        answers = [
+            answer
+            for start in range(0, len(requests), _QUERIES_PER_REQUEST)
+            for answer in client.query_batch_points(collection, requests[start : start + _QUERIES_PER_REQUEST])
+        ]
+    return [[_hit(point) for point in answer.points] for answer in answers]
+
+
+def search_coarse_to_fine(
+    question: str,
+    *,
+    collection: str,
+    embedder: Embedder,
+    client: QdrantClient,
+    instruction: str | None = None,
+    limit: int = 5,
+    query_filter: Filter | None = None,
+    steps: int = 20,
+    candidates: int = 50,
+) -> Iterator[list[Hit]]:
+    """Answer at once, then better: two lists of at most `limit` hits, best first.
+
+    The first comes from the question after one refinement step. The second is made when it is asked for: the question
+    is refined to `steps`, and the first search's `candidates` are ranked again by it, without another search. Who
+    takes only the first list pays only for that.
+
+    Raises (when the first list is asked for):
+        InputError, SpecMismatchError, StoreError: as `search`.
+    """
+    _check(limit, 0, None, None, None)
+    if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < limit:
+        raise InputError(f"candidates must be an integer of at least limit ({limit}), not {candidates!r}")
+    with store_errors(client):
+        check_collection(client, collection, embedder.spec)
         points = client.query_points(
             collection,
-            query=result.vectors[0].tolist(),
+            query=_refined(embedder, question, instruction, 1).tolist(),
             using=VECTOR,
-            query_filter=query_filter,
-            limit=limit,
+            query_filter=as_filter(query_filter),
+            limit=candidates,
             with_payload=True,
+            with_vectors=[VECTOR],
         ).points
-    return [_hit(point) for point in points]
+    hits = [_hit(point) for point in points]
+    yield hits[:limit]
+    if not hits:
+        yield []
+        return
+    vectors = np.asarray([point.vector[VECTOR] for point in points if isinstance(point.vector, dict)], dtype=np.float32)
+    scores = vectors @ _refined(embedder, question, instruction, steps)
+    best = np.argsort(-scores, kind="stable")[:limit]
+    yield [replace(hits[row], score=float(scores[row])) for row in best]
+
+
+def _refined(embedder: Embedder, question: str, instruction: str | None, steps: int) -> np.ndarray[Any, Any]:
+    """(d,) float32. Here another number of steps than the documents' is what was asked for, so no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="queries take .* refinement steps", category=GircseWarning)
+        (vector,) = embedder.embed([question], role="query", instruction=instruction, steps=steps).vectors
+    return np.asarray(vector)
+
+
+def _check(limit: int, offset: int, min_score: float | None, group_size: int | None, mmr: float | None) -> None:
+    for name, value, least in (("limit", limit, 1), ("offset", offset, 0), ("group_size", group_size, 1)):
+        if name == "group_size" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name} must be an integer of at least {least}, not {value!r}")
+    for name, share, lowest in (("min_score", min_score, -1), ("mmr", mmr, 0)):
+        if share is not None and (not isinstance(share, int | float) or not lowest <= share <= 1):
+            raise InputError(f"{name} must be a number from {lowest} to 1, not {share!r}")
+    if group_size is not None and (offset or mmr is not None):
+        raise InputError(
+            "group_size goes with neither offset nor mmr: Qdrant has no pages of groups and no diverse ones"
+        )
+
+
+def _diverse(vector: list[float], diversity: float, count: int) -> models.NearestQuery:
+    return models.NearestQuery(
+        nearest=vector, mmr=models.Mmr(diversity=diversity, candidates_limit=min(_MMR_CANDIDATES * count, 16_384))
+    )
+
+
+def _groups(
+    client: QdrantClient,
+    collection: str,
+    vector: list[float],
+    wanted: models.Filter | None,
+    limit: int,
+    group_size: int,
+    min_score: float | None,
+) -> list[Hit]:
+    groups = client.query_points_groups(
+        collection,
+        group_by=f"{RECORD}.document",
+        query=vector,
+        using=VECTOR,
+        query_filter=wanted,
+        limit=limit,
+        group_size=group_size,
+        score_threshold=min_score,
+        with_payload=True,
+    ).groups
+    return [_hit(point) for group in groups for point in group.hits]
 
 
 def _hit(point: models.ScoredPoint) -> Hit:
-    payload = point.payload or {}
-    record = read_record(payload)
+    _, text, metadata = read_payload(point.id, point.payload)
+    record = read_record(point.payload)
     return Hit(
         id=str(point.id),
         score=point.score,
-        text=payload.get("page_content", ""),
-        metadata=payload.get("metadata") or {},
+        text=text,
+        metadata=metadata,
         document=None if record is None else record.document,
     )

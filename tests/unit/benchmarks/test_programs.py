@@ -9,7 +9,19 @@ import pytest
 
 pytest.importorskip("benchmarks.common", reason="benchmarks/ is not part of this copy")
 
-from benchmarks import common, cost, latency, memory, plots, prefix_cache, quality, readme, tables, throughput
+from benchmarks import (
+    common,
+    congruence,
+    cost,
+    latency,
+    memory,
+    plots,
+    prefix_cache,
+    quality,
+    readme,
+    tables,
+    throughput,
+)
 
 WORDS = ["a", "page", "of", "cache", "holds", "four", "rows", "and", "rest", "is", "found", "by", "hash", "when", "no"]
 
@@ -55,6 +67,15 @@ def test_all_programs_fill_the_page(
         prefix_cache: ["--texts", "8", "--block-sizes", "8", "--rounds", "2", *lock],
         memory: ["--sizes", "40", "--long", "0"],
         quality: sets,
+        congruence: [
+            "--texts",
+            "12",
+            "--mixes",
+            "defaults",
+            "7 texts a call",
+            *sets[2:3],
+            str(tmp_path / "expected.npz"),
+        ],
     }
     for program, options in programs.items():
         name = program.__name__.rpartition(".")[2]
@@ -73,6 +94,7 @@ def test_all_programs_fill_the_page(
     assert results["latency"]["results"][f"{tiny_folder}, K=5"]["forwards"]["sequential"] == 6
     assert results["quality"]["results"]["retrieval/small, float32 reference"]["overlap@10"] == 1
     assert results["quality"]["results"]["retrieval/small, float32 paged"]["cosine_min"] > 0.99999
+    assert all(mix["passed"] for mix in results["congruence"]["results"].values())
     samples = results["memory"]["results"]["ours, 40"]["samples"]
     assert samples[-1][1] <= 40 and samples[-1][2] > 0
 

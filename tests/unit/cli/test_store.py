@@ -147,7 +147,7 @@ def _refused(gircse: Gircse, *arguments: str | Path) -> str:
 
 def test_an_interrupted_ingest_goes_on_where_it_stopped(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> None:
     many = tmp_path / "many.jsonl"
-    total = 2000
+    total = 600
     many.write_text("".join(json.dumps({"text": f"text number {n}"}) + "\n" for n in range(total)))
     process = subprocess.Popen(
         [*GIRCSE, "ingest", "many.jsonl", *KEPT, *tiny_model],
@@ -180,3 +180,30 @@ def _points(store: Path) -> int:
             return int(database.execute("SELECT count(*) FROM points").fetchone()[0])
     except sqlite3.OperationalError:  # the table is about to be made
         return 0
+
+
+def test_sync_removes_what_is_gone_and_a_dry_run_only_tells(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
+    assert gircse("ingest", notes, *KEPT, *tiny_model).code == 0
+    (notes / "b.txt").unlink()
+    told = gircse("ingest", notes, *KEPT, "--sync-dry-run", *tiny_model)
+    assert told.code == 0 and "gone: b.txt" in told.err and "nothing was removed: it was only asked" in told.err
+    assert "0 removed" in told.out
+    elsewhere = gircse("ingest", notes / "a.md", *KEPT, "--sync", "--json", *tiny_model)
+    assert elsewhere.json["gone"] == [], "another path is another source"
+
+    assert gircse("ingest", notes, *KEPT, *tiny_model).code == 0  # which brings a.md last again
+    (notes / "a.md").write_bytes(b"K\xe4fer")
+    kept = gircse("ingest", notes, *KEPT, "--sync", "--json", *tiny_model)
+    assert (kept.code, kept.json["removed"]) == (1, 0) and "could not be read" in kept.json["kept_because"]
+
+    (notes / "a.md").write_text("# Files\n\nOpen a file with open().\n")
+    gone = gircse("ingest", notes, *KEPT, "--sync", "--json", *tiny_model)
+    assert (gone.code, gone.json["gone"], gone.json["removed"]) == (0, ["b.txt"], 1)
+    assert "removed: b.txt" in gone.err
+
+
+def test_equal_texts_are_named(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
+    (notes / "copy.txt").write_text("Sort a list with sorted().\n")
+    ran = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
+    assert (ran.code, ran.json["added"], ran.json["duplicates"]) == (0, 4, [{"id": "copy.txt", "of": "b.txt"}])
+    assert "duplicate: copy.txt: the same text as b.txt" in ran.err

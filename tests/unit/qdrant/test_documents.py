@@ -75,7 +75,7 @@ def test_what_is_no_text_is_skipped_and_named(tmp_path: Path) -> None:
     assert "zero bytes" in reasons["binary.txt"] and "zero bytes" in reasons["lines.jsonl"]
     assert reasons["empty.txt"] == reasons["white.md"] == reasons["none.jsonl"] == "empty"
     assert "byte 3" in reasons["latin.md"]
-    assert ".txt, .md, .jsonl" in reasons["picture.png"]
+    assert "no reader for .png" in reasons["picture.png"]
     assert "No such file" in reasons["dangling.txt"]
     assert "cannot be read" in reasons["ring.txt"]
     assert reasons["pipe.txt"] == "not a regular file"

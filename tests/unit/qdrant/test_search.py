@@ -1,21 +1,48 @@
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from qdrant_client import QdrantClient, models
 
-from gircse_rag.errors import InputError
-from gircse_rag.qdrant import Document, Hit, ingest, search
+from gircse_rag.errors import GircseWarning, InputError
+from gircse_rag.qdrant import Document, Hit, ingest, open_client, search, search_batch, search_coarse_to_fine
 from gircse_rag.qdrant.points import point_id
 from tests.unit.qdrant.standin import StandIn
 
 TEXTS = {"cats": "cats purr and sleep", "dogs": "dogs bark and run", "birds": "birds sing at dawn"}
 
 
-@pytest.fixture
-def filled(client: QdrantClient, embedder: StandIn) -> QdrantClient:
-    documents = [Document(name, text, {"legs": 2 if name == "birds" else 4}) for name, text in TEXTS.items()]
+@pytest.fixture(params=["local", "edge"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
+    """Both embedded engines: what a search says is the same."""
+    if request.param == "edge":
+        pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
+    made = open_client(tmp_path / "store", engine=request.param)
+    yield made
+    made.close()
+
+
+def _fill(client: QdrantClient, embedder: StandIn) -> QdrantClient:
+    documents = [
+        Document(name, text, {"legs": 2 if name == "birds" else 4, "wings": name == "birds"})
+        for name, text in TEXTS.items()
+    ]
     ingest(documents, collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
     return client
+
+
+@pytest.fixture
+def filled(either: QdrantClient, embedder: StandIn) -> QdrantClient:
+    return _fill(either, embedder)
+
+
+@pytest.fixture
+def local(client: QdrantClient, embedder: StandIn) -> QdrantClient:
+    return _fill(client, embedder)
 
 
 def _search(client: QdrantClient, embedder: StandIn, question: str, **options: object) -> list[Hit]:
@@ -42,7 +69,7 @@ def test_limit_and_filter_reach_qdrant(filled: QdrantClient, embedder: StandIn) 
     assert [hit.document for hit in hits] == ["birds"]
 
 
-def test_instruction_and_steps_reach_the_embedder(filled: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_instruction_and_steps_reach_the_embedder(local: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     class Listening(StandIn):
@@ -50,23 +77,239 @@ def test_instruction_and_steps_reach_the_embedder(filled: QdrantClient, monkeypa
             asked.append((texts, role, instruction, steps))
             return super().embed(texts, role, instruction, steps=steps, on_error=on_error)
 
-    _search(filled, Listening(), "cats", instruction="find animals", steps=20)
+    _search(local, Listening(), "cats", instruction="find animals", steps=20)
     assert asked == [(["cats"], "query", "find animals", 20)]
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True, None])
-def test_a_limit_that_is_none_is_refused(filled: QdrantClient, embedder: StandIn, limit: object) -> None:
+def test_a_limit_that_is_none_is_refused(local: QdrantClient, embedder: StandIn, limit: object) -> None:
     with pytest.raises(InputError, match="limit must be"):
-        _search(filled, embedder, "cats", limit=limit)
+        _search(local, embedder, "cats", limit=limit)
 
 
 @pytest.mark.parametrize("question", ["", "  ", None, "\ud800"])
-def test_a_question_that_is_none_is_refused(filled: QdrantClient, embedder: StandIn, question: str) -> None:
+def test_a_question_that_is_none_is_refused(local: QdrantClient, embedder: StandIn, question: str) -> None:
     with pytest.raises(InputError):
-        _search(filled, embedder, question)
+        _search(local, embedder, question)
 
 
 def test_points_that_something_else_wrote_are_hits_too(filled: QdrantClient, embedder: StandIn) -> None:
     vector = embedder.vector("written elsewhere").tolist()
     filled.upsert("docs", [models.PointStruct(id=7, vector={"gircse": vector}, payload={"page_content": "hi"})])
     assert _search(filled, embedder, "written elsewhere", limit=1) == [Hit("7", pytest.approx(1.0), "hi", {}, None)]
+
+
+LEGS = models.FieldCondition(key="metadata.legs", match=models.MatchValue(value=4))
+
+
+FILTERS: list[tuple[object, set[str]]] = [
+    ({"legs": 2}, {"birds"}),
+    ({"legs": [2, 7]}, {"birds"}),
+    ({"legs": {"gte": 3}}, {"cats", "dogs"}),
+    ({"legs": {"gt": 1, "lt": 3.5}}, {"birds"}),
+    ({"legs": 4.0}, {"cats", "dogs"}),
+    ({"legs": 4, "source": "dogs"}, {"dogs"}),
+    ({"source": ("dogs", "birds")}, {"dogs", "birds"}),
+    ({"legs": 4, "source": "birds"}, set()),
+    ({"_chunk.number": 0}, set(TEXTS)),
+    ({"wings": True}, {"birds"}),
+    ({"wings": False, "legs": {"lte": 4}}, {"cats", "dogs"}),
+    ({}, set(TEXTS)),
+    (models.Filter(must_not=[LEGS]), {"birds"}),
+    (None, set(TEXTS)),
+]
+
+
+def test_a_filter_keeps_what_its_metadata_meet(filled: QdrantClient, embedder: StandIn) -> None:
+    for wanted, found in FILTERS:
+        hits = _search(filled, embedder, "animals", query_filter=wanted)
+        assert {hit.document for hit in hits} == found, wanted
+
+
+def test_a_filter_compares_dates(either: QdrantClient, embedder: StandIn) -> None:
+    documents = [Document(day, "same text", {"day": day}) for day in ("2024-05-01", "2025-05-01")]
+    ingest(documents, collection="docs", embedder=embedder, client=either)  # type: ignore[arg-type]
+    hits = _search(either, embedder, "same", query_filter={"day": {"gte": "2025-01-01T00:00:00Z"}})
+    assert [hit.document for hit in hits] == ["2025-05-01"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("legs", "must be a mapping"),
+        ({"": 1}, "name of a metadata field"),
+        ({1: 1}, "name of a metadata field"),
+        ({"legs": []}, "'legs': the list is empty"),
+        ({"legs": {}}, "no range"),
+        ({"legs": {"above": 3}}, "no range; use gt, gte, lt, lte"),
+        ({"legs": {"gte": "tall"}}, "'legs'.*cannot be compared"),
+        ({"legs": None}, "'legs': None cannot be compared"),
+        ({"legs": [1.5]}, "cannot be compared"),
+        ({"legs": ["a", 1]}, "cannot be compared"),
+    ],
+)
+def test_a_filter_that_is_none_is_refused(local: QdrantClient, embedder: StandIn, wanted: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _search(local, embedder, "cats", query_filter=wanted)
+
+
+def test_a_batch_answers_each_question_as_search_does(filled: QdrantClient, embedder: StandIn) -> None:
+    questions = ["cats purr", "birds sing", "dogs", "cats purr"] * 20  # more than one request holds
+    several = search_batch(questions, collection="docs", embedder=embedder, client=filled, limit=2)  # type: ignore[arg-type]
+    assert several == [_search(filled, embedder, question, limit=2) for question in questions]
+    assert several[1][0].document == "birds"
+
+
+def test_a_batch_embeds_its_questions_together_and_names_a_bad_one(
+    local: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    embed = embedder.embed
+
+    def counted(texts: list[str], **options: object) -> object:
+        calls.append(list(texts))
+        return embed(texts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(embedder, "embed", counted)
+    search_batch(["a", "b"], collection="docs", embedder=embedder, client=local)  # type: ignore[arg-type]
+    assert calls == [["a", "b"]]
+    with pytest.raises(InputError) as caught:
+        search_batch(["a", " ", "c"], collection="docs", embedder=embedder, client=local)  # type: ignore[arg-type]
+    assert caught.value.index == 1
+
+
+def test_pages_and_a_least_score(filled: QdrantClient, embedder: StandIn) -> None:
+    everything = _search(filled, embedder, "dogs bark")
+    assert _search(filled, embedder, "dogs bark", limit=1, offset=1) == everything[1:2]
+    assert _search(filled, embedder, "dogs bark", offset=3) == []
+    least = (everything[0].score + everything[1].score) / 2
+    assert _search(filled, embedder, "dogs bark", min_score=least) == everything[:1]
+    assert _search(filled, embedder, "dogs bark", min_score=1) == []
+
+
+@pytest.fixture
+def repetitive(either: QdrantClient, embedder: StandIn) -> QdrantClient:
+    """Two documents of three chunks and one of one; two chunks of "first" say the same."""
+    texts = {
+        "first": ["apples are red fruit, said the man", "apples are red fruit, said the woman", "nobody was at home"],
+        "second": ["apples and pears grow on trees", "the sea is wide and deep tonight", "a stone lies on the way"],
+        "third": ["red is a colour, said the painter"],
+    }
+    documents = [Document(name, "\n\n".join(parts)) for name, parts in texts.items()]
+    ingest(documents, collection="docs", embedder=StandIn(max_length=36), client=either)  # type: ignore[arg-type]
+    return either
+
+
+def test_groups_hold_at_most_so_many_hits_of_a_document(repetitive: QdrantClient) -> None:
+    embedder = StandIn(max_length=36)
+    plain = _search(repetitive, embedder, "apples are red fruit", limit=100)
+    assert len(plain) == 7
+    hits = _search(repetitive, embedder, "apples are red fruit", limit=2, group_size=2)
+    best: dict[str | None, list[Hit]] = {}
+    for hit in plain:
+        best.setdefault(hit.document, []).append(hit)
+    assert [hit.id for hit in hits] == [hit.id for name in list(best)[:2] for hit in best[name][:2]]
+    assert len(hits) > 2 and hits[0].document == "first"
+
+
+def test_groups_leave_out_what_has_no_document(repetitive: QdrantClient) -> None:
+    embedder = StandIn(max_length=36)
+    vector = embedder.vector("apples").tolist()
+    repetitive.upsert("docs", [models.PointStruct(id=7, vector={"gircse": vector}, payload={"page_content": "hi"})])
+    assert _search(repetitive, embedder, "apples", limit=1)[0].document is None
+    assert None not in {hit.document for hit in _search(repetitive, embedder, "apples", group_size=1)}
+
+
+def test_mmr_lets_repetitions_give_way(repetitive: QdrantClient) -> None:
+    embedder = StandIn(max_length=36)
+    question = "apples are red fruit, said the man"
+    plain = _search(repetitive, embedder, question, limit=2)
+    assert [hit.text for hit in plain] == [question, "apples are red fruit, said the woman"]
+    assert _search(repetitive, embedder, question, limit=2, mmr=0) == plain
+    diverse = _search(repetitive, embedder, question, limit=2, mmr=0.9)
+    assert diverse[0] == plain[0] and diverse[1].text != plain[1].text
+    for hit in diverse:
+        assert hit.score == pytest.approx(float(embedder.vector(hit.text) @ embedder.vector(question)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"offset": -1},
+        {"offset": True},
+        {"group_size": 0},
+        {"min_score": 1.5},
+        {"min_score": "high"},
+        {"mmr": -0.1},
+        {"mmr": float("nan")},
+        {"group_size": 1, "offset": 1},
+        {"group_size": 1, "mmr": 0.5},
+    ],
+)
+def test_an_option_that_is_none_is_refused(local: QdrantClient, embedder: StandIn, options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        _search(local, embedder, "cats", **options)
+
+
+class Stepwise(StandIn):
+    """The first step sees the first word only; what it was asked for is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[object] = []
+
+    def embed(self, texts, role="query", instruction=None, *, steps=None, on_error="raise"):  # type: ignore[no-untyped-def]
+        if role == "query":
+            self.asked.append((steps, instruction))
+            if steps not in (None, self.spec.document_steps):
+                warnings.warn(f"queries take {steps} refinement steps, ...", GircseWarning, stacklevel=2)
+        seen = [text.split()[0] for text in texts] if steps == 1 else texts
+        return super().embed(seen, role, instruction, steps=steps, on_error=on_error)
+
+
+def test_coarse_to_fine_answers_before_it_refines() -> None:
+    client, embedder = QdrantClient(":memory:"), Stepwise()
+    documents = [Document(text, text) for text in ("cats", "cats purr", "cats purr and sleep", "dogs")]
+    ingest(documents, collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+    answers = search_coarse_to_fine(
+        "cats purr and sleep",
+        collection="docs",
+        embedder=embedder,  # type: ignore[arg-type]
+        client=client,
+        instruction="find",
+        limit=2,
+    )
+    assert embedder.asked == []
+    coarse = next(answers)
+    assert [hit.document for hit in coarse] == ["cats", "cats purr"] and embedder.asked == [(1, "find")]
+    fine = next(answers)
+    assert embedder.asked == [(1, "find"), (20, "find")]
+    assert [hit.document for hit in fine] == ["cats purr and sleep", "cats purr"]
+    assert fine == [
+        replace(hit, score=pytest.approx(hit.score, abs=1e-6))
+        for hit in _search(client, embedder, "cats purr and sleep", limit=2)
+    ]
+    assert list(answers) == []
+
+
+def test_coarse_to_fine_reranks_only_its_candidates_and_takes_a_filter() -> None:
+    client, embedder = QdrantClient(":memory:"), Stepwise()
+    documents = [Document(text, text) for text in ("cats", "cats purr", "cats purr and sleep")]
+    ingest(documents, collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+
+    def ask(**options: object) -> list[list[str | None]]:
+        answers = search_coarse_to_fine(
+            "cats purr and sleep",
+            collection="docs",
+            embedder=embedder,  # type: ignore[arg-type]
+            client=client,
+            limit=1,
+            **options,  # type: ignore[arg-type]
+        )
+        return [[hit.document for hit in hits] for hits in answers]
+
+    assert ask(candidates=2) == [["cats"], ["cats purr"]]
+    assert ask(query_filter={"source": "cats purr"}) == [["cats purr"], ["cats purr"]]
+    assert ask(query_filter={"source": "nothing"}) == [[], []]
+    with pytest.raises(InputError, match="candidates"):
+        ask(candidates=0)

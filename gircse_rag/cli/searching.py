@@ -1,0 +1,100 @@
+"""`gircse search`."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from gircse_rag.cli import options
+from gircse_rag.cli.output import emit, emit_json, only_results_on_stdout, shortened
+from gircse_rag.errors import InputError
+
+
+def search(
+    question: Annotated[str, typer.Argument(help="In plain words.")],
+    collection: options.Collection,
+    instruction: Annotated[
+        str | None, typer.Option("--instruction", help="What makes a good answer; left out, the checkpoint's own.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Answers at most.")] = 5,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="Skip that many of the best: the next page.")] = 0,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", metavar="KEY=VALUE", help="Only documents whose metadata say so; a key given twice: either."
+        ),
+    ] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out answers below this cosine.")] = None,
+    group: Annotated[
+        int | None,
+        typer.Option("--group", min=1, metavar="N", help="At most N answers of a document; --limit documents."),
+    ] = None,
+    mmr: Annotated[
+        float | None,
+        typer.Option("--mmr", min=0, max=1, help="Diversity, 0 to 1: answers that repeat others give way."),
+    ] = None,
+    steps: options.Steps = None,
+    path: options.StorePath = None,
+    url: options.StoreUrl = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    backend: options.Backend = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Ask a collection a question, under an instruction.
+
+    The table shows how each answer begins; --json has all of it.
+    """
+    with only_results_on_stdout():
+        from gircse_rag.qdrant import open_client, search
+
+        wanted = _parse_filters(filters or [])
+        with closing(open_client(path, url, create=False)) as client:
+            embedder = options.load(model, backend, device, dtype)
+            hits = search(
+                question,
+                collection=collection,
+                embedder=embedder,
+                client=client,
+                instruction=instruction,
+                limit=limit,
+                offset=offset,
+                steps=steps,
+                query_filter=wanted,
+                min_score=min_score,
+                group_size=group,
+                mmr=mmr,
+            )
+    if as_json:
+        asked = instruction or embedder.spec.default_instruction
+        head = {"question": question, "instruction": asked, "collection": collection}
+        emit_json({**head, "hits": [asdict(hit) for hit in hits]})
+        return
+    table = Table("score", "document", "text", show_lines=True)
+    for hit in hits:
+        table.add_row(f"{hit.score:.4f}", Text(hit.document or ""), Text(shortened(hit.text, 200)))
+    emit(table)
+
+
+def _parse_filters(given: list[str]) -> dict[str, Any] | None:
+    """Values that read as JSON numbers, booleans or strings are those, and any other is a string as it stands."""
+    wanted: dict[str, Any] = {}
+    for item in given:
+        key, separator, text = item.partition("=")
+        if not key or not separator:
+            raise InputError(f"--filter {item!r} is not KEY=VALUE, such as --filter kind=animal")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if not isinstance(value, str | int | float):
+            value = text
+        wanted.setdefault(key, []).append(value)
+    return {key: values[0] if len(values) == 1 else values for key, values in wanted.items()} or None

@@ -1,0 +1,174 @@
+"""One collection of an edge store: a shard of the engine, its folder, and the index that a child process builds.
+
+    NAME/current         "shard-3f2a...": which folder holds the shard; the collection is there if this file is
+    NAME/shard-3f2a...   the engine's
+
+What a collection says of itself (metadata, vectors) is in one reserved point. It has no vector, so no search can return
+it; counts and scrolls leave it out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import qdrant_edge as edge
+from qdrant_client import models
+
+from gircse_rag.errors import StoreError
+
+RESERVED = str(uuid.uuid5(uuid.NAMESPACE_URL, "gircse-rag/edge/collection"))
+"""The id of the point that holds what a collection says of itself."""
+
+_FLUSH_EVERY = 20_000
+"""Points. What is not flushed is replayed from the write-ahead log when the shard is opened."""
+_INDEX_FROM_KB = 10_000
+"""A segment of more kilobytes of vectors gets an index (the engine's own default); below it the scan is as quick."""
+_OPTIMIZE = """
+import sys, qdrant_edge
+shard = qdrant_edge.EdgeShard.load(sys.argv[1])
+changed = shard.optimize()
+shard.close()
+print(changed)
+"""
+
+
+class EdgeShard:
+    """One collection. Its methods may be called from several threads; `engine` lets them in one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it, and clear away what a killed `build_index` left.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        self.folder = folder
+        self._lock = threading.RLock()
+        self._writes = self._unflushed = 0
+        with _engine_errors(folder):
+            self._name = (folder / "current").read_text()
+            for left in folder.glob("shard-*"):
+                if left.name != self._name:
+                    shutil.rmtree(left, ignore_errors=True)
+            self._engine = edge.EdgeShard.load(str(folder / self._name))
+
+    @classmethod
+    def create(cls, folder: Path, about: dict[str, Any]) -> EdgeShard:
+        """Make a collection; it is there once it is whole. `about`: see the property.
+
+        Raises:
+            StoreError: the engine or the disk refuses.
+        """
+        vectors = {
+            name: edge.EdgeVectorParams(size=size, distance=getattr(edge.Distance, distance))
+            for name, (size, distance) in about["vectors"].items()
+        }
+        with _engine_errors(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # what was killed in here
+            name = _new_name()
+            (folder / name).mkdir(parents=True)
+            optimizers = edge.EdgeOptimizersConfig(indexing_threshold=_INDEX_FROM_KB)
+            config = edge.EdgeConfig(vectors=vectors, optimizers=optimizers)
+            engine = edge.EdgeShard.create(str(folder / name), config)
+            engine.update(edge.UpdateOperation.upsert_points([edge.Point(RESERVED, {}, about)]))
+            engine.close()
+            replace_text(folder / "current", name)
+        return cls(folder)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the collection says of itself: {"metadata": {...}, "vectors": {name: [size, distance]}}."""
+        with self.engine() as engine:
+            (point,) = engine.retrieve([RESERVED], with_payload=True, with_vector=False)
+            return dict(point.payload or {})
+
+    @contextmanager
+    def engine(self) -> Iterator[edge.EdgeShard]:
+        """The engine's shard, for one caller at a time.
+
+        Raises:
+            StoreError: what the engine says went wrong.
+        """
+        with self._lock, _engine_errors(self.folder):
+            yield self._engine
+
+    def write(self, operation: edge.UpdateOperation, points: int = 1) -> models.UpdateResult:
+        """Do an update. When this returns it is in the write-ahead log, and outlives the process."""
+        with self.engine() as engine:
+            engine.update(operation)
+            self._writes += 1
+            self._unflushed += points
+            if self._unflushed >= _FLUSH_EVERY:
+                engine.flush()
+                self._unflushed = 0
+        return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
+
+    def build_index(self) -> bool:
+        """See `EdgeClient.build_index`."""
+        floats = sum(size for size, _ in self.about["vectors"].values())
+        with self.engine() as engine:
+            info = engine.info()
+            if (info.points_count - info.indexed_vectors_count) * floats * 4 <= _INDEX_FROM_KB * 1024:
+                return False
+            engine.flush()
+            self._unflushed = 0
+            writes, copy = self._writes, self.folder / _new_name()
+            shutil.copytree(self.folder / self._name, copy)
+        try:
+            child = subprocess.run([sys.executable, "-c", _OPTIMIZE, str(copy)], capture_output=True, text=True)
+            with self.engine() as engine:
+                if child.returncode:
+                    raise StoreError(f"indexing {self.folder} failed; it is as it was. {child.stderr.strip()[-300:]}")
+                if self._writes != writes or child.stdout.strip() != "True":
+                    return False
+                fresh = edge.EdgeShard.load(str(copy))
+                replace_text(self.folder / "current", copy.name)
+                engine.close()
+                old, self._engine, self._name = self._name, fresh, copy.name
+                shutil.rmtree(self.folder / old, ignore_errors=True)
+                return True
+        finally:
+            if self._name != copy.name:
+                shutil.rmtree(copy, ignore_errors=True)
+
+    def close(self) -> None:
+        """Flush, and release the folder."""
+        with self.engine() as engine:
+            engine.flush()
+            engine.close()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    scratch = path.with_name(f"{path.name}.partial")
+    with scratch.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+def _new_name() -> str:
+    return f"shard-{uuid.uuid4().hex}"
+
+
+@contextmanager
+def _engine_errors(folder: Path) -> Iterator[None]:
+    """The engine raises bare Exceptions, with a message; what has a class of its own is not the engine's."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, OSError):
+            raise
+        raise StoreError(
+            f"the edge store says of {folder}: {error}; if the disk is full make room, if the folder is damaged "
+            "restore it, or ingest again into another"
+        ) from error

@@ -1,0 +1,293 @@
+"""The calls of `QdrantClient` that gircse and the framework integrations make, over a folder of shards.
+
+    store/edge.json              {"aliases": {...}}; replaced whole
+    store/.lock                  one process at a time
+    store/collections/NAME/      see `shard`
+
+A setting that only a server has is refused, never ignored. `QdrantClient` calls all of this by keyword.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import qdrant_edge as edge
+from filelock import FileLock, Timeout
+from qdrant_client import models
+from qdrant_client.client_base import QdrantBase
+from qdrant_client.http.models import QueryResponse
+from qdrant_client.local.payload_value_extractor import value_by_key
+
+from gircse_rag.errors import StoreError
+from gircse_rag.qdrant.edge.conversion import (
+    collection_info,
+    from_edge_hit,
+    from_edge_record,
+    plain_id,
+    query_request,
+    refuse,
+    selection,
+    to_edge_filter,
+    to_edge_point,
+)
+from gircse_rag.qdrant.edge.shard import RESERVED, EdgeShard, replace_text
+
+MARK = "edge.json"
+"""The file that says that a folder is an edge store."""
+
+
+class EdgeStore(QdrantBase):
+    """What `EdgeClient` hands its calls to. Arguments and results are qdrant_client's; each raises StoreError."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._collections = folder / "collections"
+        self._collections.mkdir(parents=True, exist_ok=True)
+        self._process = FileLock(folder / ".lock", thread_local=False)
+        try:
+            self._process.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                f"the edge store in {folder} is already open, and an embedded store takes one client at a time; close "
+                "the other process, or run a Qdrant server and give its url"
+            ) from error
+        if not (folder / MARK).exists():
+            replace_text(folder / MARK, json.dumps({"aliases": {}}))
+        self._aliases: dict[str, str] = json.loads((folder / MARK).read_text())["aliases"]
+        self._shards: dict[str, EdgeShard] = {}
+        self._opening = threading.Lock()
+
+    def close(self, **kwargs: Any) -> None:
+        while self._shards:
+            self._shards.popitem()[1].close()
+        self._process.release()
+
+    def shard(self, name: str) -> EdgeShard:
+        """The collection called `name`, or that an alias of this name stands for."""
+        if not self._process.is_locked:
+            raise StoreError(f"the edge store in {self._folder} was closed; open it again")
+        name = self._aliases.get(name, name)
+        with self._opening:
+            if name not in self._shards:
+                if not self._there(name):
+                    raise StoreError(f"the edge store in {self._folder} has no collection {name!r}")
+                self._shards[name] = EdgeShard(self._collections / name)
+            return self._shards[name]
+
+    def _there(self, name: str) -> bool:
+        return bool(name) and (self._collections / name / "current").exists()
+
+    # Collections and aliases
+
+    def collection_exists(self, collection_name: str, **kwargs: Any) -> bool:
+        return self._there(self._aliases.get(collection_name, collection_name))
+
+    def get_collections(self, **kwargs: Any) -> models.CollectionsResponse:
+        names = sorted(current.parent.name for current in self._collections.glob("*/current"))
+        return models.CollectionsResponse(collections=[models.CollectionDescription(name=name) for name in names])
+
+    def get_collection(self, collection_name: str, **kwargs: Any) -> models.CollectionInfo:
+        shard = self.shard(collection_name)
+        about = shard.about
+        with shard.engine() as engine:
+            info = engine.info()
+        return collection_info(about, info)
+
+    def create_collection(
+        self, collection_name: str, vectors_config: Any = None, metadata: Any = None, **kwargs: Any
+    ) -> bool:
+        refuse(kwargs)
+        if not isinstance(vectors_config, Mapping):
+            raise StoreError("an edge store takes named vectors")
+        if self.collection_exists(collection_name):
+            raise StoreError(f"collection {collection_name!r} is there already")
+        for params in vectors_config.values():
+            refuse({name: value for name, value in params if name not in ("size", "distance")})
+        about = {
+            "metadata": metadata or {},
+            "vectors": {name: [params.size, params.distance.value] for name, params in vectors_config.items()},
+        }
+        self._shards[collection_name] = EdgeShard.create(self._collections / collection_name, about)
+        return True
+
+    def update_collection(self, collection_name: str, metadata: Any = None, **kwargs: Any) -> bool:
+        refuse(kwargs)
+        shard = self.shard(collection_name)
+        merged = {**shard.about["metadata"], **(metadata or {})}
+        shard.write(edge.UpdateOperation.set_payload([RESERVED], {"metadata": merged}))
+        return True
+
+    def delete_collection(self, collection_name: str, **kwargs: Any) -> bool:
+        if not self._there(collection_name):
+            return False
+        self._save({alias: name for alias, name in self._aliases.items() if name != collection_name})
+        folder = self._collections / collection_name
+        (folder / "current").unlink()
+        if (shard := self._shards.pop(collection_name, None)) is not None:
+            shard.close()
+        shutil.rmtree(folder)
+        return True
+
+    def get_aliases(self, **kwargs: Any) -> models.CollectionsAliasesResponse:
+        pairs = [models.AliasDescription(alias_name=a, collection_name=name) for a, name in self._aliases.items()]
+        return models.CollectionsAliasesResponse(aliases=pairs)
+
+    def update_collection_aliases(
+        self, change_aliases_operations: Sequence[models.AliasOperations], **kwargs: Any
+    ) -> bool:
+        """All of them, or, refused or killed, none."""
+        aliases = dict(self._aliases)
+        for operation in change_aliases_operations:
+            if isinstance(operation, models.DeleteAliasOperation):
+                aliases.pop(operation.delete_alias.alias_name, None)
+                continue
+            if not isinstance(operation, models.CreateAliasOperation):
+                raise StoreError("an edge store makes and deletes aliases; it renames none")
+            wanted = operation.create_alias
+            if not self._there(wanted.collection_name):
+                raise StoreError(
+                    f"there is no collection {wanted.collection_name!r} for the alias {wanted.alias_name!r}"
+                )
+            if self._there(wanted.alias_name):
+                raise StoreError(f"{wanted.alias_name!r} is a collection, and so no alias")
+            aliases[wanted.alias_name] = wanted.collection_name
+        self._save(aliases)
+        return True
+
+    def _save(self, aliases: dict[str, str]) -> None:
+        replace_text(self._folder / MARK, json.dumps({"aliases": aliases}))
+        self._aliases = aliases
+
+    # Writes
+
+    def upsert(self, collection_name: str, points: Any, **kwargs: Any) -> models.UpdateResult:
+        refuse(kwargs)
+        if not isinstance(points, Sequence):
+            raise StoreError(f"an edge store takes a list of points, not {type(points).__name__}")
+        made = [to_edge_point(point) for point in points]
+        return self.shard(collection_name).write(edge.UpdateOperation.upsert_points(made), len(made))
+
+    def set_payload(  # type: ignore[override]
+        self, collection_name: str, payload: Any, points: Any, **kwargs: Any
+    ) -> models.UpdateResult:
+        refuse(kwargs)
+        if not isinstance(points, Sequence):
+            raise StoreError(f"an edge store takes a list of ids, not {type(points).__name__}")
+        return self.shard(collection_name).write(edge.UpdateOperation.set_payload(list(points), payload))
+
+    def delete(self, collection_name: str, points_selector: Any, **kwargs: Any) -> models.UpdateResult:
+        refuse(kwargs)
+        wanted = getattr(points_selector, "filter", points_selector)
+        if isinstance(wanted, models.Filter):
+            operation = edge.UpdateOperation.delete_points_by_filter(to_edge_filter(wanted, hidden=RESERVED))
+        else:
+            operation = edge.UpdateOperation.delete_points(_visible(getattr(wanted, "points", wanted)))
+        return self.shard(collection_name).write(operation)
+
+    def create_payload_index(  # type: ignore[override]
+        self, collection_name: str, field_name: str, field_schema: Any = None, **kwargs: Any
+    ) -> models.UpdateResult:
+        refuse(kwargs)
+        kind = getattr(edge.PayloadSchemaType, str(getattr(field_schema, "value", field_schema)).capitalize(), None)
+        if kind is None:
+            raise StoreError(
+                f"an edge store takes a plain kind of payload index, such as keyword, not {field_schema!r}"
+            )
+        return self.shard(collection_name).write(edge.UpdateOperation.create_field_index(field_name, kind))
+
+    # Reads
+
+    def retrieve(
+        self, collection_name: str, ids: Any, with_payload: Any = True, with_vectors: Any = False, **kwargs: Any
+    ) -> list[models.Record]:
+        refuse(kwargs)
+        with self.shard(collection_name).engine() as engine:
+            found = engine.retrieve(_visible(ids), selection(with_payload), with_vectors)
+        return [from_edge_record(point) for point in found]
+
+    def scroll(  # type: ignore[override]
+        self,
+        collection_name: str,
+        scroll_filter: models.Filter | None = None,
+        limit: int = 10,
+        offset: Any = None,
+        with_payload: Any = True,
+        with_vectors: Any = False,
+        **kwargs: Any,
+    ) -> tuple[list[models.Record], int | str | None]:
+        refuse(kwargs)
+        request = edge.ScrollRequest(
+            offset=offset,
+            limit=limit,
+            filter=to_edge_filter(scroll_filter, hidden=RESERVED),
+            with_payload=selection(with_payload),
+            with_vector=with_vectors,
+        )
+        with self.shard(collection_name).engine() as engine:
+            found, following = engine.scroll(request)
+        return [from_edge_record(point) for point in found], None if following is None else plain_id(following)
+
+    def count(self, collection_name: str, count_filter: Any = None, exact: bool = True, **kwargs: Any) -> Any:
+        refuse(kwargs)
+        request = edge.CountRequest(exact=exact, filter=to_edge_filter(count_filter, hidden=RESERVED))
+        with self.shard(collection_name).engine() as engine:
+            return models.CountResult(count=engine.count(request))
+
+    def query_points(  # type: ignore[override]
+        self, collection_name: str, query: Any = None, **kwargs: Any
+    ) -> QueryResponse:
+        (answer,) = self._query(collection_name, [query_request(query, **kwargs)])
+        return answer
+
+    def query_batch_points(
+        self, collection_name: str, requests: Sequence[models.QueryRequest], **kwargs: Any
+    ) -> list[QueryResponse]:
+        refuse(kwargs)
+        return self._query(collection_name, [query_request(**_spelt_out(request)) for request in requests])
+
+    def _query(self, collection_name: str, requests: list[edge.QueryRequest]) -> list[QueryResponse]:
+        with self.shard(collection_name).engine() as engine:
+            answers = engine.query_batch(edge.QueryBatchRequest(requests))
+        return [QueryResponse(points=[from_edge_hit(point) for point in answer]) for answer in answers]
+
+    def query_points_groups(  # type: ignore[override]
+        self,
+        collection_name: str,
+        group_by: str,
+        query: Any = None,
+        limit: int = 10,
+        group_size: int = 3,
+        **kwargs: Any,
+    ) -> models.GroupsResult:
+        """The engine has no groups: ask for more points until there are enough. As on a server, a group may be short of
+        hits that are far down."""
+        fetched = limit * group_size
+        while True:
+            fetched *= 4
+            points = self.query_points(collection_name, query, limit=fetched, **kwargs).points
+            groups: dict[Any, list[models.ScoredPoint]] = {}
+            for point in points:
+                for value in value_by_key(point.payload or {}, group_by) or []:
+                    groups.setdefault(value, []).append(point)
+            best = dict(list(groups.items())[:limit])
+            full = len(best) == limit
+            if len(points) < fetched or (full and (fetched > 1000 or all(len(g) >= group_size for g in best.values()))):
+                return models.GroupsResult(
+                    groups=[models.PointGroup(id=value, hits=hits[:group_size]) for value, hits in best.items()]
+                )
+
+
+def _visible(ids: Any) -> list[Any]:
+    return [point for point in ids if str(point) != RESERVED]
+
+
+def _spelt_out(request: models.QueryRequest) -> dict[str, Any]:
+    """A request with the names that `query_points` has for its fields."""
+    names = {"filter": "query_filter", "with_vector": "with_vectors", "params": "search_params"}
+    return {names.get(name, name): value for name, value in request if value is not None}

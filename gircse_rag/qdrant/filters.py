@@ -1,0 +1,56 @@
+"""Filters in plain words: {"kind": "animal", "year": {"gte": 1990}, "lang": ["de", "en"]}, turned into Qdrant's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from qdrant_client import models
+
+from gircse_rag.errors import InputError
+
+Filter = models.Filter | Mapping[str, Any]
+
+_BOUNDS = frozenset({"gt", "gte", "lt", "lte"})
+
+
+def as_filter(query_filter: Filter | None) -> models.Filter | None:
+    """Qdrant's filter for `query_filter`.
+
+    A mapping names keys of the documents' metadata (dots reach inside it), all of which must match: a string, a number
+    or a boolean exactly, a list by any of its items, and {"gt", "gte", "lt", "lte"} is a range of numbers, or of dates
+    in ISO 8601. A `models.Filter` says more (should, must_not, geo, other payload keys) and passes unchanged.
+
+    Raises:
+        InputError: neither of the two, or a value that cannot be compared; names the key.
+    """
+    if query_filter is None or isinstance(query_filter, models.Filter):
+        return query_filter
+    if not isinstance(query_filter, Mapping):
+        raise InputError(f"query_filter must be a mapping or a qdrant_client models.Filter, not {query_filter!r}")
+    return models.Filter(must=[_condition(key, value) for key, value in query_filter.items()])
+
+
+def _condition(key: str, value: object) -> models.FieldCondition:
+    if not isinstance(key, str) or not key:
+        raise InputError(f"query_filter has the key {key!r}; a key is the name of a metadata field")
+    field = f"metadata.{key}"
+    try:
+        if isinstance(value, Mapping):
+            if not value or not set(value) <= _BOUNDS:
+                raise InputError(f"query_filter {key!r}: {dict(value)!r} is no range; use {', '.join(sorted(_BOUNDS))}")
+            dates = any(isinstance(bound, str) for bound in value.values())
+            return models.FieldCondition(key=field, range=(models.DatetimeRange if dates else models.Range)(**value))
+        if isinstance(value, list | tuple | set | frozenset):
+            if not value:
+                raise InputError(f"query_filter {key!r}: the list is empty, so nothing could match")
+            return models.FieldCondition(key=field, match=models.MatchAny(any=list(value)))
+        if isinstance(value, float):  # Qdrant matches no floats
+            return models.FieldCondition(key=field, range=models.Range(gte=value, lte=value))
+        return models.FieldCondition(key=field, match=models.MatchValue(value=value))  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise InputError(
+            f"query_filter {key!r}: {value!r} cannot be compared; give a string, a number, a boolean, a list of "
+            'strings or of integers, or a range such as {"gte": 1990}'
+        ) from error

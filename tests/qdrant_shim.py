@@ -1,0 +1,236 @@
+"""A Qdrant server for tests: the REST calls we make, answered by Qdrant's own local mode, with faults on demand.
+
+The real client talks to it over real HTTP: `QdrantClient(url=shim.url)`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.models import models as rest
+
+Fault = Literal["429", "408", "500", "503", "drop before", "drop after", "delay", "acknowledged", "400"]
+FAULTS: tuple[Fault, ...] = ("429", "408", "500", "503", "drop before", "drop after", "acknowledged")
+"""Those that a retry mends and that take no time."""
+
+_COLLECTION = re.compile(r"/collections/([^/]+)(/.*)?$")
+
+
+class Shim:
+    """A server on a free port of this machine, while the block lasts.
+
+    Attributes:
+        url: where.
+        store: what it serves; local mode, so use it only while nobody asks the server, or in `quiet`.
+        requests: (method, path) of all that came.
+        asked: when each of them came, seconds of time.monotonic.
+        waits: seconds that a 429 asks for in Retry-After, or None for none.
+        slow: seconds that a "delay" takes.
+    """
+
+    def __init__(self, path: Path | None = None, *, api_key: str | None = None) -> None:
+        self.store = QdrantClient(":memory:") if path is None else QdrantClient(path=str(path))
+        self.requests: list[tuple[str, str]] = []
+        self.asked: list[float] = []
+        self.waits: str | None = "0"
+        self.slow = 3.0
+        self.api_key = api_key
+        self._lock = threading.Lock()
+        self._choose: Callable[[str, str], Fault | None] = lambda method, path: None
+        handler = type("Handler", (_Handler,), {"shim": self})
+        self._server = _Server(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Shim:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        with self._lock:
+            self.store.close()
+
+    def client(self, timeout: int = 30) -> QdrantClient:
+        return QdrantClient(url=self.url, api_key=self.api_key, check_compatibility=False, timeout=timeout)
+
+    def fail_next(self, faults: Iterable[Fault | None], method: str = "PUT", path: str = "/points$") -> None:
+        """Give the next requests of this kind these faults, one each; None lets one pass."""
+        script = iter(list(faults))
+
+        def choose(asked: str, where: str) -> Fault | None:
+            return next(script, None) if asked == method and re.search(path, where) else None
+
+        self._choose = choose
+
+    def fail_often(self, rate: float, seed: int) -> None:
+        """Give every request a fault with this probability, but never for ever."""
+        dice = random.Random(seed)
+        self._choose = lambda method, path: dice.choice(FAULTS) if dice.random() < rate else None
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Nobody is answered while the block lasts, so `store` may be used."""
+        with self._lock:
+            yield
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        with self._lock:
+            self.requests.append((method, path))
+            self.asked.append(time.monotonic())
+            return self._choose(method, path)
+
+    def answer(self, method: str, path: str, body: Any) -> Any:
+        with self._lock:
+            return _route(self.store, method, path, body)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is killed hangs up; that is nothing to print."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    shim: Shim
+
+    def _go(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"null")
+        path = self.path.partition("?")[0].rstrip("/")
+        fault = self.shim.fault(self.command, path)
+        if self.shim.api_key and self.headers.get("api-key") != self.shim.api_key:
+            return self._say(401, "Invalid API key or JWT")
+        if fault == "drop before":
+            return self._hang_up()
+        if fault in ("429", "408", "500", "503", "400"):
+            waits = {"Retry-After": self.shim.waits} if fault == "429" and self.shim.waits is not None else {}
+            return self._say(int(fault), f"a {fault} on purpose", waits)
+        if fault == "delay":
+            time.sleep(self.shim.slow)
+        try:
+            result = self.shim.answer(self.command, path, body)
+        except ValueError as error:
+            missing = "not found" in str(error)
+            return self._say(404 if missing else 409 if "already exists" in str(error) else 400, str(error))
+        if fault == "drop after":
+            return self._hang_up()
+        if fault == "acknowledged" and isinstance(result, models.UpdateResult):
+            result = models.UpdateResult(status=models.UpdateStatus.ACKNOWLEDGED)
+        self._say(200, result)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = _go  # noqa: N815
+
+    def _say(self, code: int, result: Any, headers: dict[str, str] | None = None) -> None:
+        status: Any = "ok" if code == 200 else {"error": str(result)}
+        answer = {"result": _plain(result) if code == 200 else None, "status": status, "time": 0.0}
+        data = json.dumps(answer).encode()
+        try:
+            self.send_response(code)
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": len(data),
+                **(headers or {}),
+            }.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(data)
+        except OSError:  # the client is gone: killed, or tired of waiting
+            self.close_connection = True
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def _route(store: QdrantClient, method: str, path: str, body: Any) -> Any:
+    if path == "/collections":
+        return store.get_collections()
+    if path == "/aliases":
+        return store.get_aliases()
+    if path == "/collections/aliases":
+        return store.update_collection_aliases(rest.ChangeAliasesOperation.model_validate(body).actions)
+    found = _COLLECTION.match(path)
+    if found is None:
+        raise ValueError(f"the shim does not know {method} {path}")
+    name, rest_of_path = found[1], found[2] or ""
+    match method, rest_of_path:
+        case "GET", "/exists":
+            return {"exists": store.collection_exists(name)}
+        case "GET", "":
+            return store.get_collection(name)
+        case "DELETE", "":
+            return store.delete_collection(name)
+        case "PUT", "":
+            wanted = rest.CreateCollection.model_validate(body)
+            return store.create_collection(name, wanted.vectors, metadata=wanted.metadata)
+        case "PUT", "/points":
+            return store.upsert(name, rest.PointsList.model_validate(body).points)
+        case "POST", "/points":
+            points = rest.PointRequest.model_validate(body)
+            return store.retrieve(name, points.ids, points.with_payload, points.with_vector or False)
+        case "POST", "/points/payload":
+            payload = rest.SetPayload.model_validate(body)
+            return store.set_payload(name, payload.payload, payload.points)
+        case "POST", "/points/delete":
+            return store.delete(name, rest.PointIdsList.model_validate(body))
+        case "POST", "/points/count":
+            return store.count(name)
+        case "POST", "/points/query/batch":
+            return store.query_batch_points(name, rest.QueryRequestBatch.model_validate(body).searches)
+        case "POST", "/points/query":
+            return store.query_batch_points(name, [rest.QueryRequest.model_validate(body)])[0]
+        case "POST", "/points/query/groups":
+            groups = rest.QueryGroupsRequest.model_validate(body)
+            return store.query_points_groups(
+                name,
+                groups.group_by,
+                query=groups.query,
+                using=groups.using,
+                query_filter=groups.filter,
+                limit=groups.limit or 10,
+                group_size=groups.group_size or 3,
+                with_payload=True,
+                score_threshold=groups.score_threshold,
+            )
+        case "POST", "/points/scroll":
+            scroll = rest.ScrollRequest.model_validate(body)
+            records, offset = store.scroll(
+                name,
+                scroll.filter,
+                scroll.limit or 10,
+                offset=scroll.offset,
+                with_payload=scroll.with_payload if scroll.with_payload is not None else True,
+                with_vectors=scroll.with_vector or False,
+            )
+            return {"points": records, "next_page_offset": offset}
+    raise ValueError(f"the shim does not know {method} {path}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,276 @@
+"""The edge store: what it promises beyond what every store does (`test_stores`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient, models
+
+from gircse_rag.errors import StoreError
+from gircse_rag.qdrant import open_client
+from tests.unit.qdrant.standin import StandIn
+
+pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
+
+from gircse_rag.qdrant.edge import EdgeClient
+from gircse_rag.qdrant.edge.shard import RESERVED
+
+DIMENSION, MANY = 1024, 2_700
+"""So many points of this dimension are worth an index, and no more are."""
+VECTORS = {"gircse": models.VectorParams(size=DIMENSION, distance=models.Distance.COSINE)}
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[EdgeClient]:
+    made = open_client(tmp_path / "store", engine="edge")
+    assert isinstance(made, EdgeClient)
+    made.create_collection("docs", VECTORS, metadata={"of": {"whom": "ours"}})
+    yield made
+    made.close()
+
+
+def _vectors(count: int, seed: int = 0) -> np.ndarray:
+    """Unit rows in clumps, so that neighbours mean something."""
+    chance = np.random.default_rng(seed)
+    clumps = chance.standard_normal((20, DIMENSION))[chance.integers(0, 20, count)]
+    rows = clumps + 0.6 * chance.standard_normal((count, DIMENSION))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _points(vectors: np.ndarray, start: int = 0) -> list[models.PointStruct]:
+    return [
+        models.PointStruct(id=start + row, vector={"gircse": vector.tolist()}, payload={"row": start + row})
+        for row, vector in enumerate(vectors)
+    ]
+
+
+def _write(client: QdrantClient, vectors: np.ndarray) -> None:
+    for start in range(0, len(vectors), 300):
+        client.upsert("docs", _points(vectors[start : start + 300], start))
+
+
+def test_the_reserved_point_is_nobodys_answer(client: EdgeClient) -> None:
+    _write(client, _vectors(5))
+    ids = {0, 1, 2, 3, 4}
+    assert client.count("docs").count == 5 and client.get_collection("docs").points_count == 5
+    records, offset = client.scroll("docs", limit=100)
+    assert {record.id for record in records} == ids and offset is None
+    query = _vectors(1)[0].tolist()
+    assert {hit.id for hit in client.query_points("docs", query, using="gircse", limit=100).points} == ids
+    nothing = models.Filter(must_not=[models.FieldCondition(key="row", range=models.Range(gte=0))])
+    assert client.query_points("docs", query, using="gircse", query_filter=nothing, limit=100).points == []
+    assert client.scroll("docs", nothing)[0] == [] and client.count("docs", nothing).count == 0
+    assert client.retrieve("docs", [RESERVED, 0]) == client.retrieve("docs", [0])
+    client.delete("docs", models.PointIdsList(points=[RESERVED]))
+    client.delete("docs", models.FilterSelector(filter=nothing))
+    client.delete("docs", models.FilterSelector(filter=models.Filter()))
+    assert client.count("docs").count == 0
+    assert client.get_collection("docs").config.metadata == {"of": {"whom": "ours"}}
+
+
+def test_vectors_come_back_bit_for_bit(client: EdgeClient, tmp_path: Path) -> None:
+    vectors = _vectors(300)
+    _write(client, vectors)
+    client.close()
+    again = open_client(tmp_path / "store", create=False)
+    records, _ = again.scroll("docs", limit=1000, with_vectors=True)
+    again.close()
+    for record in records:
+        assert isinstance(record.vector, dict) and isinstance(record.id, int)
+        np.testing.assert_allclose(np.float32(record.vector["gircse"]), vectors[record.id], rtol=0, atol=6e-8)
+
+
+def test_the_index_is_built_in_another_process_while_searches_go_on(client: EdgeClient, tmp_path: Path) -> None:
+    vectors = _vectors(MANY + 20)
+    _write(client, vectors[:MANY])
+    assert client.get_collection("docs").indexed_vectors_count == 0
+    stopped, gaps, answers = threading.Event(), [0.0], []
+
+    def ask() -> None:
+        last = time.monotonic()
+        while not stopped.is_set():
+            answers.append(client.query_points("docs", vectors[7].tolist(), using="gircse", limit=1).points[0].id)
+            gaps[0] = max(gaps[0], time.monotonic() - last)
+            last = time.monotonic()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    before = time.monotonic()
+    grew = client.build_index("docs")
+    took = time.monotonic() - before
+    stopped.set()
+    asking.join()
+    assert grew and set(answers) == {7} and len(answers) > 5
+    assert gaps[0] < took / 2  # held for the whole time it would have been all of it
+    info = client.get_collection("docs")
+    assert (info.points_count, info.indexed_vectors_count) == (MANY, MANY)
+    found = [client.query_points("docs", v.tolist(), using="gircse", limit=10).points for v in vectors[MANY:]]
+    exact = np.argsort(-(vectors[MANY:] @ vectors[:MANY].T), axis=1)[:, :10]
+    recall = np.mean([len({hit.id for hit in hits} & set(row)) / 10 for hits, row in zip(found, exact, strict=True)])
+    assert recall > 0.9
+    assert not client.build_index("docs")
+    assert len(list((tmp_path / "store/collections/docs").glob("shard-*"))) == 1
+
+
+def test_a_write_outdates_the_index_under_way_and_is_kept(
+    client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(client, _vectors(MANY))
+    run = subprocess.run
+
+    def meanwhile(*arguments: object, **options: object) -> object:
+        client.upsert("docs", _points(_vectors(1, seed=1), 50_000))
+        return run(*arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "run", meanwhile)
+    assert not client.build_index("docs")
+    assert client.count("docs").count == MANY + 1 and client.retrieve("docs", [50_000])
+    assert len(list((tmp_path / "store/collections/docs").glob("shard-*"))) == 1
+
+
+def test_an_index_that_fails_changes_nothing(client: EdgeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(client, _vectors(MANY))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(StoreError, match=r"indexing .* failed; it is as it was"):
+        client.build_index("docs")
+    assert client.count("docs").count == MANY
+
+
+WRITER = """
+    import os, sys
+    import numpy as np
+    from qdrant_client import models
+    from gircse_rag.qdrant.edge.client import EdgeClient
+
+    client = EdgeClient(sys.argv[1])
+    if not client.collection_exists("docs"):
+        params = models.VectorParams(size=1024, distance=models.Distance.COSINE)
+        client.create_collection("docs", {"gircse": params}, metadata={"a": 1})
+    done = client.count("docs").count
+    while True:
+        vectors = np.random.default_rng(done).standard_normal((100, 1024)).tolist()
+        points = [models.PointStruct(id=done + n, vector={"gircse": v}, payload={}) for n, v in enumerate(vectors)]
+        client.upsert("docs", points)
+        done += 100
+        os.write(1, b"%d\\n" % done)
+        if done % 2800 == 0:
+            os.write(1, b"0\\n")
+            client.build_index("docs")
+            os.write(1, b"%d\\n" % done)
+"""
+
+
+def test_kills_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    """Each time later than the last one ended: while it writes, at 2,800 while it indexes, and after that."""
+    store, there = tmp_path / "store", 0
+    for lines, pause in ((9, 0.01), (20, 0.3), (3, 0.0)):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITER), str(store)], stdout=subprocess.PIPE, cwd=Path.cwd()
+        )
+        assert writer.stdout is not None
+        said = [int(writer.stdout.readline()) for _ in range(lines)]
+        time.sleep(pause)
+        os.kill(writer.pid, signal.SIGKILL)
+        said += [int(line) for line in writer.communicate()[0].split()]
+        client = open_client(store, create=False)
+        ids = {record.id for record in client.scroll("docs", limit=10**6)[0]}
+        client.close()
+        assert ids == set(range(len(ids))) and len(ids) % 100 == 0  # batches are whole
+        assert max(said) <= len(ids) <= max(said) + 100 and len(ids) > there
+        there = len(ids)
+
+
+def test_a_collection_killed_while_it_is_made_is_not_there(client: EdgeClient, tmp_path: Path) -> None:
+    half = tmp_path / "store/collections/half/shard-0"
+    half.mkdir(parents=True)
+    (half / "junk").write_text("...")
+    assert not client.collection_exists("half")
+    assert [there.name for there in client.get_collections().collections] == ["docs"]
+    client.create_collection("half", VECTORS)
+    assert client.count("half").count == 0
+
+
+def test_an_index_killed_half_way_is_cleared_away(client: EdgeClient, tmp_path: Path) -> None:
+    _write(client, _vectors(10))
+    client.close()
+    left = tmp_path / "store/collections/docs/shard-left"
+    left.mkdir()
+    again = open_client(tmp_path / "store")
+    assert again.count("docs").count == 10 and not left.exists()
+    again.close()
+
+
+def test_one_process_at_a_time(client: EdgeClient, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with pytest.raises(StoreError, match="is already open"):
+        open_client(store)
+    client.close()
+    hold = f"held = filelock.FileLock({str(store / '.lock')!r})\nheld.acquire()"
+    program = f"import filelock\n{hold}\nprint(flush=True)\ninput()"
+    holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(StoreError, match="is already open"):
+        open_client(store)
+    holder.kill()
+    holder.communicate()
+    open_client(store).close()
+
+
+def test_a_closed_store_says_so(client: EdgeClient) -> None:
+    client.close()
+    with pytest.raises(StoreError, match="was closed"):
+        client.count("docs")
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda c: c.count("other"), "no collection 'other'"),
+        (lambda c: c.create_collection("docs", VECTORS), "there already"),
+        (lambda c: c.create_collection("new", VECTORS, shard_number=2), "does not know shard_number"),
+        (lambda c: c.create_collection("new", VECTORS["gircse"]), "named vectors"),
+        (lambda c: c.upsert("docs", _points(np.ones((1, 3)))), "dimension"),
+        (lambda c: c.query_points("docs", [1.0] * 3, using="gircse"), "dimension"),
+        (lambda c: c.query_points("docs", 7, using="gircse"), "by a dense vector"),
+        (lambda c: c.query_points("docs", [1.0] * 64, using="gircse", prefetch=models.Prefetch()), "prefetch"),
+        (lambda c: c.upsert("docs", _points(_vectors(1)), update_mode=models.UpdateMode.INSERT_ONLY), "update_mode"),
+    ],
+)
+def test_what_it_cannot_do_is_an_error(client: EdgeClient, use: object, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        use(client)  # type: ignore[operator]
+
+
+def test_a_damaged_shard_is_named(client: EdgeClient, tmp_path: Path) -> None:
+    _write(client, _vectors(10))
+    client.close()
+    for config in (tmp_path / "store/collections/docs").rglob("*.json"):
+        config.write_text("{")
+    again = open_client(tmp_path / "store")
+    with pytest.raises(StoreError, match=r"collections/docs.*restore it"):
+        again.count("docs")
+    again.close()
+
+
+def test_ingest_and_search_take_it(tmp_path: Path, embedder: StandIn) -> None:
+    from gircse_rag.qdrant import Document, ingest, search
+
+    client = open_client(tmp_path / "ingested", engine="edge")
+    documents = [Document(str(n), f"text number {n}") for n in range(30)]
+    for expected in (30, 0):
+        report = ingest(documents, collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+        assert (report.added, report.unchanged) == (expected, 30 - expected)
+    hits = search("text number 7", collection="docs", embedder=embedder, client=client, limit=1)  # type: ignore[arg-type]
+    assert [hit.document for hit in hits] == ["7"]
+    client.close()

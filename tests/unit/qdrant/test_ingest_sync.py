@@ -1,0 +1,150 @@
+"""`sync`: what a source no longer has is deleted, where that can be known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qdrant_client import QdrantClient
+
+from gircse_rag.errors import GircseError, InputError
+from gircse_rag.qdrant import Document, IngestReport, SkippedFile, ingest
+from gircse_rag.qdrant.points import read_record
+from tests.unit.qdrant.standin import POISON, StandIn
+
+LONG = "\n\n".join(f"Paragraph {number} of a document that has several chunks." for number in range(9))
+
+
+@pytest.fixture
+def client() -> QdrantClient:
+    return QdrantClient(":memory:")
+
+
+def _ingest(client: QdrantClient, *documents: Document | SkippedFile, **options: Any) -> IngestReport:
+    options = {"source": "here", **options}
+    return ingest(documents, collection="docs", embedder=StandIn(), client=client, **options)  # type: ignore[arg-type]
+
+
+def _documents(client: QdrantClient) -> set[str]:
+    points, _ = client.scroll("docs", limit=10_000)
+    records = [read_record(point.payload) for point in points]
+    return {record.document for record in records if record is not None}
+
+
+def test_what_is_gone_is_deleted_whole_and_the_rest_stays(client: QdrantClient) -> None:
+    _ingest(client, Document("a", "one"), Document("b", LONG), Document("c", "three"))
+    report = _ingest(client, Document("a", "one"), Document("c", "changed"), sync=True)
+    assert (report.gone, report.removed, report.kept_because) == (["b"], 1, None)
+    assert report.deleted > 5 and report.unchanged == report.updated == 1
+    assert _documents(client) == {"a", "c"}
+
+
+def test_without_sync_nothing_goes_and_a_dry_run_only_tells(client: QdrantClient) -> None:
+    _ingest(client, Document("a", "one"), Document("b", LONG))
+    assert _ingest(client, Document("a", "one")).gone == []
+    report = _ingest(client, Document("a", "one"), sync="dry-run")
+    assert (report.gone, report.removed, report.deleted) == (["b"], 0, 0)
+    assert "only asked" in str(report.kept_because)
+    assert _documents(client) == {"a", "b"}
+
+
+def test_documents_of_another_source_or_of_none_stay(client: QdrantClient) -> None:
+    _ingest(client, Document("a", "one"))
+    _ingest(client, Document("b", "two"), source="there")
+    _ingest(client, Document("c", "three"), source=None)
+    assert _ingest(client, Document("d", "four"), sync=True).gone == ["a"]
+    assert _documents(client) == {"b", "c", "d"}
+
+
+def test_the_last_source_to_bring_a_document_owns_it(client: QdrantClient) -> None:
+    _ingest(client, Document("a", "one"), Document("b", "two"), source=None)
+    _ingest(client, Document("a", "one"))  # unchanged, and claimed without embedding
+    _ingest(client, Document("b", "two"), source="there")
+    _ingest(client, Document("b", "new text"), source=None)  # a source without a name takes nothing away
+    assert _ingest(client, Document("d", "four"), sync=True).gone == ["a"]
+    assert _ingest(client, Document("e", "five"), source="there", sync=True).gone == ["b"]
+    assert _documents(client) == {"d", "e"}
+
+
+def test_a_document_that_fails_is_not_gone(client: QdrantClient) -> None:
+    _ingest(client, Document("poison", "one"), Document("control", "two"), Document("json", "three"))
+    now = [Document("poison", POISON), Document("control", "\x07"), Document("json", "x", {"y": object()})]
+    report = _ingest(client, *now, sync=True)
+    assert len(report.failed) == 3 and (report.gone, report.removed) == ([], 0)
+    assert _documents(client) == {"poison", "control", "json"}
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        ([], "no document at all"),
+        (
+            [Document("a", "one"), SkippedFile("folder/b.txt", "cannot be read")],
+            "could not be read, such as folder/b.txt",
+        ),
+    ],
+)
+def test_nothing_goes_where_it_cannot_be_known(
+    client: QdrantClient, now: list[Document | SkippedFile], reason: str
+) -> None:
+    _ingest(client, Document("a", "one"), Document("b", "two"))
+    report = _ingest(client, *now, sync=True)
+    assert reason in str(report.kept_because) and report.removed == 0
+    assert "b" in report.gone and _documents(client) == {"a", "b"}
+
+
+def test_a_picture_between_the_texts_does_not_keep_anything(client: QdrantClient, tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    _ingest(client, Document("a", "one"), Document("b", "two"))
+    picture = SkippedFile(str(tmp_path / "picture.png"), "no reader for .png")
+    assert _ingest(client, Document("a", "one"), picture, sync=True).removed == 1
+
+
+def test_a_run_cut_short_deletes_nothing(client: QdrantClient) -> None:
+    _ingest(client, Document("a", "one"), Document("b", "two"))
+
+    def broken() -> Iterator[Document]:
+        yield Document("a", "one")
+        raise GircseError("the share is gone")
+
+    with pytest.raises(GircseError, match="share"):
+        ingest(broken(), collection="docs", embedder=StandIn(), client=client, source="here", sync=True)  # type: ignore[arg-type]
+    assert _documents(client) == {"a", "b"}
+
+
+def test_a_deletion_cut_short_is_finished_by_the_next_run(
+    client: QdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _ingest(client, Document("a", "one"), Document("b", LONG))
+    delete, calls = client.delete, iter([True, False])
+
+    def cut_short(*args: Any, **options: Any) -> Any:
+        if not next(calls):
+            raise KeyboardInterrupt
+        return delete(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "delete", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            _ingest(client, Document("a", "one"), sync=True)
+    assert _documents(client) == {"a", "b"}
+    assert _ingest(client, Document("a", "one"), sync=True).removed == 1
+    assert _documents(client) == {"a"}
+
+
+def test_sync_needs_a_source(client: QdrantClient) -> None:
+    with pytest.raises(InputError, match="give the source a name"):
+        _ingest(client, Document("a", "one"), source=None, sync=True)
+
+
+def test_equal_texts_are_named_and_ingested(client: QdrantClient) -> None:
+    report = _ingest(
+        client, Document("a", "same"), Document("b", "other"), Document("c", "same"), Document("c", "same")
+    )
+    assert [(found.id, found.of) for found in report.duplicates] == [("c", "a")] and report.duplicated == 1
+    assert str(report.duplicates[0]) == "c: the same text as a"
+    assert report.added == 3 and _documents(client) == {"a", "b", "c"}
+    again = _ingest(client, *[Document(str(number), "same") for number in range(1500)])
+    assert again.duplicated == 1499 and len(again.duplicates) == 1000
