@@ -93,7 +93,7 @@ class GircseQdrantDocumentStore:
     def count_documents(self) -> int:
         """How many points there are."""
         with _errors(self.client) as client:
-            return client.count(self.collection, exact=True).count
+            return int(client.count(self.collection, exact=True).count)
 
     def filter_documents(self, filters: dict[str, Any] | None = None) -> list[Document]:
         """The documents that match, all of them without a filter.
