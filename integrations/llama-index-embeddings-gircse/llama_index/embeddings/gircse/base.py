@@ -46,7 +46,7 @@ class GircseEmbedding(BaseEmbedding):
         description="A bundled name, a local folder (merged model or PEFT adapter), or a Hub id.",
     )
     embed_batch_size: int = Field(
-        default=256, gt=0, le=2048, description="Texts handed over at once; the engine makes its own batches of them."
+        default=1024, gt=0, le=2048, description="Texts handed over at once; the engine makes its own batches of them."
     )
     query_instruction: str | None = Field(
         default=None, description="What a query gets that brings no instruction; None: the checkpoint's default."
