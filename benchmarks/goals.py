@@ -8,6 +8,7 @@ from benchmarks.tables import MISSING, Cell, Results, find, mib, parts, plain, s
 
 MODEL = "smollm2-135m"
 FLAT = 1.05
+SCHEDULES = 8  # of congruence.py
 
 
 def verdict(value: float | None, goal: float, *, at_least: bool) -> str:
@@ -128,7 +129,7 @@ def congruence_goals(results: Results) -> list[list[str]]:
     """float32 vectors under every schedule."""
     found = parts(results, "congruence")
     passed = sum(one["passed"] for one in found.values())
-    said = f"{passed} of {len(found)} schedules" if found else MISSING
+    said = f"{passed} of {SCHEDULES} schedules" if found else MISSING
     return [
-        ["float32: the reference's vectors, 500 texts", "all", said, verdict(passed or None, len(found), at_least=True)]
+        ["float32: the reference's vectors, 500 texts", "all", said, verdict(passed or None, SCHEDULES, at_least=True)]
     ]
