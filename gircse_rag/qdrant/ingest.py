@@ -183,8 +183,7 @@ class _Ingest:
     def _tell(self) -> None:
         if self._progress is not None:
             r = self._report
-            documents = r.added + r.updated + r.unchanged + len(r.failed)
-            self._progress(Progress(documents, r.embedded, r.prompt_tokens))
+            self._progress(Progress(r.documents, r.embedded, r.prompt_tokens))
 
 
 def _where(job: Job, number: int) -> str:

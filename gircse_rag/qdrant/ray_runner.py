@@ -112,8 +112,7 @@ def ingest_on_ray(
                     for failure in part.report.failed:
                         seen.failed(failure.id)
                 if progress is not None:
-                    done = report.added + report.updated + report.unchanged + len(report.failed)
-                    progress(Progress(done, report.embedded, report.prompt_tokens))
+                    progress(Progress(report.documents, report.embedded, report.prompt_tokens))
         if sync:
             remove_gone(Points(store, collection, ask), str(source), seen, report, delete=sync is True)
     report.retries += ask.repeated

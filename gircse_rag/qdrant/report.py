@@ -79,6 +79,11 @@ class IngestReport:
     kept_because: str | None = None
     retries: int = 0
 
+    @property
+    def documents(self) -> int:
+        """Documents that are done with: added, updated, unchanged or failed."""
+        return self.added + self.updated + self.unchanged + len(self.failed)
+
     def duplicate(self, found: DuplicateDocument) -> None:
         """Count a duplicate, and name it if there are not too many to keep in memory."""
         self.duplicated += 1

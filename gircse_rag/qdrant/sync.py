@@ -28,7 +28,7 @@ def sync(points: Points, source: str, seen: Seen, report: IngestReport, *, delet
     """
     gone = [head for head in points.heads(source) if head.document not in seen]
     report.gone = [head.document for head in gone]
-    if not report.added + report.updated + report.unchanged + len(report.failed):
+    if not report.documents:
         report.kept_because = "the source gave no document at all: is it the right one?"
     elif faults := [skipped for skipped in report.skipped if is_fault(skipped)]:
         report.kept_because = f"{len(faults)} of its files could not be read, such as {faults[0]}"
