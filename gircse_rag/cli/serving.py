@@ -50,26 +50,19 @@ def serve(
     """Serve a model over HTTP: OpenAI's /v1/embeddings, with steps, role and instruction. Needs vLLM (docs/vllm.md).
 
     Options that are not listed here go to vLLM: --tensor-parallel-size 2, --max-model-len 1024, --api-key KEY, ...
+    Without --dtype the model runs in bfloat16 where the hardware multiplies it, else in float32.
     """
     with only_results_on_stdout():
         require("vllm", "vllm")
         folder = _exported(model)
-    command = [
-        sys.executable,
-        "-m",
-        SERVER,
-        "--model",
-        str(folder),
-        "--served-model-name",
-        model,
-        "--runner",
-        "pooling",
-    ]
+    command = [sys.executable, "-m", SERVER, "--model", str(folder), "--served-model-name", model]
+    command += ["--runner", "pooling"]
     command += ["--host", host, "--port", str(port), *context.args]
+    if not any(option.split("=")[0] == "--dtype" for option in context.args):
+        command += ["--dtype", _dtype()]
     environment = {**os.environ, "VLLM_PLUGINS": _plugins()}
-    os.execve(
-        sys.executable, command, environment
-    )  # this process becomes the server: signals reach it, no child is left
+    # this process becomes the server: signals reach it, no child is left
+    os.execve(sys.executable, command, environment)
 
 
 def _exported(model: str) -> Path:
@@ -89,6 +82,13 @@ def _exported(model: str) -> Path:
         note("note", f"first use: writing {model}, merged, to {folder}")
         write(model, folder)
     return folder
+
+
+def _dtype() -> str:
+    """As Embedder chooses it. vLLM would take float16 for a folder in float32, which overflows in some larger models."""
+    from gircse_rag import embedder
+
+    return str(embedder._dtype("auto", embedder._device("auto"))).removeprefix("torch.")
 
 
 def _plugins() -> str:

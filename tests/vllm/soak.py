@@ -1,5 +1,7 @@
 """Many requests with random lengths, steps and aborts through one small engine: `python -m tests.vllm.soak 20000`.
 
+    python -m tests.vllm.soak NUMBER [SECONDS] [async]
+
 The cache is too small for what runs at once, so requests are preempted all the time, and prompts come back, so prefixes
 are hit. Every vector is compared with the reference's. Fails on a wrong vector, a slot or a block that is not given
 back, or memory that climbs. One line of JSON at the end.
@@ -14,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -40,12 +43,22 @@ def pool(rng: random.Random) -> list[Request]:
     return made
 
 
-def main(number: int, *, asynchronous: bool, budget: float) -> None:
+def soak(number: int, *, asynchronous: bool, budget: float = float("inf")) -> dict[str, Any]:
+    """Put `number` requests through, or as many as `budget` seconds allow.
+
+    Returns:
+        How many were finished, aborted, preempted and submitted, the worst cosine, and the memory in MB after each
+        thousand.
+
+    Raises:
+        AssertionError: a wrong vector, a slot or block that was not given back, or memory that climbs.
+    """
     rng = random.Random(0)
     requests = pool(rng)
     process = psutil.Process()
-    counts = {"finished": 0, "aborted": 0, "preempted": 0, "submitted": 0}
-    worst, memory, began = 1.0, [], time.time()
+    counts: dict[str, Any] = {"finished": 0, "aborted": 0, "preempted": 0, "submitted": 0}
+    worst, began = 1.0, time.time()
+    memory: list[int] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = tiny_folder(Path(scratch))
         expected = reference(folder, requests)
@@ -87,12 +100,13 @@ def main(number: int, *, asynchronous: bool, budget: float) -> None:
     half = memory[len(memory) // 2 :]
     if len(half) > 1:
         assert half[-1] - half[0] <= 30, memory  # MB, in the second half
-    print(json.dumps({**counts, "worst": worst, "rss_mb": memory, "seconds": round(time.time() - began)}))
+    return {**counts, "worst": worst, "rss_mb": memory, "seconds": round(time.time() - began)}
 
 
 if __name__ == "__main__":
-    main(
+    found = soak(
         int(sys.argv[1]),
         asynchronous="async" in sys.argv,
         budget=float(sys.argv[2]) if len(sys.argv) > 2 and sys.argv[2].isdigit() else float("inf"),
     )
+    print(json.dumps(found))

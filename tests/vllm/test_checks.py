@@ -39,6 +39,36 @@ def test_a_private_function_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatc
         checks.check_vllm()
 
 
+def test_another_result_of_the_prefix_cache_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    def three(self: Any, request: Any) -> tuple[list[Any], int, bool]:
+        return [], 0, False
+
+    three.__annotations__["return"] = tuple[list[Any], int, bool]
+    monkeypatch.setattr(Scheduler, "_get_local_prefix_cache_hit", three)
+    with pytest.raises(GircseError, match=r"_get_local_prefix_cache_hit returns .*, not 4 things; .*tested with vLLM"):
+        checks.check_vllm()
+
+
+@pytest.mark.parametrize("path", sorted(checks.PRIVATE_ATTRIBUTES))
+def test_an_attribute_that_is_set_no_more_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, _, name = path.rpartition(".")
+    monkeypatch.setattr(checks._resolve(owner), name, lambda self, *args, **kwargs: None)
+    with pytest.raises(GircseError, match=rf"sets no {checks.PRIVATE_ATTRIBUTES[path][0]}; .*tested with vLLM"):
+        checks.check_vllm()
+
+
+def test_the_engine_asks_before_it_loads_a_weight(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(checks.PRIVATE_FUNCTIONS, checks.HIT, ("self", "something", "else"))
+    (llama / "model.safetensors").rename(llama / "moved")
+    try:
+        with pytest.raises(Exception, match=r"_get_local_prefix_cache_hit takes .*tested with vLLM"), engine(llama):
+            pass
+    finally:
+        (llama / "moved").rename(llama / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     "options, reason",
     [

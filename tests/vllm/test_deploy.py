@@ -16,7 +16,7 @@ def test_vllm_understands_the_manifests_arguments() -> None:
     service, deployment = yaml.safe_load_all((ROOT / "deploy" / "vllm-gpu.yaml").read_text())
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     options = make_arg_parser(FlexibleArgumentParser()).parse_args(container["args"])
-    assert options.runner == "pooling" and options.max_model_len == 768
+    assert options.runner == "pooling" and options.max_model_len == 768 and options.dtype == "bfloat16"
     assert {entry["name"]: entry.get("value") for entry in container["env"]}["VLLM_PLUGINS"] == "gircse"
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert options.model.startswith(mounts["models"])

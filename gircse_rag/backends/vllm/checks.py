@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,9 +15,12 @@ from gircse_rag.errors import GircseError
 TESTED = "0.32.0"
 SERIES = "0.32."
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler."
+HIT = _SCHEDULER + "_get_local_prefix_cache_hit"
+HIT_LENGTH = 4
+"""What HIT returns: the blocks, how many tokens they hold, and two things that are handed on."""
 
 PRIVATE_FUNCTIONS = {
-    _SCHEDULER + "_get_local_prefix_cache_hit": ("self", "request"),
+    HIT: ("self", "request"),
     _SCHEDULER + "_reserve_prefill_lookahead": ("self", "request", "num_computed_tokens", "num_new_tokens"),
     _SCHEDULER + "_free_request": ("self", "request", "delay_free_blocks"),
     _SCHEDULER + "update_from_output": ("self", "scheduler_output", "model_runner_output"),
@@ -28,6 +32,13 @@ PRIVATE_FUNCTIONS = {
         *("self", "lm_head", "hidden_states", "embedding_bias", "skip_gather"),
     ),
     "vllm.model_executor.layers.pooler:Pooler.forward": ("self", "hidden_states", "pooling_metadata"),
+    "vllm.entrypoints.pooling.base.serving:PoolingBaseServing.__init__": (
+        *("self", "engine_client", "models", "request_logger", "chat_template_config"),
+        *("return_tokens_as_token_ids", "log_error_stack"),
+    ),
+    "vllm.entrypoints.pooling.base.serving:PoolingServing.init_io_processor": (
+        *("self", "vllm_config", "renderer", "chat_template_config"),
+    ),
     "vllm.entrypoints.pooling.embed.io_processor:EmbedIOProcessor.create_pooling_params": ("self", "request"),
     "vllm.entrypoints.pooling.embed.io_processor:EmbedIOProcessor.get_request_factory_online": ("self", "ctx"),
 }
@@ -40,6 +51,13 @@ PRIVATE_FIELDS = {
         *("org_vocab_start_index", "org_vocab_end_index"),
     ),
 }
+
+PRIVATE_ATTRIBUTES = {
+    "vllm.v1.request:Request.__init__": ("prompt_token_ids", "num_prompt_tokens", "_all_token_ids"),
+    _SCHEDULER + "__init__": ("vllm_config", "block_size", "kv_cache_manager"),
+    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.__init__": ("shard_indices", "tp_size"),
+}
+"""Attributes that these constructors must set."""
 
 
 def check_vllm() -> None:
@@ -59,6 +77,15 @@ def check_vllm() -> None:
                 f"vLLM {found}: {path.replace(':', '.')} takes {parameters}, not {expected}, so it may do something "
                 f"else; {_ADVICE}"
             )
+    returned = typing.get_args(inspect.signature(_resolve(HIT)).return_annotation)
+    if len(returned) != HIT_LENGTH:
+        raise GircseError(
+            f"vLLM {found}: {HIT.replace(':', '.')} returns {returned}, not {HIT_LENGTH} things; {_ADVICE}"
+        )
+    for path, names in PRIVATE_ATTRIBUTES.items():
+        code = getattr(inspect.unwrap(_resolve(path)), "__code__", None)
+        if missing := [name for name in names if name not in getattr(code, "co_names", ())]:
+            raise GircseError(f"vLLM {found}: {path.replace(':', '.')} sets no {missing[0]}; {_ADVICE}")
     for path, names in PRIVATE_FIELDS.items():
         known = getattr(_resolve(path), "__annotations__", {})
         if missing := [name for name in names if name not in known]:

@@ -55,3 +55,7 @@ def test_serve_becomes_vllms_server_with_our_plugin(
     assert options["--served-model-name"] == str(tiny_folder)
     assert options["--port"] == "8123" and options["--tensor-parallel-size"] == "2"
     assert expected <= set(environment["VLLM_PLUGINS"].split(","))
+    assert options["--dtype"] in ("bfloat16", "float32")  # vLLM's own choice would be float16
+    for chosen in (["--dtype", "float16"], ["--dtype=float16"]):
+        assert gircse("serve", "--model", tiny_folder, *chosen).code == 0
+        assert became[-1][1].count("--dtype") == chosen.count("--dtype")
