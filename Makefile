@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM_SHORT := checks congruence scheduler server
 PACKAGES := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
 
-.PHONY: help install demo test test-vllm soak lint format clean
+.PHONY: help install demo test test-vllm test-vllm-short soak lint format clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 install: $(READY)  ## .venv with the library and everything for development
 
@@ -27,7 +28,11 @@ test: $(READY)  ## all tests; the first run fetches the model (93 MB)
 
 test-vllm:  ## the vLLM suite, in .venv-vllm (3.4 GB, made on first use; CPU)
 	$(PYTHON) scripts/vllm_environment.py $(VENV)-vllm
-	$(VENV)-vllm/bin/python -m pytest tests/vllm
+	$(VENV)-vllm/bin/python -m pytest tests/vllm --durations=10
+
+test-vllm-short:  ## a part of it: vectors, preemption and aborts, the server, the checks at start
+	$(PYTHON) scripts/vllm_environment.py $(VENV)-vllm
+	GIRCSE_VLLM_TEXTS=45 $(VENV)-vllm/bin/python -m pytest $(VLLM_SHORT:%=tests/vllm/test_%.py) --durations=10
 
 soak: $(READY)  ## 100 kills of an ingest on every kind of store, 5 with the real model (half an hour)
 	GIRCSE_SOAK=1 $(BIN)/python -m pytest tests/soak -s

@@ -85,7 +85,7 @@ def _exported(model: str) -> Path:
 
 
 def _dtype() -> str:
-    """As Embedder chooses it. vLLM would take float16 for a folder in float32, which overflows in some larger models."""
+    """As Embedder chooses it. vLLM would take float16 for a folder in float32, which overflows in some models."""
     from gircse_rag import embedder
 
     return str(embedder._dtype("auto", embedder._device("auto"))).removeprefix("torch.")

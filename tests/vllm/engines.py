@@ -112,8 +112,8 @@ def tiny_folder(path: Path, family: str = "llama", *, tied: bool = True) -> Path
     return export(str(plain_folder(path / "plain", family, tied=tied)), path / "exported")
 
 
-def reference(folder: Path, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
-    checkpoint = load_checkpoint(str(folder), dtype=torch.float32, device="cpu")
+def reference(folder: Path, requests: Sequence[Request], *, dtype: str = "float32") -> list[NDArray[np.float32]]:
+    checkpoint = load_checkpoint(str(folder), dtype=getattr(torch, dtype), device="cpu")
     backend = ReferenceBackend(checkpoint.model, temperature=checkpoint.spec.temperature)
     return [outcome.vector for _, outcome in backend.refine(requests) if isinstance(outcome, Refinement)]
 

@@ -50,3 +50,15 @@ def test_the_checkpoints_temperature_and_steps_are_the_defaults(tmp_path: Path) 
         prompts = [{"prompt_token_ids": list(request.token_ids)} for request in requests]
         found = [output.outputs.embedding for output in llm.embed(prompts, use_tqdm=False)]
     assert_same([np.array(vector) for vector in found], reference(plain, requests))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_as_close_as_the_references_own(llama: Path, dtype: str) -> None:
+    requests = some_requests(2, 40)
+    exact = np.array(reference(llama, requests))
+    with engine(llama, dtype=dtype) as llm:
+        found = np.array(embed(llm, requests))
+    own = np.array(reference(llama, requests, dtype=dtype))
+    distances = [1 - float((vectors * exact).sum(-1).mean()) for vectors in (found, own)]
+    assert not np.array_equal(found, exact)  # it did run in half precision
+    assert distances[0] <= 2 * distances[1] + 1e-6, distances
