@@ -80,12 +80,14 @@ def add(llm: Any, name: str, request: Request) -> str:
 
 
 def finish(llm: Any) -> dict[str, NDArray[np.float32]]:
-    """Step until nothing is left: vectors by the names that `add` was given."""
+    """Step until nothing is left: vectors by the names that `add` was given. Fails where a request waits forever."""
     found = {}
-    while llm.llm_engine.has_unfinished_requests():
+    for _ in range(20_000):
+        if not llm.llm_engine.has_unfinished_requests():
+            return found
         for output in llm.llm_engine.step():
             found[output.request_id] = output.outputs.data.numpy()
-    return found
+    raise AssertionError(f"still unfinished: {sorted(scheduler_of(llm).requests)}")
 
 
 def step(llm: Any) -> None:
