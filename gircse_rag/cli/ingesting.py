@@ -76,9 +76,10 @@ def ingest(
     began = time.monotonic()
     with only_results_on_stdout():
         from gircse_rag.errors import InputError
-        from gircse_rag.qdrant import Document, ingest, open_client, read_documents
+        from gircse_rag.qdrant import ingest, open_client, read_documents
         from gircse_rag.qdrant.chunking import Chunker
         from gircse_rag.qdrant.ray_runner import ingest_on_ray
+        from gircse_rag.qdrant.readers import count_documents
 
         if runner == "ray" and (path or not (url or os.environ.get("QDRANT_URL"))):
             raise InputError(
@@ -91,7 +92,7 @@ def ingest(
         cut = partial(Chunker, by=chunk_by, max_tokens=chunk_tokens)
         done = 0
         with progress("documents") as update:
-            total = sum(isinstance(found, Document) for found in read_documents(paths)) if update else 0
+            total = count_documents(paths, **fields) if update else 0
 
             def tell(now: Progress) -> None:
                 nonlocal done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,6 +14,9 @@ from rich.text import Text
 from gircse_rag.cli import options
 from gircse_rag.cli.output import emit, emit_json, only_results_on_stdout, shortened
 from gircse_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from gircse_rag.qdrant import Hit
 
 
 def search(
@@ -39,6 +42,10 @@ def search(
         float | None,
         typer.Option("--mmr", min=0, max=1, help="Diversity, 0 to 1: answers that repeat others give way."),
     ] = None,
+    coarse_to_fine: Annotated[
+        bool,
+        typer.Option("--coarse-to-fine", help="Answer after one refinement step, then again after 20 (or --steps)."),
+    ] = False,
     steps: options.Steps = None,
     path: options.StorePath = None,
     url: options.StoreUrl = None,
@@ -52,35 +59,51 @@ def search(
 
     The table shows how each answer begins; --json has all of it.
     """
+    alone = {"--offset": offset or None, "--min-score": min_score, "--group": group, "--mmr": mmr}
+    if coarse_to_fine and (others := [name for name, value in alone.items() if value is not None]):
+        raise InputError(f"--coarse-to-fine ranks the first answer's candidates again; it does not go with {others[0]}")
+    if coarse_to_fine and steps == "auto":
+        raise InputError("--coarse-to-fine refines for a number of steps; give --steps one, or leave it out")
     with only_results_on_stdout():
-        from gircse_rag.qdrant import open_client, search
+        from gircse_rag.qdrant import open_client, search, search_coarse_to_fine
 
         wanted = _parse_filters(filters or [])
         with closing(open_client(path, url, create=False)) as client:
             embedder = options.load(model, backend, device, dtype)
-            hits = search(
-                question,
-                collection=collection,
-                embedder=embedder,
-                client=client,
-                instruction=instruction,
-                limit=limit,
-                offset=offset,
-                steps=steps,
-                query_filter=wanted,
-                min_score=min_score,
-                group_size=group,
-                mmr=mmr,
-            )
+            asked: dict[str, Any] = {
+                "collection": collection,
+                "embedder": embedder,
+                "client": client,
+                "instruction": instruction,
+                "limit": limit,
+                "query_filter": wanted,
+            }
+            if coarse_to_fine:
+                answers = search_coarse_to_fine(question, **asked, **({} if steps is None else {"steps": steps}))
+            else:
+                more = {"offset": offset, "steps": steps, "min_score": min_score, "group_size": group, "mmr": mmr}
+                answers = iter([search(question, **asked, **more)])
+            hits = next(answers)
+    at_once: dict[str, Any] = {}
+    if coarse_to_fine:
+        at_once = {"at_once": [asdict(hit) for hit in hits]}
+        if not as_json:
+            emit("at once, after one refinement step:", _table(hits), "refined:")
+        with only_results_on_stdout():
+            hits = next(answers)
     if as_json:
-        asked = instruction or embedder.spec.default_instruction
-        head = {"question": question, "instruction": asked, "collection": collection}
-        emit_json({**head, "hits": [asdict(hit) for hit in hits]})
-        return
+        told = instruction or embedder.spec.default_instruction
+        head = {"question": question, "instruction": told, "collection": collection}
+        emit_json({**head, **at_once, "hits": [asdict(hit) for hit in hits]})
+    else:
+        emit(_table(hits))
+
+
+def _table(hits: list[Hit]) -> Table:
     table = Table("score", "document", "text", show_lines=True)
     for hit in hits:
         table.add_row(f"{hit.score:.4f}", Text(hit.document or ""), Text(shortened(hit.text, 200)))
-    emit(table)
+    return table
 
 
 def _parse_filters(given: list[str]) -> dict[str, Any] | None:

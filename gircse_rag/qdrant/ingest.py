@@ -21,6 +21,7 @@ from qdrant_client import QdrantClient
 
 from gircse_rag.errors import InputError
 from gircse_rag.qdrant.background import Ahead
+from gircse_rag.qdrant.checking import Checker
 from gircse_rag.qdrant.chunking import Chunker
 from gircse_rag.qdrant.documents import Document, SkippedFile
 from gircse_rag.qdrant.intake import Intake
@@ -31,6 +32,7 @@ from gircse_rag.qdrant.retry import DEADLINE, Retry
 from gircse_rag.qdrant.schema import ensure_collection
 from gircse_rag.qdrant.seen import Seen
 from gircse_rag.qdrant.stores import store_errors
+from gircse_rag.qdrant.sync import check_source
 from gircse_rag.qdrant.sync import sync as remove_gone
 from gircse_rag.qdrant.writing import Writer
 
@@ -79,15 +81,15 @@ def ingest(
         raise InputError(f"documents must be an iterable of Document, not one {type(documents).__name__}")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
-    if sync and not source:
-        raise InputError("sync deletes what a source no longer has: give the source a name, the same in every run")
+    check_source(source, sync)
     store = client.init_options.get("url") or client.init_options.get("path") or "the store"
     ask = Retry(str(store), deadline)
     report = IngestReport()
     with store_errors(client), closing(Seen()) as seen:
         ask(ensure_collection, client, collection, embedder.spec)
         points = Points(client, collection, ask)
-        intake = Intake(points, chunker or Chunker(embedder.tokenizer, embedder.spec), seen, report, source)
+        chunker = chunker or Chunker(embedder.tokenizer, embedder.spec)
+        intake = Intake(points, chunker, Checker(chunker, seen, report, source))
         with (
             ThreadPoolExecutor(1, "gircse-write") as writing,
             closing(Ahead(intake.groups(documents))) as groups,

@@ -185,6 +185,10 @@ class Points:
                     raise
                 said = error.content[:200].decode(errors="replace").strip() or error.reason_phrase
                 raise RefusedError(f"the store refuses its points (HTTP {error.status_code}: {said})") from error
+            except grpc.RpcError as error:
+                if not isinstance(error, grpc.Call) or error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                    raise
+                raise RefusedError(f"the store refuses its points ({error.details()})") from error
 
     def mark(self, record: Record) -> None:
         """Replace the record of a point that is there, and nothing else of it."""

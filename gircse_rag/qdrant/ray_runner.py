@@ -17,23 +17,21 @@ import pickle
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from qdrant_client import QdrantClient
 
-from gircse_rag.errors import GircseError, InputError, StoreError, require
+from gircse_rag.errors import GircseError, InputError, require
 from gircse_rag.qdrant.chunking import Chunker
 from gircse_rag.qdrant.documents import Document, SkippedFile
-from gircse_rag.qdrant.ingest import ingest
-from gircse_rag.qdrant.intake import Intake
-from gircse_rag.qdrant.job import Job
 from gircse_rag.qdrant.points import Points
-from gircse_rag.qdrant.report import NAMED_DUPLICATES, IngestReport, Progress
+from gircse_rag.qdrant.ray_stream import KEY, Part, Work, Worker, read
+from gircse_rag.qdrant.report import IngestReport, Progress
 from gircse_rag.qdrant.retry import DEADLINE, Retry
 from gircse_rag.qdrant.schema import ensure_collection
 from gircse_rag.qdrant.seen import Seen
 from gircse_rag.qdrant.stores import store_errors
+from gircse_rag.qdrant.sync import check_source
 from gircse_rag.qdrant.sync import sync as remove_gone
 
 if TYPE_CHECKING:
@@ -41,10 +39,8 @@ if TYPE_CHECKING:
 
 # Of a part: enough that asking Ray costs nothing beside embedding it, little enough that all finish at about one time.
 _PART_DOCUMENTS = 512
-_PART_CHARACTERS = 1_000_000
 _READ_AHEAD_BYTES = 64 * 2**20  # for each worker; a part of long documents has a few of them
 _TRIES_OF_A_PART = 4
-_KEY = "QDRANT_API_KEY"
 
 
 def ingest_on_ray(
@@ -84,8 +80,7 @@ def ingest_on_ray(
     """
     if workers < 1:
         raise InputError(f"workers must be at least 1, not {workers}")
-    if sync and not source:
-        raise InputError("sync deletes what a source no longer has: give the source a name, the same in every run")
+    check_source(source, sync)
     ray = require("ray", "ray")
     require("ray.data", "ray")
     report = IngestReport()
@@ -98,14 +93,14 @@ def ingest_on_ray(
             )
         ask = Retry(str(url), deadline)
         ask(ensure_collection, store, collection, embedder().spec)
-        work = _Work(
-            collection, embedder, client, chunker, batch_size, source, deadline, os.environ.get(_KEY), _PART_DOCUMENTS
+        work = Work(
+            collection, embedder, client, chunker, batch_size, source, deadline, os.environ.get(KEY), _PART_DOCUMENTS
         )
         with _cluster(ray, workers, gpus), closing(_parts(ray, documents, work, workers, gpus)) as parts:
             for part in parts:
                 if part.error is not None:
                     raise part.error
-                _add(report, part.report)
+                report.add(part.report)
                 if sync:
                     for document in part.ids:
                         seen.before(document, "")
@@ -119,58 +114,16 @@ def ingest_on_ray(
     return report
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What every process of a run has to know."""
-
-    collection: str
-    embedder: Callable[[], Embedder]
-    client: Callable[[], QdrantClient]
-    chunker: Callable[..., Chunker]
-    batch_size: int
-    source: str | None
-    deadline: float
-    key: str | None
-    part_documents: int
-
-    def open_client(self) -> QdrantClient:
-        if self.key:
-            os.environ.setdefault(_KEY, self.key)
-        return self.client()
-
-
-@dataclass
-class _Part:
-    """Some documents on their way: checked, then ingested.
-
-    Attributes:
-        report: what is known of them so far.
-        ids: of the documents that were ingested.
-        error: what ends the run.
-    """
-
-    documents: list[Document] = field(default_factory=list)
-    report: IngestReport = field(default_factory=IngestReport)
-    ids: list[str] = field(default_factory=list)
-    error: GircseError | None = None
-
-    def table(self) -> Any:
-        """As a Ray Data block of one row: a pyarrow.Table."""
-        import pyarrow  # type: ignore[import-untyped]
-
-        return pyarrow.table({"part": pyarrow.array([pickle.dumps(self)], pyarrow.large_binary())})
-
-
 def _parts(
-    ray: Any, documents: Callable[[], Iterable[Document | SkippedFile]], work: _Work, workers: int, gpus: float
-) -> Generator[_Part, None, None]:
+    ray: Any, documents: Callable[[], Iterable[Document | SkippedFile]], work: Work, workers: int, gpus: float
+) -> Generator[Part, None, None]:
     """The parts of a run, ingested, in the order in which they are done."""
     from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask, read_datasource
     from ray.data.block import BlockMetadata
 
     class Documents(Datasource):
         def get_read_tasks(self, parallelism: int, *args: Any, **options: Any) -> list[ReadTask]:
-            return [ReadTask(lambda: _read(documents, work), BlockMetadata(None, None, None, None))]
+            return [ReadTask(lambda: read(documents, work), BlockMetadata(None, None, None, None))]
 
         def estimate_inmemory_data_size(self) -> int | None:
             return None
@@ -193,7 +146,7 @@ def _parts(
                 num_cpus=0,  # so that the workers, who take them all, cannot keep it waiting for ever
                 label_selector={"ray.io/node-id": here},  # paths are those of this machine
             ).map_batches(
-                _Worker,
+                Worker,
                 fn_constructor_args=(work,),
                 batch_size=1,
                 batch_format="pyarrow",
@@ -210,94 +163,6 @@ def _parts(
                 f"Ray gave up on some documents ({type(error).__name__}: {str(error).strip()[-300:]}); what was "
                 "written before is safe: run again"
             ) from error
-
-
-def _read(documents: Callable[[], Iterable[Document | SkippedFile]], work: _Work) -> Iterator[Any]:
-    """Documents in parts, each checked against all before it; runs in the reader."""
-    try:
-        embedder = work.embedder()
-        chunker = work.chunker(embedder.tokenizer, embedder.spec)
-        with closing(work.open_client()) as client, closing(Seen()) as seen:
-            check = _Check(Points(client, work.collection, Retry(work.collection)), chunker, seen, work.source)
-            for _ in check.groups(documents()):
-                if len(check.passed) >= work.part_documents or check.characters >= _PART_CHARACTERS:
-                    yield check.part().table()
-            yield check.part().table()
-    except GircseError as error:
-        yield _Part(error=error).table()
-
-
-class _Check(Intake):
-    """An intake that looks nothing up: the documents it passes go to a worker's."""
-
-    def __init__(self, points: Points, chunker: Chunker, seen: Seen, source: str | None) -> None:
-        super().__init__(points, chunker, seen, IngestReport(), source)
-        self.passed: list[Document] = []
-        self.characters = 0
-
-    def _look_up(self, group: list[tuple[Job, Document]]) -> list[Job]:
-        self.passed += [document for _, document in group]
-        self.characters += sum(len(document.text) for _, document in group)
-        return []
-
-    def part(self) -> _Part:
-        """What passed, and what there is to report, since the last time."""
-        made = _Part(self.passed, self._report)
-        self.passed, self.characters, self._report = [], 0, IngestReport()
-        return made
-
-
-class _Worker:
-    """One process that embeds and writes. It makes its embedder with its first part, so a failure is a part's."""
-
-    def __init__(self, work: _Work) -> None:
-        self._work = work
-        self._embedder: Embedder | None = None
-
-    def __call__(self, table: Any) -> Any:
-        part: _Part = pickle.loads(table["part"][0].as_py())
-        try:
-            if part.error is None and part.documents:
-                _add(part.report, self._ingest(part.documents))
-        except GircseError as error:
-            part.error = error
-        part.ids = [document.id for document in part.documents]
-        part.documents = []
-        return part.table()
-
-    def _ingest(self, documents: list[Document]) -> IngestReport:
-        work = self._work
-        if self._embedder is None:
-            self._embedder = work.embedder()
-            self._chunker = work.chunker(self._embedder.tokenizer, self._embedder.spec)
-            self._client = work.open_client()
-            # Made anew by one worker, it would lack what the others had written before it was deleted.
-            vars(self._client)["create_collection"] = self._gone
-        report = ingest(
-            documents,
-            collection=work.collection,
-            embedder=self._embedder,
-            client=self._client,
-            chunker=self._chunker,
-            batch_size=work.batch_size,
-            source=work.source,
-            deadline=work.deadline,
-        )
-        report.duplicated, report.duplicates = 0, []  # the reader, who knows all documents, has counted them
-        return report
-
-    def _gone(self, *args: Any, **options: Any) -> None:
-        raise StoreError(
-            f"collection {self._work.collection!r} is gone: something deleted it during the ingest; run again, and "
-            "all of it is made anew"
-        )
-
-
-def _add(total: IngestReport, part: IngestReport) -> None:
-    for name, value in vars(part).items():
-        if isinstance(value, int | list):
-            setattr(total, name, getattr(total, name) + value)
-    del total.duplicates[NAMED_DUPLICATES:]
 
 
 @contextmanager

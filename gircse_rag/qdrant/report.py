@@ -84,6 +84,13 @@ class IngestReport:
         """Documents that are done with: added, updated, unchanged or failed."""
         return self.added + self.updated + self.unchanged + len(self.failed)
 
+    def add(self, part: IngestReport) -> None:
+        """Add the counts and the lists of a part of the same run."""
+        for name, value in vars(part).items():
+            if isinstance(value, int | list):
+                setattr(self, name, getattr(self, name) + value)
+        del self.duplicates[NAMED_DUPLICATES:]
+
     def duplicate(self, found: DuplicateDocument) -> None:
         """Count a duplicate, and name it if there are not too many to keep in memory."""
         self.duplicated += 1

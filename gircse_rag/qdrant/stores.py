@@ -44,6 +44,7 @@ def open_client(
     create: bool = True,
     engine: Engine | None = None,
     prefer_grpc: bool = False,
+    grpc_port: int = 6334,
     write_ordering: Literal["weak", "medium", "strong"] | None = None,
 ) -> QdrantClient:
     """A Qdrant client: a server by `url`, or by QDRANT_URL if neither is given, else an embedded store in a folder.
@@ -53,7 +54,8 @@ def open_client(
         url: of a server or cluster; its key comes from QDRANT_API_KEY.
         create: whether an embedded store that does not exist is made. A search passes False.
         engine: of an embedded store that is made, "local" if None. One that exists is opened by its own.
-        prefer_grpc: talk to a server by gRPC (port 6334) where it can.
+        prefer_grpc: talk to a server by gRPC where it can.
+        grpc_port: on which it listens for that.
         write_ordering: of all writes to a cluster, Qdrant's own if None: "medium" sends them through a leader that may
             change, "strong" through one that is always the same.
 
@@ -78,6 +80,7 @@ def open_client(
                 url=url,
                 api_key=os.environ.get("QDRANT_API_KEY"),
                 prefer_grpc=prefer_grpc,
+                grpc_port=grpc_port,
                 timeout=TIMEOUT,
                 check_compatibility=False,
             )

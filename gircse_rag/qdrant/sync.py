@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gircse_rag.errors import InputError
 from gircse_rag.qdrant.documents import SkippedFile
 from gircse_rag.qdrant.points import Points, point_id
 from gircse_rag.qdrant.readers import SUFFIXES
 from gircse_rag.qdrant.report import IngestReport
 from gircse_rag.qdrant.seen import Seen
+
+
+def check_source(source: str | None, sync: object) -> None:
+    """
+    Raises:
+        InputError: to be synchronised, and with what has no name.
+    """
+    if sync and not source:
+        raise InputError("sync deletes what a source no longer has: give the source a name, the same in every run")
 
 
 def is_fault(skipped: SkippedFile) -> bool:

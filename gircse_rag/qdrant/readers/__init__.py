@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from gircse_rag.errors import InputError
 from gircse_rag.qdrant.documents import Document, SkippedFile
-from gircse_rag.qdrant.readers.files import SUFFIXES, read_file, walk
+from gircse_rag.qdrant.readers.files import ROW_SUFFIXES, SUFFIXES, read_file, walk
 from gircse_rag.qdrant.readers.frameworks import FrameworkDocument, LangChainDocument, LlamaIndexNode, own_document
 
 Readable: TypeAlias = str | os.PathLike[str] | Document | SkippedFile | FrameworkDocument
@@ -54,6 +54,26 @@ def read_documents(
     return _read(items, text_field, id_field)
 
 
+def count_documents(
+    paths: Sequence[str | os.PathLike[str]], *, text_field: str = "text", id_field: str | None = None
+) -> int:
+    """About how many documents `read_documents` will give, for a progress bar.
+
+    Files of rows are read for it. Of any other it is enough that there is a reader, so some may turn out to be no text.
+    """
+    read_folders: set[tuple[int, int]] = set()
+    count = 0
+    for path in paths:
+        for found in walk(Path(path), read_folders):
+            if isinstance(found, SkippedFile):
+                continue
+            if found.suffix.lower() in ROW_SUFFIXES:
+                count += sum(isinstance(row, Document) for row in _read([found], text_field, id_field))
+            else:
+                count += found.suffix.lower() in SUFFIXES
+    return count
+
+
 def _read(items: Iterable[Readable], text_field: str, id_field: str | None) -> Iterator[Document | SkippedFile]:
     read_folders: set[tuple[int, int]] = set()
     for index, item in enumerate(items):
@@ -80,4 +100,4 @@ def _check(item: object, index: int) -> None:
         )
 
 
-__all__ = ["SUFFIXES", "Readable", "read_documents"]
+__all__ = ["SUFFIXES", "Readable", "count_documents", "read_documents"]

@@ -34,6 +34,8 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(LANGUAGE_OF_SUFFIX, read_code),
 }
 SUFFIXES = tuple(READERS)
+ROW_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+"""Of files in which every row is a document."""
 # Rows of one file that are named when they are skipped; the others are counted, for there may be millions.
 _NAMED_ROWS = 1000
 # Each of the last two is there on one system only.

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gircse_rag.cli import main
+from tests.disk import SmallDisks
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,10 @@ def gircse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
 def tiny_model(tiny_folder: Path) -> list[str]:
     """The options that select the tiny model."""
     return ["--model", str(tiny_folder), "--device", "cpu", "--dtype", "float32"]
+
+
+@pytest.fixture
+def small_disks(tmp_path: Path) -> Iterator[SmallDisks]:
+    made = SmallDisks(tmp_path)
+    yield made
+    made.unmount()

@@ -7,6 +7,7 @@ import pytest
 from qdrant_client import QdrantClient
 
 from gircse_rag.qdrant import open_client
+from tests.disk import SmallDisks
 from tests.unit.qdrant.standin import StandIn
 
 
@@ -21,3 +22,10 @@ def client(tmp_path: Path) -> Iterator[QdrantClient]:
     made = open_client(tmp_path / "store")
     yield made
     made.close()
+
+
+@pytest.fixture
+def small_disks(tmp_path: Path) -> Iterator[SmallDisks]:
+    made = SmallDisks(tmp_path)
+    yield made
+    made.unmount()

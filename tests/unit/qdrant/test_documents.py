@@ -8,6 +8,7 @@ import pytest
 
 from gircse_rag.errors import InputError
 from gircse_rag.qdrant import Document, SkippedFile, read_documents
+from gircse_rag.qdrant.readers import count_documents
 
 
 def _write(folder: Path, files: dict[str, str | bytes]) -> Path:
@@ -150,3 +151,14 @@ def test_files_are_opened_only_as_they_are_asked_for(tmp_path: Path) -> None:
     assert next(documents) == Document("a.txt", "a")
     (tmp_path / "b.txt").write_text("later")
     assert next(documents) == Document("b.txt", "later")
+
+
+def test_documents_are_counted_without_reading_what_is_one_document(tmp_path: Path) -> None:
+    """A .pdf that is none counts too: the count is for a progress bar, and reading every PDF twice would take hours."""
+    _write(
+        tmp_path, {"a.txt": "one", "b/c.md": "# two", "three.pdf": "no PDF", "picture.png": b"\x89PNG", ".d.txt": "no"}
+    )
+    _write(tmp_path, {"four.jsonl": '{"body": "x"}\n{"body": "y"}\nnot json\n{"text": "z"}\n', "e.csv": "body\nz\n"})
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    assert count_documents([tmp_path], text_field="body") == 3 + 2 + 1
+    assert count_documents([str(tmp_path / "four.jsonl"), tmp_path / "a.txt"]) == 1 + 1

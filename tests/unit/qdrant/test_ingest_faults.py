@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from gircse_rag.errors import StoreError
 from gircse_rag.qdrant import Document, ingest, open_client
+from tests.disk import SmallDisks
 from tests.unit.qdrant.standin import StandIn
 
 
@@ -22,36 +23,43 @@ def _documents(count: int) -> Iterator[Document]:
         yield Document(str(number), f"text {number}", {"filler": "x" * 8000})
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if (
-        sys.platform != "linux"
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False
-        ).returncode
-    ):
-        pytest.skip("only root on Linux may mount a small file system")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def test_a_full_disk_is_named_and_what_was_written_is_kept(small_disk: Path) -> None:
-    client, embedder = open_client(small_disk / "store"), StandIn()
+def test_a_full_disk_is_named_and_what_was_written_is_kept(small_disks: SmallDisks) -> None:
+    disk = small_disks.mount("3m")
+    client, embedder = open_client(disk / "store"), StandIn()
     with pytest.raises(StoreError, match="disk is full"):
         ingest(_documents(400), collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
     client.close()
-    subprocess.run(["mount", "-o", "remount,size=60m", small_disk], check=True)
+    small_disks.resize(disk, "60m")
 
-    client = open_client(small_disk / "store")
+    client = open_client(disk / "store")
     written = client.count("docs").count
     assert written > 30
     report = ingest(_documents(400), collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
     assert (report.unchanged, report.added, client.count("docs").count) == (written, 400 - written, 400)
+    client.close()
+
+
+def test_an_edge_store_stops_before_its_disk_is_full(small_disks: SmallDisks) -> None:
+    """Past that the engine's memory maps would kill the process: without the check this test dies of SIGBUS."""
+    pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
+    disk = small_disks.mount("200m")
+    client, embedder = open_client(disk / "store", engine="edge"), StandIn()
+    with pytest.raises(StoreError, match=r"disk is full, or nearly: .* has 12\d MiB left"):
+        ingest(_documents(9000), collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+    written = client.count("docs").count
+    assert written > 500
+    client.close()
+    small_disks.resize(disk, "600m")
+
+    client = open_client(disk / "store")
+    report = ingest(_documents(written + 100), collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+    assert (report.unchanged, report.added, report.failed) == (written, 100, [])
+    client.close()
+    small_disks.resize(disk, "100m")
+    client = open_client(disk / "store")
+    with pytest.raises(StoreError, match="an edge store needs 128 for this"):
+        client.create_collection("more", {"gircse": models.VectorParams(size=4, distance=models.Distance.COSINE)})
+    assert not client.collection_exists("more")
     client.close()
 
 

@@ -1,0 +1,112 @@
+"""Which documents of a run can be ingested: `Checker`. It looks at them alone, never at the collection."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from gircse_rag.errors import InputError
+from gircse_rag.qdrant.chunking import Chunker
+from gircse_rag.qdrant.documents import Document, SkippedFile
+from gircse_rag.qdrant.job import Job, fingerprint
+from gircse_rag.qdrant.report import DuplicateDocument, FailedDocument, IngestReport
+from gircse_rag.qdrant.seen import Seen
+from gircse_rag.tokens import check_text
+
+_MAX_DEPTH = 64
+
+
+class Checker:
+    """Checks each document by itself and against all before it, and counts in the report those that go no further.
+
+    Attributes:
+        report: where it counts; another one may be put in its place between two documents.
+    """
+
+    def __init__(self, chunker: Chunker, seen: Seen, report: IngestReport, source: str | None) -> None:
+        self.report = report
+        self._chunker = chunker
+        self._seen = seen
+        self._source = source
+
+    def checked(self, documents: Iterable[Document | SkippedFile]) -> Iterator[tuple[Job, Document]]:
+        """The documents that pass, each with a job that is not looked up yet.
+
+        Raises:
+            InputError: an item is no Document (index: which).
+        """
+        for index, item in enumerate(documents):
+            if isinstance(item, SkippedFile):
+                self.report.skipped.append(item)
+                continue
+            if not isinstance(item, Document):
+                raise InputError(f"item {index} is not a Document but {type(item).__name__}", index=index)
+            try:
+                job = self._check(item)
+            except InputError as error:
+                self.fail(item, str(error))
+                continue
+            if job is None:
+                self.report.unchanged += 1
+            else:
+                yield job, item
+
+    def fail(self, document: Document, reason: str) -> None:
+        """Count a document as failed."""
+        if isinstance(document.id, str):
+            self._seen.failed(document.id)
+        self.report.failed.append(FailedDocument(str(document.id), reason))
+
+    def _check(self, document: Document) -> Job | None:
+        """A job for the document, or None if the same one was given before in this run."""
+        if not isinstance(document.id, str) or not document.id.strip():
+            raise InputError(f"its id is {document.id!r}, not a string that names it")
+        try:
+            document.id.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"its id {document.id!r} holds a lone surrogate: it was decoded wrongly") from error
+        check_text(document.text)
+        metadata = _json_metadata(document)
+        parts = [document.id, document.text, metadata, document.markdown, self._chunker.recipe_of(document)]
+        version = fingerprint(json.dumps(parts, ensure_ascii=False))
+        before = self._seen.before(document.id, version)
+        if before == "different":
+            raise InputError(
+                "its id was used before in this run, for another text or other metadata, and the first one stands; "
+                "give each document an id of its own (files: ingest the common parent of their folders)"
+            )
+        if before == "alike":
+            return None
+        if (twin := self._seen.twin(document.id, document.text)) is not None:
+            self.report.duplicate(DuplicateDocument(document.id, twin))
+        return Job(document.id, json.loads(metadata), version, self._source)
+
+
+def _json_metadata(document: Document) -> str:
+    if not isinstance(document.metadata, Mapping):
+        raise InputError(f"its metadata is a {type(document.metadata).__name__}, not a mapping")
+    if bad := [key for key in document.metadata if not isinstance(key, str)]:
+        raise InputError(f"its metadata has the key {bad[0]!r}, not a string")
+    if "_chunk" in document.metadata:
+        raise InputError("its metadata has the key '_chunk', where gircse keeps the chunk's place; rename it")
+    try:
+        text = json.dumps(dict(document.metadata), allow_nan=False, ensure_ascii=False, sort_keys=True)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"its metadata is not JSON: {error}; use strings and numbers") from error
+    if _depth(document.metadata) > _MAX_DEPTH:  # the embedded store pickles payloads, and Python's recursion is bounded
+        raise InputError(f"its metadata is nested more than {_MAX_DEPTH} levels deep; flatten it")
+    return text
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [
+        inner
+        for outer in level
+        if isinstance(outer, Mapping | list | tuple)
+        for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+    ]:
+        depth += 1
+    return depth

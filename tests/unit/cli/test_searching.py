@@ -1,0 +1,133 @@
+"""The options of `gircse search`: each against what the command says without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.cli.conftest import Gircse
+
+KEPT = ["--collection", "docs", "--path", "store"]
+WORDS = ["tortoise", "albatross", "bison", "zebra", "leopard", "mammoth"]
+
+
+@pytest.fixture
+def ask(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> Any:
+    """`gircse search` over six documents of several chunks each; what it says, from its JSON."""
+    rows = [
+        {
+            "id": word,
+            "text": "\n\n".join(f"{word} number {part} lives in place {part * 7}" for part in range(4)),
+            "metadata": {"kind": "bird" if word == "albatross" else "other", "legs": 2 if word == "albatross" else 4},
+        }
+        for word in WORDS
+    ]
+    (tmp_path / "zoo.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    made = gircse("ingest", "zoo.jsonl", *KEPT, "--chunk-tokens", "40", "--json", *tiny_model)
+    assert made.code == 0 and made.json["added"] == 6 and made.json["embedded"] == 24
+
+    def run(*options: str, quiet: bool = True) -> Any:
+        ran = gircse("search", "a large animal", *KEPT, "--json", *options, *tiny_model)
+        assert ran.code == 0 and (not quiet or ran.err == ""), ran.err
+        return ran.json
+
+    return run
+
+
+def _ids(said: Any) -> list[str]:
+    return [hit["id"] for hit in said["hits"]]
+
+
+def test_a_filter_keeps_what_matches_and_a_key_given_twice_means_either(ask: Any) -> None:
+    def found(*filters: str) -> set[str]:
+        options = [option for given in filters for option in ("--filter", given)]
+        return {hit["metadata"]["source"].removeprefix("zoo.jsonl#") for hit in ask("--limit", "50", *options)["hits"]}
+
+    assert found() == set(WORDS)
+    assert found("kind=bird") == {"albatross"}
+    assert found("legs=4") == set(WORDS) - {"albatross"}
+    assert found("kind=bird", "legs=4") == set()
+    assert found("source=zoo.jsonl#bison", "source=zoo.jsonl#zebra") == {"bison", "zebra"}
+    assert {hit["metadata"]["_chunk"]["number"] for hit in ask("--filter", "_chunk.number=1")["hits"]} == {1}
+
+
+def test_pages_a_least_score_and_a_limit_cut_the_same_list(ask: Any) -> None:
+    everything = ask("--limit", "100")["hits"]
+    assert len(everything) == 24
+    assert ask("--limit", "3")["hits"] == everything[:3]
+    assert ask("--limit", "3", "--offset", "3")["hits"] == everything[3:6]
+    least = (everything[4]["score"] + everything[5]["score"]) / 2
+    assert ask("--limit", "100", "--min-score", str(least))["hits"] == everything[:5]
+
+
+def test_groups_hold_the_best_of_each_document(ask: Any) -> None:
+    best: dict[str, list[str]] = {}
+    for hit in ask("--limit", "100")["hits"]:
+        best.setdefault(hit["document"], []).append(hit["id"])
+    assert len(best) == 6 and set(map(len, best.values())) == {4}
+    expected = [point for document in list(best)[:3] for point in best[document][:2]]
+    assert _ids(ask("--limit", "3", "--group", "2")) == expected
+
+
+def test_mmr_lets_repetitions_give_way(ask: Any) -> None:
+    plain = ask("--limit", "4")
+    assert ask("--limit", "4", "--mmr", "0")["hits"] == plain["hits"]
+    diverse = ask("--limit", "4", "--mmr", "1")
+    assert _ids(diverse)[0] == _ids(plain)[0] and _ids(diverse) != _ids(plain)
+    assert min(hit["score"] for hit in diverse["hits"]) < min(hit["score"] for hit in plain["hits"])
+
+
+def test_other_steps_ask_another_question_and_warn(ask: Any) -> None:
+    plain, more = ask(), ask("--steps", "9", quiet=False)
+    assert [hit["score"] for hit in more["hits"]] != [hit["score"] for hit in plain["hits"]]
+
+
+def test_coarse_to_fine_answers_twice(ask: Any, gircse: Gircse, tiny_model: list[str]) -> None:
+    said = ask("--coarse-to-fine", "--limit", "3")
+    assert said["at_once"] == ask("--limit", "3", "--steps", "1", quiet=False)["hits"]
+    fine = ask("--limit", "3", "--steps", "20", quiet=False)["hits"]  # 50 candidates are all chunks there are
+    assert [hit["id"] for hit in said["hits"]] == [hit["id"] for hit in fine]
+    assert [hit["score"] for hit in said["hits"]] == pytest.approx([hit["score"] for hit in fine], abs=1e-6)
+    assert said["at_once"] != said["hits"]
+    assert [hit["score"] for hit in ask("--coarse-to-fine", "--steps", "7")["hits"]] == pytest.approx(
+        [hit["score"] for hit in ask("--steps", "7", quiet=False)["hits"]], abs=1e-6
+    )
+    table = gircse("search", "animal", *KEPT, "--coarse-to-fine", "--filter", "kind=bird", *tiny_model)
+    assert (table.code, table.err) == (0, "")
+    assert "at once" in table.out and "refined" in table.out and table.out.count("score") == 2
+    assert "bison" not in table.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--filter", "kind"], "--filter 'kind' is not KEY=VALUE"),
+        (["--filter", "=bird"], "is not KEY=VALUE"),
+        (["--filter", "legs=1.5", "--filter", "legs=2"], "'legs'"),
+        (["--min-score", "1.5"], "min_score must be a number from -1 to 1"),
+        (["--group", "1", "--offset", "1"], "group_size goes with neither"),
+        (["--group", "1", "--mmr", "0.5"], "group_size goes with neither"),
+        (["--coarse-to-fine", "--mmr", "0"], "does not go with --mmr"),
+        (["--coarse-to-fine", "--min-score", "0"], "does not go with --min-score"),
+        (["--coarse-to-fine", "--offset", "1"], "does not go with --offset"),
+        (["--coarse-to-fine", "--group", "1"], "does not go with --group"),
+        (["--coarse-to-fine", "--steps", "auto"], "give --steps one"),
+    ],
+)
+def test_what_cannot_be_asked_exits_5(
+    gircse: Gircse, tiny_model: list[str], tmp_path: Path, options: list[str], said: str
+) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    assert gircse("ingest", "a.txt", *KEPT, *tiny_model).code == 0
+    ran = gircse("search", "question", *KEPT, *options, *tiny_model)
+    assert (ran.code, ran.out) == (5, "")
+    assert ran.err.startswith("error: ") and said in ran.err and ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--group", "0"], ["--mmr", "1.5"], ["--offset", "-1"], ["--steps", "0"]])
+def test_numbers_out_of_range_are_usage_errors(gircse: Gircse, options: list[str]) -> None:
+    ran = gircse("search", "question", *KEPT, *options)
+    assert (ran.code, ran.out) == (2, "")
