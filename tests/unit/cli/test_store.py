@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gircse_rag.qdrant import open_client
+from tests.pdfs import make_pdf
 from tests.unit.cli.conftest import Gircse
 from tests.unit.cli.test_app import GIRCSE
 
@@ -169,6 +170,36 @@ def test_an_interrupted_ingest_goes_on_where_it_stopped(gircse: Gircse, tiny_mod
     ran = gircse("ingest", many, *KEPT, "--json", *tiny_model)
     assert (ran.code, ran.json["unchanged"], ran.json["added"]) == (0, stored, total - stored)
     assert _points(tmp_path / "store") == total
+
+
+def test_a_folder_of_pdfs_that_was_killed_midway_is_completed(
+    gircse: Gircse, tiny_model: list[str], tmp_path: Path
+) -> None:
+    folder, total = tmp_path / "papers", 150
+    folder.mkdir()
+    for number in range(total):
+        make_pdf(folder / f"{number}.pdf", f"Paper {number}, first page.", f"Its second page has {number} words.")
+    command = ["ingest", "papers", *KEPT, *tiny_model]
+    process = subprocess.Popen(
+        [*GIRCSE, *command], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while not _points(tmp_path / "store"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    stored = _points(tmp_path / "store")
+    assert 0 < stored < total
+    ran = gircse(*command, "--json")
+    assert (ran.code, ran.json["unchanged"], ran.json["added"], ran.json["embedded"]) == (
+        0,
+        stored,
+        total - stored,
+        total - stored,
+    )
+    found = gircse("search", "paper", *KEPT, "--limit", "1000", "--json", *tiny_model)
+    assert {hit["document"] for hit in found.json["hits"]} == {f"{number}.pdf" for number in range(total)}
+    assert {hit["metadata"]["_chunk"]["page"] for hit in found.json["hits"]} == {1}
 
 
 def _points(store: Path) -> int:
