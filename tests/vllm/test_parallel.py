@@ -1,19 +1,24 @@
-"""Tensor parallelism: every rank has some rows of head and embeddings, and together they make the same soft tokens."""
+"""Tensor parallelism: every rank has some rows of head and embeddings, and together they make the same soft tokens.
+Data parallelism: two replicas behind one port."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
+from gircse_rag import Embedder
 from gircse_rag.backends.base import Request
 from gircse_rag.backends.vllm.export import export
-from tests.vllm.engines import assert_same, reference, some_requests, tiny_folder
+from tests.vllm.engines import assert_same, plain_folder, reference, some_requests, tiny_folder
+from tests.vllm.servers import served
 
 # vLLM starts the ranks as processes of their own, so this runs as a script: with __name__ == "__main__".
 SCRIPT = """
@@ -53,3 +58,21 @@ def test_three_ranks_and_the_trained_model(tmp_path: Path) -> None:
     folder = export("smollm2-135m", tmp_path / "exported")
     requests = some_requests(1, 9, longest=60)
     assert_same(embedded(folder, 3, requests, tmp_path), reference(folder, requests))
+
+
+@pytest.mark.filterwarnings("ignore::gircse_rag.errors.GircseWarning")
+def test_two_replicas_behind_one_port(tmp_path: Path) -> None:
+    folder = plain_folder(tmp_path / "plain")
+    texts = [f"{text} {i}" for i in range(30) for text in ("it is", "-> x", "the way of the world " * 9, "(note)")]
+    steps = [(1, 5, 20)[i % 3] for i in range(len(texts))]
+    with served(folder, tmp_path, "--data-parallel-size", "2") as url:
+        with Embedder.from_pretrained(str(folder), backend="vllm", url=url) as remote:
+            found = remote.embed(texts, steps=steps).vectors
+        metrics = httpx.get(f"{url}/metrics").text
+    local = Embedder.from_pretrained(str(folder), backend="reference", dtype="float32")
+    assert_same(list(found), list(local.embed(texts, steps=steps).vectors))
+    counts = re.findall(
+        r'^vllm:request_success_total\{engine="(\d)",finished_reason="stop",.*\} ([\d.]+)', metrics, re.M
+    )
+    done = {engine: float(count) for engine, count in counts}
+    assert min(done["0"], done["1"]) > 0 and sum(done.values()) == len(texts)  # both replicas took a part

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +16,7 @@ from gircse_rag import Embedder
 from gircse_rag.errors import GircseError, InputError, SpecMismatchError
 from tests import tiny
 from tests.vllm.engines import assert_same, plain_folder
+from tests.vllm.servers import served
 
 pytestmark = pytest.mark.filterwarnings("ignore::gircse_rag.errors.GircseWarning")
 TEXTS = ['"Quoted" it is', "-> x", "the way of the world " * 9, "(note)", "'s"]
@@ -34,28 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "server.log"
-    command = [str(Path(sys.executable).parent / "gircse"), "serve", "--model", str(folder), "--port", str(port)]
-    command += ["--dtype", "float32", "--max-model-len", "600", "--max-num-seqs", "8", "--block-size", "32"]
-    command += ["--max-num-batched-tokens", "128", "--enforce-eager"]
-    environment = {**os.environ, "GIRCSE_CACHE": str(log.parent)}
-    with log.open("w") as out:
-        server = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(600):
-            assert server.poll() is None, log.read_text()[-3000:]
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
+    with served(folder, tmp_path_factory.mktemp("log")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
