@@ -2,7 +2,7 @@
 
     python benchmarks/ingest.py throughput     real model, real store: documents a second, beside `Embedder` alone
     python benchmarks/ingest.py memory         1,000,000 documents, a stand-in embedder, a sink that only counts
-    python benchmarks/ingest.py unchanged      `gircse ingest` of 50,000 documents that the collection has as they are
+    python benchmarks/ingest.py unchanged      `gircse ingest` of the 50,000 documents that `stores.py build` put there
 
 Each prints one JSON document. `throughput` times both on the same texts in turn and takes the median of the ratios.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -19,6 +21,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +32,7 @@ from qdrant_client import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.machine import processor
 from gircse_rag.embedder import EmbeddingResult
 from gircse_rag.qdrant import Document, Progress, ingest, open_client
 from tests.unit.qdrant.standin import StandIn
@@ -144,58 +149,45 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
             return report.embedded
 
         order = [alone, through] if number % 2 else [through, alone]
-        found = {}
+        found: dict[str, float] = {}
         for work in order:
-            began = time.monotonic()
+            wall, cpu = time.monotonic(), time.process_time()
             chunks = work()
-            found[work.__name__] = (time.monotonic() - began) / chunks
+            found[work.__name__] = (time.monotonic() - wall) / chunks
+            found[f"{work.__name__}, cpu"] = (time.process_time() - cpu) / chunks
         rounds.append(found)
+        print(f"round {number + 1}: {found}", file=sys.stderr, flush=True)
+
+    def ratios(suffix: str) -> list[float]:
+        return [round(found[f"alone{suffix}"] / found[f"through{suffix}"], 4) for found in rounds]
+
     return {
         "documents": arguments.texts,
         "batch_size": arguments.batch_size,
         "alone_per_second": round(1 / statistics.median(found["alone"] for found in rounds), 2),
         "ingest_per_second": round(1 / statistics.median(found["through"] for found in rounds), 2),
-        "ratio": round(statistics.median(found["alone"] / found["through"] for found in rounds), 4),
-        "ratios": [round(found["alone"] / found["through"], 4) for found in rounds],
+        "dtype": arguments.dtype,
+        "threads": arguments.threads,
+        "ratio": statistics.median(ratios("")),
+        "ratios": ratios(""),
+        "ratio_of_cpu_time": statistics.median(ratios(", cpu")),
     }
 
 
 def unchanged(arguments: argparse.Namespace) -> dict[str, Any]:
-    from gircse_rag import Embedder
-
-    embedder = Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu")
-    fake = Constant(dimension=embedder.dimension)
-    fake.spec, fake.tokenizer = embedder.spec, embedder.tokenizer  # type: ignore[assignment]
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as made:
-        folder, store = Path(made) / "in", Path(made) / "store"
-        folder.mkdir()
-        for part in range(50):
-            rows = range(part * arguments.texts // 50, (part + 1) * arguments.texts // 50)
-            lines = [json.dumps({"text": SENTENCE.format(row, row), "id": row}) for row in rows]
-            (folder / f"{part}.jsonl").write_text("\n".join(lines))
-        from gircse_rag.qdrant import read_documents
-
-        client = open_client(store, engine=arguments.engine)
-        ingest(
-            read_documents([str(folder)]),
-            collection="docs",
-            embedder=fake,  # type: ignore[arg-type]
-            client=client,
-            source=str(folder.resolve()),
-        )
-        client.close()
-        command = [sys.executable, "-m", "gircse_rag.cli", "ingest", str(folder), "--collection", "docs"]
-        command += ["--path", str(store), "--dtype", "float32", "--json"]
-        began = time.monotonic()
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds = time.monotonic() - began
-        cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "gircse_rag.cli", "ingest", str(arguments.folder / "in"), "--collection", "docs"]
+    command += ["--path", str(arguments.folder / arguments.engine), "--dtype", "float32", "--json"]
+    began = time.monotonic()
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds = time.monotonic() - began
+    cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
     report = json.loads(ran.stdout)
     return {
         "store": arguments.engine,
         "unchanged": report["unchanged"],
         "embedded": report["embedded"],
         "seconds": round(seconds, 1),
+        "seconds_in_command": report["seconds"],
         "cpu_seconds": round(cpu.ru_utime + cpu.ru_stime, 1),
         "peak_resident_mb": round(cpu.ru_maxrss / 1024),
         "documents_per_second": round(report["unchanged"] / seconds),
@@ -206,18 +198,35 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["throughput", "memory", "unchanged"])
     parser.add_argument("--documents", type=int, default=1_000_000, help="of `memory`")
-    parser.add_argument("--texts", type=int, help="a round of `throughput` (400), or of `unchanged` (50,000)")
+    parser.add_argument("--texts", type=int, default=256, help="a round of `throughput`")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--engine", choices=["local", "edge"], default="local")
-    parser.add_argument("--folder", help="where `unchanged` puts its files")
+    parser.add_argument("--folder", type=Path, help="of `unchanged`: where `stores.py build` built")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--output", type=Path, help="a JSON file; what it holds of other runs stays")
     arguments = parser.parse_args(argv)
-    arguments.texts = arguments.texts or (400 if arguments.what == "throughput" else 50_000)
-    found = {"throughput": throughput, "memory": memory, "unchanged": unchanged}[arguments.what](arguments)
+    before = os.getloadavg()
+    work = {"throughput": throughput, "memory": memory, "unchanged": unchanged}[arguments.what]
+    found = {**work(arguments), "load_before": before, "load_after": os.getloadavg()}
     print(json.dumps({"benchmark": f"ingest {arguments.what}", **found}, indent=2))
+    if arguments.output:
+        kept = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+        name = " ".join([arguments.what, *([arguments.engine] if arguments.what == "unchanged" else [])])
+        kept |= machine_and_versions()
+        kept[name] = {"command": f"python {' '.join(sys.argv)}", **found}
+        arguments.output.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def machine_and_versions() -> dict[str, Any]:
+    packages = ("torch", "transformers", "qdrant-client", "qdrant-edge-py")
+    return {
+        "machine": {"processor": processor(), "cpus": os.cpu_count(), "python": platform.python_version()},
+        "versions": {package: version(package) for package in packages},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
 
 
 if __name__ == "__main__":

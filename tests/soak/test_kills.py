@@ -11,7 +11,7 @@ import pytest
 from qdrant_client import QdrantClient
 
 from tests.qdrant_shim import Shim
-from tests.soak.kills import BATCH, Exact, Figures, Folder, assert_same, bring, rounds, state
+from tests.soak.kills import BATCH, Exact, Figures, Folder, Real, assert_same, bring, rounds, state
 
 SOAK = bool(os.environ.get("GIRCSE_SOAK"))
 KILLS = 100 if SOAK else 3
@@ -64,10 +64,8 @@ def test_a_server_that_fails_and_kills_leave_what_a_good_day_leaves(folder: Path
 @pytest.mark.model
 @pytest.mark.skipif(not SOAK, reason="minutes: part of `make soak`")
 def test_the_real_model_after_kills(folder: Path) -> None:
-    from gircse_rag import Embedder
-
-    embedder = Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu")
-    store = Folder(folder, "local", embedder)
+    store = Folder(folder, "local", Real())
     figures = rounds(5, folder, 3, store.begin, lambda: store.check(exact=False), real=True)
-    print(f"\nreal model: {figures.kills} kills in {figures.rounds} rounds")
-    assert figures.kills == 5
+    print(f"\nreal model: {figures}; vectors at most {store.apart:.1e} apart")
+    assert figures.kills == 5 and figures.chunks > 50
+    assert max(figures.lost) <= 2 * BATCH
