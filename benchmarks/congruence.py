@@ -122,7 +122,7 @@ def run(
 
 def main(argv: list[str] | None = None) -> None:
     parser = report.parser(__doc__, "congruence")
-    parser.set_defaults(dtype="float32")
+    parser.set_defaults(dtype="float32", out=report.RESULTS / "congruence.json")
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
     parser.add_argument("--cache", type=Path, default=Path("congruence.npz"), help="where the reference's vectors stay")

@@ -55,7 +55,7 @@ def goals(results: Results) -> str:
             plain,
         ),
         (
-            "documents, K=5, of the machine's bf16 peak",
+            "documents, K=5, of the machine's peak in that dtype",
             ("throughput", "documents, K=5", "share_of_peak"),
             0.55,
             True,

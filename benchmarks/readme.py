@@ -1,7 +1,7 @@
-"""The tables of benchmarks/README.md, from the measurements in benchmarks/results; run it again when those change.
+"""The tables of the pages here, from the measurements in benchmarks/results; run it again when those change.
 
-python benchmarks/readme.py            # rewrites what is between the markers in benchmarks/README.md
-python benchmarks/readme.py --check    # exits 1 if the page is not what the measurements say
+python benchmarks/readme.py            # rewrites what is between the markers in README.md and FLOAT32.md
+python benchmarks/readme.py --check    # exits 1 if a page is not what the measurements say
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.goals import goals
-from benchmarks.tables import MISSING, NAMES, Results, load, mib, parts, plain, share, table, times
+from benchmarks.tables import MISSING, NAMES, RESULTS, Results, load, mib, parts, plain, share, table, times
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE / "README.md"
+PAGES = {HERE / "README.md": RESULTS, HERE / "FLOAT32.md": RESULTS / "float32"}  # page -> folder of its JSON files
 
 
 def throughput(results: Results) -> str:
@@ -26,7 +26,7 @@ def throughput(results: Results) -> str:
             row = [part, str(results[name]["settings"]["threads"]), f"{texts:,}", f"{found['mean_tokens']:.0f}"]
             row += [f"{rate['ours']:.1f}", f"{rate['loop']:.1f}"]
             rows.append([*row, times(found["speedup"]["ours"]), share(found["share_of_peak"])])
-    head = ["what", "threads", "texts", "tokens a text", "ours, texts/s", "loop, texts/s", "ratio", "of bf16 peak"]
+    head = ["what", "threads", "texts", "tokens a text", "ours, texts/s", "loop, texts/s", "ratio", "of the peak"]
     return table(head, rows)
 
 
@@ -110,7 +110,9 @@ def runs(results: Results) -> str:
         machine, versions = report["machine"], report["versions"]
         load = " to ".join(f"{machine[moment][0]:.1f}" for moment in ("load_before", "load_after"))
         kept = "locked" if report["idle_lock"] else "shared"
-        peak = f", {machine['peak_bf16_gflops']:.0f} GFLOP/s bf16" if "peak_bf16_gflops" in machine else ""
+        peak = ""
+        if "peak_gflops" in machine:
+            peak = f", {machine['peak_gflops']:.0f} GFLOP/s {report['settings']['dtype']}"
         peak += f", copies {machine['copy_gb_per_second']:.0f} GB/s" if "copy_gb_per_second" in machine else ""
         where = f"{machine['processor']}, {machine['cpus']} cpus{peak}"
         row = [f"{name}.json", report["date"], where, f"{kept}, load {load}"]
@@ -124,16 +126,25 @@ SECTIONS = (goals, throughput, latency, cost, prefix_cache, memory, quality, con
 
 
 def filled(page: str, results: Results) -> str:
-    """`page` with each `<!-- NAME -->` ... `<!-- /NAME -->` filled by the function of that name."""
+    """`page` with each `<!-- NAME -->` ... `<!-- /NAME -->` that it has filled by the function of that name."""
     for section in SECTIONS:
         begin, end = f"<!-- {section.__name__} -->\n", f"<!-- /{section.__name__} -->"
+        if begin not in page:
+            continue
         before, rest = page.split(begin)
         page = before + begin + section(results) + "\n" + end + rest.split(end)[1]
     return page
 
 
+def main() -> None:
+    for page, folder in PAGES.items():
+        now = page.read_text(encoding="utf-8")
+        made = filled(now, load(folder))
+        if "--check" not in sys.argv:
+            page.write_text(made, encoding="utf-8")
+        elif made != now:
+            sys.exit(f"{page.name} is not what the measurements say")
+
+
 if __name__ == "__main__":
-    now = PAGE.read_text(encoding="utf-8")
-    if "--check" in sys.argv:
-        sys.exit(filled(now, load()) != now)
-    PAGE.write_text(filled(now, load()), encoding="utf-8")
+    main()

@@ -19,7 +19,7 @@ from benchmarks import machine
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-PASSING = ("out", "data", "idle_lock", "idle_gate", "rest", "cache")  # what may differ when a run goes on
+PASSING = ("name", "out", "data", "idle_lock", "idle_gate", "rest", "cache")  # what may differ when a run goes on
 
 
 def parser(description: str | None, name: str, *, rounds: int | None = None) -> argparse.ArgumentParser:
@@ -27,9 +27,10 @@ def parser(description: str | None, name: str, *, rounds: int | None = None) -> 
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--model", default="smollm2-135m", help="a bundled name, a folder or a Hub id")
     made.add_argument("--data", type=Path, default=HERE.parents[1] / "shared/data", help="laid out like shared/data")
-    made.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
-    made.add_argument("--dtype", default="bfloat16")
+    made.add_argument("--out", type=Path, help=f"default: results/{name}.json, or results/float32/{name}.json")
+    made.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     made.add_argument("--threads", type=int, default=1)
+    made.set_defaults(name=name)
     if rounds is not None:
         made.add_argument("--rounds", type=int, default=rounds)
         made.add_argument(
@@ -49,7 +50,7 @@ class Report:
     """
 
     def __init__(self, arguments: argparse.Namespace, *, measure: bool = True) -> None:
-        self.path: Path = arguments.out
+        self.path: Path = arguments.out or _default_path(arguments)
         settings = {key: value for key, value in vars(arguments).items() if key not in PASSING}
         if self.path.exists():
             self.data = json.loads(self.path.read_text(encoding="utf-8"))
@@ -84,6 +85,12 @@ class Report:
         scratch.replace(self.path)
         said = {key: value for key, value in self.data["results"][name].items() if key != "rounds"}
         print(f"{name} ({time.perf_counter() - start:.0f} s): {_short(said)}", flush=True)
+
+
+def _default_path(arguments: argparse.Namespace) -> Path:
+    """Each dtype but bfloat16, for which the goals were set, has a folder of its own."""
+    folder = RESULTS if arguments.dtype == "bfloat16" else RESULTS / arguments.dtype
+    return folder / f"{arguments.name}.json"
 
 
 def _short(value: object) -> object:

@@ -54,7 +54,7 @@ def segment(root: Path, data: Path, method: str, rate: float, rows: int) -> Path
         "rank": 16,
         "alpha": 32,
         "save_rows": 320,
-        "dtype": "bfloat16",
+        "dtype": "auto",
     }
     (run / "config.yaml").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     print(f"{run.name}: to {rows} rows", flush=True)
@@ -73,7 +73,7 @@ def score(adapter: Path, data: Path, name: str, sets: str, steps: tuple[int, ...
         listed = ",".join(map(str, steps))
         gircse(
             *("eval", data / "eval", "--model", adapter, "--sets", sets, "--steps", listed),
-            *("--output", output, "--dtype", "bfloat16", *sample),
+            *("--output", output, "--dtype", "auto", *sample),
         )
     report: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return report

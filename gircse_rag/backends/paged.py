@@ -87,7 +87,6 @@ class PagedBackend:
             self._blocks,
             token_budget=token_budget or max(TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"]), self._max_running + 1),
             max_running=self._max_running,
-            sweeping=dtype != torch.float32,  # whose users ask for the sequential result, bit for bit
         )
         self._inbox: deque[Sequence] = deque()
         self._abandoned: deque[_Call] = deque()

@@ -26,6 +26,14 @@ from gircse_rag.errors import CheckpointError, GircseError, InputError
 from gircse_rag.spec import EmbeddingSpec
 from tests import tiny
 
+
+@pytest.fixture(autouse=True)
+def _sweep_until_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared here is the engine; what its tolerance costs has tests of its own."""
+    monkeypatch.setattr(engine, "SETTLED_INPUT_FLOAT32", 0.0)
+    monkeypatch.setattr(engine, "WORTH_SWEEPING", 0.0)
+
+
 SPEC = EmbeddingSpec(base_model="tiny", base_hash="0", tokenizer_hash="0", dimension=32)
 
 
@@ -151,11 +159,9 @@ def test_temperature_reaches_the_soft_token() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 @pytest.mark.parametrize("texts", [1, 2])
 def test_sweeps_are_exact_in_the_end(steps: int, texts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "SETTLED_INPUT", 0.0)
     monkeypatch.setattr(engine, "SWEEP_ROWS", 45)
     model = tiny.model(tied=False)
     paged = backend(model)
-    paged._engine.sweeping = True
     forwards = counted(paged, monkeypatch)
     for seed in range(16, 20):
         asked = [Request(request.token_ids, steps) for request in requests(seed, texts)]
@@ -170,9 +176,8 @@ def test_sweeps_are_exact_in_the_end(steps: int, texts: int, monkeypatch: pytest
 def test_sweeps_save_forwards_within_their_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model(tied=False)
     paged = backend(model)
-    paged._engine.sweeping = True
     forwards = counted(paged, monkeypatch)
-    monkeypatch.setattr(engine, "SETTLED_INPUT", 0.001)
+    monkeypatch.setattr(engine, "SETTLED_INPUT_FLOAT32", 0.001)
     asked = [Request(request.token_ids, 8) for request in requests(21, 8)]
     expected = dict(ReferenceBackend(model).refine(asked))
     for index, request in enumerate(asked):
@@ -183,11 +188,41 @@ def test_sweeps_save_forwards_within_their_tolerance(monkeypatch: pytest.MonkeyP
     assert len(forwards) < 8 * 9
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_settled_sweeps_stay_within_the_promise_for_float32(
+    family: str, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    assert engine.SETTLED_INPUT_FLOAT32 > 0
+    model = tiny.model(family, tied=tied)
+    paged = backend(model)
+    asked = [Request(request.token_ids, 5) for request in requests(33, 12)]
+    expected = vectors(dict(ReferenceBackend(model).refine(asked)))
+    for index, request in enumerate(asked):
+        ((_, found),) = paged.refine([request])
+        assert isinstance(found, Refinement)
+        assert found.vector @ expected[index].vector >= 0.99999
+        assert np.abs(found.trajectory - expected[index].trajectory).max() <= 1e-3
+
+
+def test_a_model_that_does_not_settle_is_not_swept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "SETTLED_INPUT_FLOAT32", 0.0)
+    paged = backend(tiny.model(tied=False))
+    forwards = counted(paged, monkeypatch)
+    by_query = []
+    for request in requests(34, 12):
+        forwards.clear()
+        dict(paged.refine([Request(request.token_ids, 5)]))
+        by_query.append(forwards[:])
+    assert 5 in by_query[0], "the first was swept"
+    assert by_query[-1][1:] == [1] * 5, "the last was not"
+
+
 def test_sweeps_beside_long_prompts_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model()
     paged = backend(model, token_budget=32, max_running=4)
-    paged._engine.sweeping = True
-    monkeypatch.setattr(engine, "SETTLED_INPUT", 0.0)
     asked = [Request(tuple(i % 400 for i in range(n)), 9) for n in (300, 2, 200, 3)]
     assert_same(vectors(dict(paged.refine(asked))), dict(ReferenceBackend(model).refine(asked)))
     assert_idle(paged)

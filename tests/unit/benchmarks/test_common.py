@@ -69,6 +69,7 @@ def test_work_counts_packed_rows_and_soft_rows() -> None:
     model = tiny.model()
     spec = EmbeddingSpec(base_model="tiny", base_hash="0", tokenizer_hash="0", dimension=32)
     backend = PagedBackend(model, spec, cache_bytes=2**20)
+    backend._engine.sweeping = False
     work = common.Work(backend)
     list(backend.refine(Request(tuple(range(first, first + 6)), 2) for first in (1, 50)))
     assert (work.rows, work.soft_rows, work.forwards) == (2 * (6 + 2), 2 * 2, 3)

@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_programs_fill_the_page(
     data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.machine.peak_gflops", lambda: 1.0)
+    monkeypatch.setattr("benchmarks.machine.peak_gflops", lambda dtype: 1.0)
     monkeypatch.setattr("benchmarks.machine.copy_gb_per_second", lambda: 1.0)
     monkeypatch.setattr(prefix_cache, "WARM", 4)
     monkeypatch.setattr(throughput, "WARM", 4)
@@ -84,7 +84,7 @@ def test_all_programs_fill_the_page(
 
     results = tables.load(tmp_path)
     assert set(results) == set(tables.NAMES) - {"throughput_2_threads"}
-    page = readme.filled(readme.PAGE.read_text(encoding="utf-8"), results)
+    page = readme.filled(next(iter(readme.PAGES)).read_text(encoding="utf-8"), results)
     assert readme.filled(page, results) == page
     assert page.count("Not measured.") == 0
     assert "| blocks of 8 |" in page and "| retrieval/small, bfloat16 paged |" in page
