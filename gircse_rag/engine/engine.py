@@ -40,7 +40,7 @@ SWEEP_ROWS = 48
 # with cosines from 0.99995.
 SETTLED_INPUT = 0.02
 
-# In float32 what is left after sweeps is rounding (float32 users compare vectors at 1e-6): the same queries, K=5 and 20,
+# In float32 what is left after sweeps is rounding (its users compare vectors at 1e-6): the same queries, K=5 and 20,
 # take 3.6 and 3.8 forwards at 0.000005, 4.1 and 4.2 at 0.000001, and differ from sequential by at most 1e-7 an element.
 # At 0.0001 it is 3.4 and 3.2, but a random model, which amplifies what is left, then moves by 1e-5.
 SETTLED_INPUT_FLOAT32 = 0.000002
