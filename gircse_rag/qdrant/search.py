@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from qdrant_client import QdrantClient, models
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 _QUERIES_PER_REQUEST = 64
 _MMR_CANDIDATES = 10
 """MMR chooses among this many times the hits asked for. Qdrant's own default, as many, only reorders them."""
-
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,58 @@ class Hit:
     document: str | None
 
 
+def search(
+    question: str,
+    *,
+    collection: str,
+    embedder: Embedder,
+    client: QdrantClient,
+    instruction: str | None = None,
+    limit: int = 5,
+    offset: int = 0,
+    steps: int | Literal["auto"] | None = None,
+    query_filter: Filter | None = None,
+    min_score: float | None = None,
+    group_size: int | None = None,
+    mmr: float | None = None,
+) -> list[Hit]:
+    """The chunks most similar to a question under an instruction, best first.
+
+    Args:
+        instruction: what makes a chunk a good answer; the spec's default if None.
+        limit: hits at most; documents at most with `group_size`.
+        offset: skip that many of the best hits: pages.
+        steps: refinement steps of the question; None takes what the documents were embedded with. Another number is
+            legal, and the embedder warns about it (GircseWarning).
+        query_filter: keys of the documents' metadata and what they must be, or Qdrant's own filter: see `as_filter`.
+        min_score: leave out hits below this cosine (Qdrant: score_threshold).
+        group_size: at most so many hits of a document. They stand together, documents ordered by their best; points
+            that something else wrote have no document and are left out.
+        mmr: 0 to 1, how much diversity counts against similarity (maximal marginal relevance, Carbonell and Goldstein,
+            1998): hits that repeat better ones give way, among the best ten times `limit`. In order of choice.
+
+    Raises:
+        InputError: the question is empty or no text, or an argument is refused.
+        SpecMismatchError: the collection was made with another model or spec; both are named.
+        StoreError: no such collection, not one of ours, or the server does not answer.
+    """
+    (hits,) = search_batch(
+        [question],
+        collection=collection,
+        embedder=embedder,
+        client=client,
+        instruction=instruction,
+        limit=limit,
+        offset=offset,
+        steps=steps,
+        query_filter=query_filter,
+        min_score=min_score,
+        group_size=group_size,
+        mmr=mmr,
+    )
+    return hits
+
+
 def search_batch(
     questions: Sequence[str],
     *,
@@ -63,27 +112,11 @@ def search_batch(
     group_size: int | None = None,
     mmr: float | None = None,
 ) -> list[list[Hit]]:
-    """The chunks most similar to each question under an instruction, best first: one list for each, in their order.
-
-    The questions are embedded together and asked together.
-
-    Args:
-        instruction: what makes a chunk a good answer; the spec's default if None.
-        limit: hits at most; documents at most with `group_size`.
-        offset: skip that many of the best hits: pages.
-        steps: refinement steps of the questions; None takes what the documents were embedded with. Another number is
-            legal, and the embedder warns about it (GircseWarning).
-        query_filter: keys of the documents' metadata and what they must be, or Qdrant's own filter: see `as_filter`.
-        min_score: leave out hits below this cosine (Qdrant: score_threshold).
-        group_size: at most so many hits of a document. They stand together, documents ordered by their best; points
-            that something else wrote have no document and are left out.
-        mmr: 0 to 1, how much diversity counts against similarity (maximal marginal relevance, Carbonell and Goldstein,
-            1998): hits that repeat better ones give way, among the best ten times `limit`. In order of choice.
+    """`search` for several questions, embedded together and asked together: one list of hits each, in their order.
 
     Raises:
-        InputError: a question is empty or no text (`.index` says which), or an argument is refused. Nothing was asked.
-        SpecMismatchError: the collection was made with another model or spec; both are named.
-        StoreError: no such collection, not one of ours, or the server does not answer.
+        InputError: as `search`; `.index` says which question. Nothing was asked.
+        SpecMismatchError, StoreError: as `search`.
     """
     _check(limit, offset, min_score, group_size, mmr)
     wanted = as_filter(query_filter)
@@ -110,26 +143,6 @@ def search_batch(
             for answer in client.query_batch_points(collection, requests[start : start + _QUERIES_PER_REQUEST])
         ]
     return [[_hit(point) for point in answer.points] for answer in answers]
-
-
-def _for_one(
-    batch: Callable[Concatenate[Sequence[str], P], list[list[Hit]]],
-) -> Callable[Concatenate[str, P], list[Hit]]:
-    """What `batch` is for several questions, for one: the same arguments, declared once."""
-
-    def search(question: str, /, *args: P.args, **options: P.kwargs) -> list[Hit]:
-        """`search_batch` for one question: the same arguments and errors, and one list of hits."""
-        (hits,) = batch([question], *args, **options)
-        return hits
-
-    signature = inspect.signature(batch)
-    asked = inspect.signature(search).parameters["question"]
-    rest = list(signature.parameters.values())[1:]
-    vars(search)["__signature__"] = signature.replace(parameters=[asked, *rest], return_annotation="list[Hit]")
-    return search
-
-
-search = _for_one(search_batch)
 
 
 def search_coarse_to_fine(
