@@ -225,7 +225,7 @@ def embedder(module: UnrolledRefinement, tokenizer, pooling: str, chunk_tokens: 
     return embed
 
 
-def evaluate_module(module, tokenizer, pooling, data, sets, steps, name):
+def evaluate_module(module, tokenizer, pooling, data, sets, steps, name, limit=None):
     from gircse_rag.evaluation import evaluate
 
     begun = time.perf_counter()
@@ -236,11 +236,16 @@ def evaluate_module(module, tokenizer, pooling, data, sets, steps, name):
         steps=steps,
         sets=sets,
         model=name,
-        limit=int(os.environ["LIMIT"]) if "LIMIT" in os.environ else None,
+        limit=limit,
     )
     table = {r.name: {str(k): round(float(s.value), 4) for k, s in r.scores[r.main].items()} for r in report.sets}
     say(name, "evaluated in", round(time.perf_counter() - begun, 1))
     return table, report
+
+
+def development(result: dict) -> float:
+    """What a run is chosen by: the mean over development sets and STS-B dev, at the last K scored."""
+    return round(float(np.mean([list(v.values())[-1] for v in result["scores"].values()])), 3)
 
 
 def summary(table: dict) -> dict:
@@ -368,7 +373,7 @@ class Graphs:
         """`config.steps` = [low, high]: `share` of the batches take K = high, on the shapes of `deep`, the others low."""
         self.module, self.share = build(base, config), share
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.initial = [p.detach().clone() for p in parameters]
+        self.parameters = parameters
         for p in parameters:
             p.grad = torch.zeros_like(p)
         self.step_of, steps = {}, []
@@ -398,6 +403,18 @@ class Graphs:
             say("captured", len(steps), "graphs, GB", torch.cuda.memory_reserved() / 1e9)
         self.limits = {id(s): np.repeat(s.shape.widths, s.shape.counts) for s in steps}
         self.cut = 0
+
+    def restart(self, seed: int, floor: tuple[float, float]) -> None:
+        """A fresh adapter, as peft makes it: A uniform in +-1/sqrt(inputs), B zero; and the entropy floor."""
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for name, p in self.module.model.named_parameters():
+                if p.requires_grad and "lora_A" in name:
+                    torch.nn.init.kaiming_uniform_(p, a=5**0.5)
+                elif p.requires_grad:
+                    p.zero_()
+        for step in set(self.step_of.values()):
+            step.floor.copy_(torch.tensor(floor))
 
     def __call__(self, batch: Batch):
         deep = len(self.depths) > 1 and np.random.default_rng(batch.cursor).random() < self.share
@@ -447,7 +464,7 @@ def check(graphs: Graphs, batch: Batch, config: TrainConfig) -> None:
             p.copy_(value)
 
 
-def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict], deep: list[dict]) -> None:
+def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict], deep: list[dict] = ()) -> None:
     tokenizer = AutoTokenizer.from_pretrained(os.environ.get("TOKENIZER", base))
     tasks = read_tasks(data / "tasks.json")
     rows = read_rows([data / "train"], tasks)
@@ -457,6 +474,16 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
     results, graphs, key = [], None, None
     for entry in plan:
         name = entry["name"]
+        if "choose" in entry:  # what the best of some earlier runs was trained with, by development sets alone
+            best = max((r for r in results if r["name"] in entry["choose"] and not r["failed"]), key=development)
+            say(name, "takes after", best["name"], {r["name"]: development(r) for r in results if "scores" in r})
+            entry = {**{k: best[k] for k in ("floor", "init") if k in best}, **entry, "after": best["name"]}
+            entry["config"] = {**best["own_config"], **entry.get("config", {})}
+            if entry.get("copy"):
+                shutil.copytree(Path("/tmp/adapters") / best["name"], Path("/tmp/copying"))
+                Path("/tmp/copying").rename(Path("/tmp/adapters") / name)
+                continue
+        own_config = entry["config"]
         values = {"output": "/tmp/runs", "data": "train", "tasks": "tasks.json", **entry["config"]}
         config = TrainConfig.of(values)
         fixed = (
@@ -474,9 +501,7 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
             graphs, key = Graphs(base, config, shapes, deep, entry.get("share", 0.0)), fixed
         module = graphs.module
         parameters = [p for p in module.parameters() if p.requires_grad]
-        with torch.no_grad():
-            for p, value in zip(parameters, graphs.initial, strict=True):
-                p.copy_(value)
+        graphs.restart(config.seed, entry.get("floor", (0.0, 0.0)))
         if entry.get("init"):
             set_peft_model_state_dict(
                 module.model,
@@ -493,7 +518,9 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
             check(graphs, next(iter(batches.start(0))), config)
         say(name, "starts")
         begun, log, pending, failed, cursor = time.perf_counter(), [], [], None, first
-        limit, marks = entry.get("seconds"), sorted(entry.get("milestones", []))
+        limit, marks = entry.get("until"), sorted(entry.get("milestones", []))
+        if limit is not None:  # seconds after the program's start
+            limit -= begun - STARTED
         total = config.rows
         for batch in batches.start(first):
             if cursor >= total:
@@ -509,7 +536,7 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
             cursor = batch.cursor
             pending.append((cursor, batch.rows[0].task, rate, torch.cat((numbers, norm[None]))))
             while marks and cursor >= marks[0]:
-                adapter(module, out, f"{name}_{marks.pop(0)}")
+                adapter(module, f"{name}_{marks.pop(0)}")
             if len(pending) == 20:
                 block = [p[3].tolist() for p in pending]
                 log += [[*p[:3], *values_] for p, values_ in zip(pending, block, strict=True)]
@@ -520,20 +547,17 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
                     say(name, failed)
                     break
                 elapsed = time.perf_counter() - begun
-                if limit and total == config.rows:
+                if limit and cursor < total - config.decay_rows:
                     # what the time left allows is known only now: end (and decay) where it will run out
                     possible = first + int((cursor - first) / elapsed * limit)
-                    if possible < total and elapsed > 0.15 * limit:
-                        total = max(possible, cursor + config.decay_rows)
-                        say(name, "ends at row", total)
+                    if elapsed > 0.15 * limit:
+                        total = min(config.rows, max(possible, cursor + config.decay_rows))
                 if len(log) % entry.get("every", 100) == 0:
-                    window = np.array([[*row[3:5], row[5], row[8], row[-2], row[-1]] for row in log[-100:]]).mean(
-                        axis=0
-                    )
+                    window = np.array([[*row[3:6], *row[-3:]] for row in log[-100:]]).mean(axis=0)
                     say(
                         name,
                         cursor,
-                        "loss %.3f reg %.4f L1 %.3f L4 %.3f L_K %.3f |g| %.2f" % tuple(window),
+                        "loss %.3f reg %.4f L1 %.3f L_K %.3f spread %.2f |g| %.2f" % tuple(window),
                         "rows/s %.0f" % ((cursor - first) / elapsed),
                         "cut",
                         graphs.cut,
@@ -546,6 +570,7 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
             "seconds_used": seconds,
             "rows_seen": cursor,
             "failed": failed,
+            "own_config": own_config,
             "config": {**config.to_dict(), "rows": total},
         }
         if entry.get("log"):
@@ -553,11 +578,11 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
                 json.dumps([[round(v, 5) if isinstance(v, float) else v for v in row] for row in log])
             )
         if entry.get("save"):
-            adapter(module, out, name)
+            adapter(module, name)
         say(name, "rows", cursor, "s %.1f" % seconds, "rows/s %.0f" % ((cursor - first) / seconds))
         if entry.get("eval") and not failed:
             table, report = evaluate_module(
-                module, tokenizer, config.pooling, data, entry["eval"], entry["eval_steps"], name
+                module, tokenizer, config.pooling, data, entry["eval"], entry["eval_steps"], name, entry.get("limit")
             )
             report.save(out / f"{name}_report.json")
             result["scores"], result["summary"] = table, summary(table)
@@ -574,13 +599,32 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
         )
 
 
-def adapter(module, out: Path, name: str) -> None:
+def adapter(module, name: str) -> None:
     folder = Path("/tmp/adapters") / name
     save_adapter(folder, module.model, "smollm2-135m-base", torch.bfloat16)
-    for root in {out, Path("/root/g/adapters")}:
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for file in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copy(folder / file, root / name / file)
+    (folder / "done").touch()
+
+
+def score(base: Path, data: Path, out: Path, plan: list[dict]) -> None:
+    """Full reports of adapters as they appear (in /tmp/adapters, from `runs` beside it); a {"name", "pooling", "sets", "steps"} each."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    module = build(base, TrainConfig.of({"output": "/tmp/score", "data": "t", "tasks": "t", "rows": 1}))
+    waiting = list(plan)
+    while waiting:
+        for entry in list(waiting):
+            folder = Path("/tmp/adapters") / entry["name"]
+            if not (folder / "done").exists():
+                continue
+            waiting.remove(entry)
+            weights = load_file(folder / "adapter_model.safetensors")
+            set_peft_model_state_dict(module.model, {k: v.float() for k, v in weights.items()})
+            name = f"{entry['name']}_{entry['sets'][0].split('/')[0]}"
+            table, report = evaluate_module(
+                module, tokenizer, entry.get("pooling", "refine"), data, entry["sets"], entry["steps"], name
+            )
+            report.save(out / f"{name}.json")
+            say(name, {k: list(v.values()) for k, v in table.items()})
+        time.sleep(0.5)
 
 
 def speed(base: Path, data: Path, out: Path, sizes: list[int]) -> None:
@@ -669,5 +713,7 @@ if __name__ == "__main__":
             json.loads(Path(arguments[3]).read_text()),
             *(json.loads(Path(a).read_text()) for a in arguments[4:6]),
         )
+    elif command == "score":
+        score(*map(Path, arguments[:3]), json.loads(Path(arguments[3]).read_text()))
     elif command == "classes":
         classes(Path(arguments[0]), Path(arguments[1]), Path(arguments[2]), *map(int, arguments[3:]))

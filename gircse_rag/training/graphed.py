@@ -110,6 +110,9 @@ class GraphedStep:
         )
         self.owners = torch.from_numpy(np.repeat(np.arange(n), np.repeat(widths, counts))).to(device)
         self.positions = self.positions.to(device)
+        self.floor = torch.zeros(2, device=device)
+        """Entropy in nats below which the batch's mean soft token is pushed apart, and the weight of that term; may be
+        filled anew between calls."""
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @property
@@ -125,7 +128,8 @@ class GraphedStep:
             not_negatives: (B, 2 B) bool.
 
         Returns:
-            (2 + K,) float32 on the device, overwritten by the next call: total, regularization, L_1..L_K.
+            (3 + K,) float32 on the device, overwritten by the next call: total, regularization, L_1..L_K, and the
+            entropy of the mean soft token (`spread`), averaged over the steps.
         """
         for name, array in {**self.shape.place(texts), "not_negatives": not_negatives}.items():
             tensor = torch.from_numpy(array)
@@ -160,7 +164,12 @@ class GraphedStep:
 
     def _run(self) -> Tensor:
         torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
-        states = self.module(self._packed(), self.steps, self.pooling)
+        means: list[Tensor] = []
+        self.module.on_soft_token = lambda weights: means.append(weights.mean(dim=0, dtype=torch.float32))
+        try:
+            states = self.module(self._packed(), self.steps, self.pooling)
+        finally:
+            self.module.on_soft_token = None
         loss = icr_loss(
             states[: self.rows],
             states[self.rows :],
@@ -168,8 +177,13 @@ class GraphedStep:
             self.reg_weight,
             not_negatives=self.inputs["not_negatives"],
         )
-        torch.autograd.backward(loss.total)
-        return torch.cat((torch.stack((loss.total, loss.regularization)), loss.stepwise)).detach()
+        total, entropy = loss.total, loss.total.new_zeros(())
+        if means:
+            entropies = spread(torch.stack(means))
+            entropy = entropies.mean().detach()
+            total = total + self.floor[1] * torch.relu(self.floor[0] - entropies).mean()
+        torch.autograd.backward(total)
+        return torch.cat((torch.stack((total, loss.regularization)), loss.stepwise, entropy[None])).detach()
 
     def _packed(self) -> Packed:
         lengths, kv_heads = self.inputs["lengths"], self.module.config.num_key_value_heads
@@ -194,3 +208,11 @@ class GraphedStep:
             groups=groups,
             inverse=self.inputs["inverse"],
         )
+
+
+def spread(means: Tensor) -> Tensor:
+    """(K, V) mean soft tokens of a batch -> (K,) their Renyi entropy of order 2, in nats.
+
+    0 when every text says the same one token at that step: refinement then appends a constant.
+    """
+    return -torch.log(means.square().sum(dim=-1))
