@@ -19,7 +19,7 @@ PRINTED = (
     r"smollm2-135m",  # export and serve
     r'"object":"embedding"',  # curl
     r"^2 576 \d+$",  # the OpenAI client
-    r"^\[\[([\d.]+) ([-\d.]+)\]\]$",  # Embedder(url=)
+    r"^\[\[ *([-\d.]+) +([-\d.]+)\]\]$",  # Embedder(url=)
     r"",  # kill
     r"^\(1, 576\)$",  # Embedder in process
     r"^576$",  # vllm.LLM
