@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, get_args
 from markdown_it import MarkdownIt
 from semantic_text_splitter import CodeSplitter, MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
 from gircse_rag.errors import InputError, require
@@ -32,6 +33,8 @@ _Splitter: TypeAlias = TextSplitter | MarkdownSplitter | CodeSplitter
 _LONG_RUN = re.compile(r"\S{4096}(?=\S)")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
+# What the splitter takes off a piece's ends, as far as it is ASCII; str.strip() takes off more.
+_SPACE = " \t\n\v\f\r"
 # A first word can merge with what stands before it into other tokens, a few more or a few less.
 _MERGE_MARGIN = 4
 
@@ -103,6 +106,9 @@ class Chunker:
         self.recipe = f"1/{self.capacity}" if by == "tokens" else f"1/{self.capacity}/{by}"
         self._by = by
         self._tokenizer = fast
+        # Then a token stands for one byte or more of the text, so it has no more tokens than bytes.
+        level = fast.pre_tokenizer
+        self._by_bytes = fast.normalizer is None and isinstance(level, ByteLevel) and not level.add_prefix_space
         self._sentencex = require("sentencex", "sentences") if by == "sentences" else None
         self._plain = TextSplitter.from_huggingface_tokenizer(fast, self.capacity)
         self._markdown = MarkdownSplitter.from_huggingface_tokenizer(fast, self.capacity)
@@ -147,10 +153,17 @@ class Chunker:
         part = text[start:end]
         cuts = [0, *(run.end() for run in _LONG_RUN.finditer(part)), len(part)]
         for begin, stop in pairwise(cuts):
-            for offset, piece in splitter.chunk_indices(part[begin:stop]):
+            for offset, piece in self._pieces(part[begin:stop], splitter):
                 if piece.strip():
                     at = start + begin + offset
                     yield at, at + len(piece)
+
+    def _pieces(self, text: str, splitter: _Splitter) -> list[tuple[int, str]]:
+        """The splitter's (character, piece); without asking it where the text fits whole, whatever its tokens are."""
+        if splitter is self._plain and self._by_bytes and len(text) <= self.capacity and text.isascii():
+            piece = text.strip(_SPACE)
+            return [(text.index(piece), piece)]
+        return splitter.chunk_indices(text)
 
     def _split_sections(self, text: str, headings: Sequence[int]) -> Iterator[tuple[int, int]]:
         for start, end in pairwise([0, *headings, len(text)]):

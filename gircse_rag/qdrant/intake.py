@@ -12,10 +12,6 @@ from gircse_rag.qdrant.documents import Document, SkippedFile
 from gircse_rag.qdrant.job import Job, fingerprint
 from gircse_rag.qdrant.points import Points, Stored, point_id
 
-# Documents are looked up together, to save round trips; few enough, and few enough characters, to bound the memory.
-_GROUP_DOCUMENTS = 64
-_GROUP_CHARACTERS = 4_000_000
-
 
 class Intake:
     """Turns documents into jobs, and counts in the checker's report those that need none."""
@@ -31,16 +27,7 @@ class Intake:
         Raises:
             InputError: an item is no Document (index: which).
         """
-        group: list[tuple[Job, Document]] = []
-        characters = 0
-        for job, document in self._checker.checked(documents):
-            group.append((job, document))
-            characters += len(document.text)
-            if len(group) == _GROUP_DOCUMENTS or characters >= _GROUP_CHARACTERS:
-                yield self._look_up(group)
-                group, characters = [], 0
-        if group:
-            yield self._look_up(group)
+        return map(self._look_up, self._checker.groups(documents))
 
     def _look_up(self, group: list[tuple[Job, Document]]) -> list[Job]:
         """Sort out what the collection has already, and cut the rest."""

@@ -17,6 +17,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
 
 import grpc
@@ -81,6 +82,7 @@ class RefusedError(StoreError):
     """The store does not take a point as it is: trying again does not help, leaving it out does."""
 
 
+@lru_cache(maxsize=4096)  # looked up, and some batches later written: an ingest asks for each three times
 def point_id(document: str, number: int) -> str:
     """The id of a chunk's point: a uuid5, the same in every run and every collection."""
     name = hashlib.sha1(_NAMESPACE.bytes + f"{number}:{document}".encode(), usedforsecurity=False)

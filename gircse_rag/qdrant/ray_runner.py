@@ -102,8 +102,7 @@ def ingest_on_ray(
                     raise part.error
                 report.add(part.report)
                 if sync:
-                    for document in part.ids:
-                        seen.before(document, "")
+                    seen.before((document, "") for document in part.ids)
                     for failure in part.report.failed:
                         seen.failed(failure.id)
                 if progress is not None:

@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from qdrant_client import QdrantClient
@@ -81,7 +82,7 @@ def read(documents: Callable[[], Iterable[Document | SkippedFile]], work: Work) 
         chunker = work.chunker(embedder.tokenizer, embedder.spec)
         with closing(Seen()) as seen:
             checker = Checker(chunker, seen, IngestReport(), work.source)
-            for _, document in checker.checked(documents()):
+            for _, document in chain.from_iterable(checker.groups(documents())):
                 passed.append(document)
                 characters += len(document.text)
                 if len(passed) >= work.part_documents or characters >= _PART_CHARACTERS:

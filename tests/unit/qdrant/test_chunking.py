@@ -12,6 +12,8 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.normalizers import Replace
+from tokenizers.pre_tokenizers import ByteLevel
 
 from gircse_rag.errors import InputError, MissingExtraError
 from gircse_rag.qdrant import Document
@@ -90,6 +92,31 @@ def _check_cover(text: str, chunks: list[Chunk], capacity: int) -> None:
 def test_no_chunk_is_truncated_and_no_text_is_lost(text: str, kind: Any, by: By, max_tokens: int) -> None:
     chunker = Chunker(TOKENIZER, SPEC, by=by, max_tokens=max_tokens)
     _check_cover(text, chunker.cut(Document("d", text, **kind)), max_tokens)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(st.characters(codec="ascii") | st.sampled_from(" \n\r\f\v\x1c\x85\xa0é"), min_size=1, max_size=44)
+    | st.lists(st.sampled_from([" \n", "\x1f", "\n\n", "a. ", "# b\n", "\u2003", "(c"]), max_size=14).map("".join)
+)
+def test_a_text_that_fits_whole_is_what_the_splitter_makes_of_it(text: str) -> None:
+    """The splitter is not asked about a short ASCII text where a token is a byte or more."""
+    chunker = Chunker(TOKENIZER, SPEC)
+    made = [(offset, piece) for offset, piece in chunker._plain.chunk_indices(text) if piece.strip()]
+    assert [(chunk.start, chunk.text) for chunk in chunker.cut(Document("d", text))] == made
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"normalizer": Replace("a", "aa")}, {"pre_tokenizer": ByteLevel(add_prefix_space=True)}],
+    ids=["normalizer", "prefix space"],
+)
+def test_the_splitter_is_asked_where_a_text_may_have_more_tokens_than_bytes(changed: dict[str, Any]) -> None:
+    tokenizer = byte_tokenizer().backend_tokenizer
+    for name, part in changed.items():
+        setattr(tokenizer, name, part)
+    chunks = Chunker(tokenizer, SPEC, max_tokens=5).cut(Document("d", "!\n\naa"))
+    assert [chunk.text for chunk in chunks] == ["!", "aa"]
 
 
 @pytest.mark.parametrize(

@@ -204,12 +204,14 @@ def test_ahead_gives_the_items_in_order_and_then_the_error() -> None:
 
 def test_seen_tells_ids_and_contents_apart() -> None:
     seen = Seen()
-    assert [seen.before("a", "1"), seen.before("a", "1"), seen.before("a", "2")] == ["never", "alike", "different"]
-    assert seen.before("b", "1") == "never"
-    assert [seen.twin("a", "text"), seen.twin("b", "other"), seen.twin("c", "text")] == [None, None, "a"]
+    assert seen.before([("a", "1"), ("a", "1"), ("a", "2")]) == ["never", "alike", "different"]
+    assert seen.before([("a", "2"), ("b", "1"), ("a", "1")]) == ["different", "never", "alike"]
+    assert seen.twins([("a", "text"), ("b", "other"), ("c", "text")]) == [None, None, "a"]
+    assert seen.twins([("d", "new"), ("e", "other"), ("f", "new")]) == [None, "b", "d"]
+    assert seen.before([]) == seen.twins([]) == []
     seen.failed("broken")
     assert "a" in seen and "broken" in seen and "c" not in seen
-    assert seen.before("broken", "1") == "never", "a later document of this id may be good"
+    assert seen.before([("broken", "1")]) == ["never"], "a later document of this id may be good"
 
 
 def test_the_vectors_of_a_document_written_in_parts_are_its_own(tmp_path: Path, client: QdrantClient) -> None:
