@@ -99,16 +99,10 @@ def targets() -> str:
 
 
 def against_baselines() -> tuple[str, str]:
-    """GIRCSE's mean at K=5 less the better baseline's, after the same 10,000 rows (benchmarks/training_compare.py)."""
-    path = DOCS / "figures/training/compare.json"
-    if not path.exists():
-        return "not measured", "open"
-    curves = json.loads(path.read_text(encoding="utf-8"))["curves"]
-    means = {curve["method"]: curve["mean"] for curve in curves if curve["rows"] == 10_000}
-    if len(means) < 3:
-        return "not measured", "open"
-    gain = means["refine"]["5"]["value"] - max(means[method]["0"]["value"] for method in ("last", "mean"))
-    return f"{gain:+.1f}", "reached" if gain >= 1 else "missed"
+    """GIRCSE's mean at K=5 less last-token pooling's, after the same 10,000 rows; the better baseline is no worse."""
+    scored = json.loads((DOCS / "figures/training/compare_h200.json").read_text(encoding="utf-8"))["scored"]
+    gain = scored["refine_10000"]["mean"]["5"]["value"] - scored["last_10000"]["mean"]["0"]["value"]
+    return f"{gain:+.1f} (last token; mean pooling not scored)", "missed" if gain < 1 else "open"
 
 
 def depth() -> str:

@@ -404,8 +404,8 @@ class Graphs:
         self.limits = {id(s): np.repeat(s.shape.widths, s.shape.counts) for s in steps}
         self.cut = 0
 
-    def restart(self, seed: int, floor: tuple[float, float]) -> None:
-        """A fresh adapter, as peft makes it: A uniform in +-1/sqrt(inputs), B zero; and the entropy floor."""
+    def restart(self, seed: int) -> None:
+        """A fresh adapter, as peft makes it: A uniform in +-1/sqrt(inputs), B zero."""
         torch.manual_seed(seed)
         with torch.no_grad():
             for name, p in self.module.model.named_parameters():
@@ -413,8 +413,6 @@ class Graphs:
                     torch.nn.init.kaiming_uniform_(p, a=5**0.5)
                 elif p.requires_grad:
                     p.zero_()
-        for step in set(self.step_of.values()):
-            step.floor.copy_(torch.tensor(floor))
 
     def __call__(self, batch: Batch):
         deep = len(self.depths) > 1 and np.random.default_rng(batch.cursor).random() < self.share
@@ -477,7 +475,7 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
         if "choose" in entry:  # what the best of some earlier runs was trained with, by development sets alone
             best = max((r for r in results if r["name"] in entry["choose"] and not r["failed"]), key=development)
             say(name, "takes after", best["name"], {r["name"]: development(r) for r in results if "scores" in r})
-            entry = {**{k: best[k] for k in ("floor", "init") if k in best}, **entry, "after": best["name"]}
+            entry = {**entry, "after": best["name"]}
             entry["config"] = {**best["own_config"], **entry.get("config", {})}
             if entry.get("copy"):
                 shutil.copytree(Path("/tmp/adapters") / best["name"], Path("/tmp/copying"))
@@ -501,7 +499,7 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
             graphs, key = Graphs(base, config, shapes, deep, entry.get("share", 0.0)), fixed
         module = graphs.module
         parameters = [p for p in module.parameters() if p.requires_grad]
-        graphs.restart(config.seed, entry.get("floor", (0.0, 0.0)))
+        graphs.restart(config.seed)
         if entry.get("init"):
             set_peft_model_state_dict(
                 module.model,

@@ -110,9 +110,6 @@ class GraphedStep:
         )
         self.owners = torch.from_numpy(np.repeat(np.arange(n), np.repeat(widths, counts))).to(device)
         self.positions = self.positions.to(device)
-        self.floor = torch.zeros(2, device=device)
-        """Entropy in nats below which the batch's mean soft token is pushed apart, and the weight of that term; may be
-        filled anew between calls."""
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @property
@@ -129,7 +126,7 @@ class GraphedStep:
 
         Returns:
             (3 + K,) float32 on the device, overwritten by the next call: total, regularization, L_1..L_K, and the
-            entropy of the mean soft token (`spread`), averaged over the steps.
+            `spread` of the batch's soft tokens, averaged over the steps (0 for a pooling baseline).
         """
         for name, array in {**self.shape.place(texts), "not_negatives": not_negatives}.items():
             tensor = torch.from_numpy(array)
@@ -165,7 +162,7 @@ class GraphedStep:
     def _run(self) -> Tensor:
         torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
         means: list[Tensor] = []
-        self.module.on_soft_token = lambda weights: means.append(weights.mean(dim=0, dtype=torch.float32))
+        self.module.on_soft_token = lambda weights: means.append(weights.detach().mean(dim=0, dtype=torch.float32))
         try:
             states = self.module(self._packed(), self.steps, self.pooling)
         finally:
@@ -177,13 +174,9 @@ class GraphedStep:
             self.reg_weight,
             not_negatives=self.inputs["not_negatives"],
         )
-        total, entropy = loss.total, loss.total.new_zeros(())
-        if means:
-            entropies = spread(torch.stack(means))
-            entropy = entropies.mean().detach()
-            total = total + self.floor[1] * torch.relu(self.floor[0] - entropies).mean()
-        torch.autograd.backward(total)
-        return torch.cat((torch.stack((total, loss.regularization)), loss.stepwise, entropy[None])).detach()
+        torch.autograd.backward(loss.total)
+        entropy = spread(torch.stack(means)).mean() if means else loss.total.new_zeros(())
+        return torch.cat((torch.stack((loss.total, loss.regularization)), loss.stepwise, entropy[None])).detach()
 
     def _packed(self) -> Packed:
         lengths, kv_heads = self.inputs["lengths"], self.module.config.num_key_value_heads
