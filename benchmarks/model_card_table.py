@@ -10,7 +10,7 @@ import json
 import sys
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from gircse_rag.evaluation import Report, Score
 
@@ -18,15 +18,9 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "model_card.md"
 OURS = Report.load(DOCS / "figures/evaluation/smollm2-135m_retrieval_sts_contrast.json")
 MINILM = Report.load(DOCS / "figures/evaluation/minilm.json")
+CLASSES = Report.load(DOCS / "figures/evaluation/smollm2-135m_classification_clustering.json")
 MEASURED_ON_CPU = Report.load(DOCS / "figures/training/smollm2-135m_sts_covid.json")
 
-# Accuracy at K = 1, 5, 20, read off the screen: the machine was lost before the report was written. No intervals.
-PRINTED = {
-    "classification/banking77": (91.5, 91.5, 90.9),
-    "classification/clinc150_domain": (97.1, 97.1, 97.1),
-    "classification/clinc150_intent": (95.7, 95.7, 95.6),
-    "classification/trec_coarse": (97.2, 96.8, 96.4),
-}
 TARGETS = {"sts/stsb_test": 78.0, "retrieval/cosqa_dev": 45.0, "retrieval/cranfield": 34.0}
 OBEYED = 80.0
 QUALITY = [one.name for one in OURS.sets if one.in_mean]
@@ -75,11 +69,10 @@ def other_retrieval() -> str:
 
 def classification() -> str:
     rows = [
-        [name, *(f"{value:.1f}" for value in values), str(score(MINILM, name)[0])] for name, values in PRINTED.items()
+        [one.name, *(str(score(CLASSES, one.name)[k]) for k in CLASSES.steps), str(score(MINILM, one.name)[0])]
+        for one in CLASSES.sets
     ]
-    missing = [one.name for one in MINILM.sets if one.in_mean and one.name not in (*QUALITY, *PRINTED)]
-    rows += [[name, *["not measured"] * 3, str(score(MINILM, name)[0])] for name in missing]
-    return table(["set", "K=1", "K=5", "K=20", "MiniLM"], rows)
+    return table(["set", *(f"K={k}" for k in CLASSES.steps), "MiniLM"], rows)
 
 
 def targets() -> str:
@@ -90,7 +83,7 @@ def targets() -> str:
     for name in CONTRAST:
         found = score(OURS, name)[K]
         rows.append([name, f">= {OBEYED:.0f}", str(found), "reached" if found.value >= OBEYED else "missed"])
-    rows.append(["mean against the better pooling baseline, equal budget", ">= +1.0", *against_baselines()])
+    rows += against_baselines()
     gain = [OURS.mean[k].value for k in (1, 5, 20)]
     shown = " / ".join(f"{value:.2f}" for value in gain)
     holds = "reached" if gain[2] >= gain[1] >= gain[0] else "missed"
@@ -98,17 +91,27 @@ def targets() -> str:
     return table(["what", "target", f"smollm2-135m, K={K}", ""], rows)
 
 
-def against_baselines() -> tuple[str, str]:
-    """GIRCSE's mean at K=5 less last-token pooling's, after the same 10,000 rows; the better baseline is no worse."""
+def against_baselines() -> list[list[str]]:
+    """GIRCSE's mean at K=5 less that of last-token pooling, the better baseline, after the same rows."""
     scored = json.loads((DOCS / "figures/training/compare_h200.json").read_text(encoding="utf-8"))["scored"]
-    gain = scored["refine_10000"]["mean"]["5"]["value"] - scored["last_10000"]["mean"]["0"]["value"]
-    return f"{gain:+.1f} (last token; mean pooling not scored)", "missed" if gain < 1 else "open"
+    ours, theirs = (
+        [scored[name]["mean"][k]["value"] for name in names]
+        for names, k in ((("refine_10000", "refine_s1"), "5"), (("last_10000", "last_s1"), "0"))
+    )
+    gains = {
+        "10,000 rows, mean of two seeds each": fmean(ours) - fmean(theirs),
+        "127,969 rows, one run each": OURS.mean[K].value - scored["last_127969"]["mean"]["0"]["value"],
+    }
+    return [
+        [f"mean against last-token pooling, {budget}", ">= +1.0", f"{gain:+.1f}", "reached" if gain >= 1 else "missed"]
+        for budget, gain in gains.items()
+    ]
 
 
 def depth() -> str:
-    """Where z_20 >= z_5 >= z_1 holds, judged by the numbers before rounding (printed ones as printed)."""
+    """Where z_20 >= z_5 >= z_1 holds, judged by the numbers before rounding."""
     found = {name: [score(OURS, name)[k].value for k in (1, 5, 20)] for name in (*QUALITY, *CONTRAST)}
-    found |= {name: list(values) for name, values in PRINTED.items()}
+    found |= {one.name: [score(CLASSES, one.name)[k].value for k in (1, 5, 20)] for one in CLASSES.sets}
     holds = [name for name, (one, five, twenty) in found.items() if twenty >= five >= one]
     broken = [name for name in found if name not in holds]
     five = [name for name in broken if found[name][1] >= found[name][0]]

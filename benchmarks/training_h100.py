@@ -176,7 +176,27 @@ class Cached(Batches):
                 ahead.get_nowait()
 
 
-def build(base: Path, config: TrainConfig, init: str | None = None) -> UnrolledRefinement:
+class SoftGradient(UnrolledRefinement):
+    """How the loss of step k reaches the soft tokens before it: "full"; "none" (each is detached, so a step learns
+    through the keys and values of earlier soft tokens alone); "clip" (no text's gradient there may exceed twice the
+    batch's geometric mean)."""
+
+    soft_gradient = "full"
+
+    def _soft_token(self, hidden):
+        soft = super()._soft_token(hidden.detach() if self.soft_gradient == "none" else hidden)
+        if self.soft_gradient == "clip" and soft.requires_grad:
+            soft.register_hook(_leveled)
+        return soft
+
+
+def _leveled(gradient):
+    norms = gradient.float().norm(dim=-1, keepdim=True).clamp(min=1e-20)
+    limit = 2 * norms.log().mean().exp()
+    return gradient * (limit / norms).clamp(max=1).to(gradient.dtype)
+
+
+def build(base: Path, config: TrainConfig, soft_gradient: str = "full") -> UnrolledRefinement:
     torch.manual_seed(config.seed)
     if base.exists():
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -196,10 +216,9 @@ def build(base: Path, config: TrainConfig, init: str | None = None) -> UnrolledR
         )
     lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(TARGETS), task_type="CAUSAL_LM")
     model = get_peft_model(model, lora).to(DEVICE)
-    if init:
-        weights = {k: v.float() for k, v in load_file(Path(init) / "adapter_model.safetensors").items()}
-        set_peft_model_state_dict(model, weights)
-    return UnrolledRefinement(model, dtype=DTYPE, groups=int(os.environ.get("GROUPS", "2")))
+    module = SoftGradient(model, dtype=DTYPE, groups=int(os.environ.get("GROUPS", "2")))
+    module.soft_gradient = soft_gradient
+    return module
 
 
 def embedder(module: UnrolledRefinement, tokenizer, pooling: str, chunk_tokens: int = 100_000):
@@ -369,9 +388,11 @@ def classes(base: Path, data: Path, store: Path, size: int, count: int, groups: 
 class Graphs:
     """One captured step a class of tasks, for one setting of what a graph fixes; shared by runs that differ in the rest."""
 
-    def __init__(self, base: Path, config: TrainConfig, shapes: list[dict], deep: list[dict], share: float) -> None:
+    def __init__(
+        self, base: Path, config: TrainConfig, shapes: list[dict], deep: list[dict], share: float, soft_gradient: str
+    ) -> None:
         """`config.steps` = [low, high]: `share` of the batches take K = high, on the shapes of `deep`, the others low."""
-        self.module, self.share = build(base, config), share
+        self.module, self.share = build(base, config, soft_gradient), share
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.parameters = parameters
         for p in parameters:
@@ -472,10 +493,13 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
     results, graphs, key = [], None, None
     for entry in plan:
         name = entry["name"]
+        if "known" in entry:  # an earlier session's run, to choose among: its scores, and what it was trained with
+            results.append({"name": name, "failed": None, "scores": entry["known"], "own_config": entry["config"]})
+            continue
         if "choose" in entry:  # what the best of some earlier runs was trained with, by development sets alone
             best = max((r for r in results if r["name"] in entry["choose"] and not r["failed"]), key=development)
             say(name, "takes after", best["name"], {r["name"]: development(r) for r in results if "scores" in r})
-            entry = {**entry, "after": best["name"]}
+            entry = {**entry, "after": best["name"], "soft_gradient": best.get("soft_gradient", "full")}
             entry["config"] = {**best["own_config"], **entry.get("config", {})}
             if entry.get("copy"):
                 shutil.copytree(Path("/tmp/adapters") / best["name"], Path("/tmp/copying"))
@@ -492,11 +516,12 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
             config.reg_weight,
             config.rank,
             config.alpha,
+            entry.get("soft_gradient", "full"),
         )
         if fixed != key:
             graphs = None
             torch.cuda.empty_cache() if DEVICE == "cuda" else None
-            graphs, key = Graphs(base, config, shapes, deep, entry.get("share", 0.0)), fixed
+            graphs, key = Graphs(base, config, shapes, deep, entry.get("share", 0.0), fixed[-1]), fixed
         module = graphs.module
         parameters = [p for p in module.parameters() if p.requires_grad]
         graphs.restart(config.seed)
@@ -590,8 +615,8 @@ def runs(base: Path, data: Path, out: Path, plan: list[dict], shapes: list[dict]
     for r in results:
         print(
             r["name"],
-            r["rows_seen"],
-            "%.1f s" % r["seconds_used"],
+            r.get("rows_seen"),
+            "%.1f s" % r.get("seconds_used", 0),
             json.dumps(r.get("summary")),
             json.dumps(r.get("scores", {}).get("sts/stsb_dev")),
         )
