@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=1_000_000, help="of `memory`")
     parser.add_argument("--texts", type=int, default=256, help="a round of `throughput`")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--engine", choices=["local", "edge"], default="local")

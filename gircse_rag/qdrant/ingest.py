@@ -1,12 +1,10 @@
 """Documents into a collection: `ingest`.
 
     a thread      read, check, look up, cut             intake.py    one group of documents ahead
-    two threads   embed, half a batch each              here         one begins while the other ends
-    a thread      write                                 writing.py   half a batch behind
-    the caller's  hands on                              here         Ctrl-C ends it at once
+    the caller's  embed, a batch at a time              here         Ctrl-C ends it at once
+    a thread      write                                 writing.py   one batch behind
 
-So the engine never drains between batches, at most two batches are embedded (or being so) and not acknowledged, and
-nothing piles up: whoever is slowest, the others wait.
+So at most two batches are embedded and not acknowledged, and nothing piles up: whoever is slowest, the others wait.
 A document that the collection has as it is needs no vector; chunks whose text its stored version had keep theirs. A
 run that is cut short loses what had not been written; the next run finds out by looking.
 """
@@ -17,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import TYPE_CHECKING, Literal
 
 from qdrant_client import QdrantClient
@@ -40,10 +37,7 @@ from gircse_rag.qdrant.sync import sync as remove_gone
 from gircse_rag.qdrant.writing import Writer
 
 if TYPE_CHECKING:
-    from gircse_rag.embedder import Embedder, EmbeddingResult
-
-Half = list[tuple[Job, int]]
-"""(document, chunk) that one call embeds."""
+    from gircse_rag.embedder import Embedder
 
 
 def ingest(
@@ -53,7 +47,7 @@ def ingest(
     embedder: Embedder,
     client: QdrantClient,
     chunker: Chunker | None = None,
-    batch_size: int = 64,
+    batch_size: int = 128,
     progress: Callable[[Progress], None] | None = None,
     source: str | None = None,
     sync: bool | Literal["dry-run"] = False,
@@ -69,8 +63,8 @@ def ingest(
     Args:
         documents: what `read_documents` yields, or your own; a SkippedFile goes into the report.
         chunker: how they are cut; None cuts as much as fits, at the largest units of meaning.
-        batch_size: chunks embedded at once, in two calls from two threads; written half as many at a time.
-        progress: called after every write and every group of documents looked up.
+        batch_size: chunks embedded at once.
+        progress: called after every batch and every group of documents looked up.
         source: a name for where these documents come from, recorded with each. The last to bring a document owns it.
         sync: delete the documents that `source` brought once and that are not among these; "dry-run" only counts and
             names them. Nothing is deleted after a run with no document, or with a file that could not be read.
@@ -98,11 +92,10 @@ def ingest(
         intake = Intake(points, chunker, Checker(chunker, seen, report, source))
         with (
             ThreadPoolExecutor(1, "gircse-write") as writing,
-            ThreadPool(2) as embedding,  # of daemons: an embedding under way keeps no process from ending
             closing(Ahead(intake.groups(documents))) as groups,
             ask.stopped_by_errors(),
         ):
-            _Ingest(embedder, embedding, Writer(points, report), writing, report, batch_size, progress).run(groups)
+            _Ingest(embedder, Writer(points, report), writing, report, batch_size, progress).run(groups)
         if sync:
             remove_gone(points, str(source), seen, report, delete=sync is True)
         report.retries = ask.repeated
@@ -115,7 +108,6 @@ class _Ingest:
     def __init__(
         self,
         embedder: Embedder,
-        embedding: ThreadPool,
         writer: Writer,
         writing: ThreadPoolExecutor,
         report: IngestReport,
@@ -123,17 +115,13 @@ class _Ingest:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._embedder = embedder
-        self._embedding = embedding
         self._writer = writer
         self._writing = writing
         self._written: Future[None] | None = None
         self._report = report
-        self._half = max(1, batch_size // 2)
+        self._batch_size = batch_size
         self._progress = progress
         self._waiting: deque[tuple[Job, int]] = deque()  # (document, chunk) without a vector
-        self._under_way: deque[tuple[Half, AsyncResult[EmbeddingResult]]] = deque()
-        # The first is smaller: halves that began together would end together, and the engine with them.
-        self._next = max(1, self._half // 2)
 
     def run(self, groups: Iterable[list[Job]]) -> None:
         for group in groups:
@@ -141,43 +129,31 @@ class _Ingest:
                 self._write(ready)
             for job in group:
                 self._waiting.extend((job, number) for number, vector in enumerate(job.vectors) if vector is None)
-            while len(self._waiting) >= self._next:
-                self._embed()
+            while len(self._waiting) >= self._batch_size:
+                self._embed_batch()
             self._tell()
         while self._waiting:
-            self._embed()
-        while self._under_way:
-            self._embedded(*self._oldest())
+            self._embed_batch()
         self._wait()
         self._tell()
 
-    def _embed(self) -> None:
-        """Have the next half a batch embedded; when two are under way, the older one ends first."""
-        half: Half = []
-        while self._waiting and len(half) < self._next:
+    def _embed_batch(self) -> None:
+        batch: list[tuple[Job, int]] = []
+        while self._waiting and len(batch) < self._batch_size:
             job, number = self._waiting.popleft()
             if not job.failed:
-                half.append((job, number))
-        if not half:
+                batch.append((job, number))
+        if not batch:
             return
-        ended = self._oldest() if len(self._under_way) == 2 else None
-        texts = [job.chunks[number].text for job, number in half]
-        options = {"role": "document", "steps": self._embedder.spec.document_steps, "on_error": "return"}
-        self._under_way.append((half, self._embedding.apply_async(self._embedder.embed, (texts,), options)))
-        self._next = self._half
-        if ended is not None:  # only now: the writer may keep us waiting, and need not keep the engine
-            self._embedded(*ended)
-
-    def _oldest(self) -> tuple[Half, EmbeddingResult]:
-        half, result = self._under_way.popleft()
-        return half, result.get()
-
-    def _embedded(self, half: Half, result: EmbeddingResult) -> None:
+        result = self._embedder.embed(
+            [job.chunks[number].text for job, number in batch],
+            role="document",
+            steps=self._embedder.spec.document_steps,
+            on_error="return",
+        )
         embedded: dict[Job, list[int]] = {}
         failed: dict[Job, str] = {}
-        for row, (job, number) in enumerate(half):
-            if job.failed:  # with the half before
-                continue
+        for row, (job, number) in enumerate(batch):
             if (error := result.errors.get(row)) is not None:
                 failed.setdefault(job, _where(job, number) + str(error))
             elif result.truncated[row]:

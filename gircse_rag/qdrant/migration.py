@@ -57,7 +57,7 @@ def migrate(
     embedder: Embedder,
     client: QdrantClient,
     alias: str | None = None,
-    batch_size: int = 64,
+    batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
     deadline: float = DEADLINE,
 ) -> MigrationReport:

@@ -52,7 +52,7 @@ def ingest_on_ray(
     workers: int = 2,
     gpus: float = 0,
     chunker: Callable[..., Chunker] = Chunker,
-    batch_size: int = 64,
+    batch_size: int = 128,
     progress: Callable[[Progress], None] | None = None,
     source: str | None = None,
     sync: bool | Literal["dry-run"] = False,

@@ -177,9 +177,9 @@ def test_a_wrong_key_is_not_tried_again(served: tuple[Server, int]) -> None:
 def test_a_refused_point_fails_its_document_alone(served: tuple[Server, int]) -> None:
     server, port = served
     refused = grpc.StatusCode.INVALID_ARGUMENT
-    server.faults = [None, refused, None, refused]  # the second write, then its first document, then its second
+    server.faults = [refused, None, refused]  # the batch, then its first document, then its second
     report = _ingest(port)
-    assert (report.added, [failure.id for failure in report.failed], report.retries) == (19, ["2"], 0)
+    assert (report.added, [failure.id for failure in report.failed], report.retries) == (19, ["1"], 0)
     assert "refuses its points (INVALID_ARGUMENT on purpose)" in report.failed[0].reason
 
 

@@ -266,7 +266,7 @@ def test_documents_are_taken_as_they_are_needed(embedder: StandIn) -> None:
     report = ingest(endless(), collection="docs", embedder=embedder, client=client, batch_size=8)  # type: ignore[arg-type]
     assert report.added == 1000
     assert max(ahead) <= 3 * 64 + 8  # a group is embedded, one waits, one is read
-    assert max(embedder.batches) == 4  # half a batch
+    assert max(embedder.batches) == 8
 
 
 def test_progress_counts_up_to_the_report(client: QdrantClient, embedder: StandIn) -> None:

@@ -92,7 +92,7 @@ def test_after_the_deadline_the_error_says_how_often_and_what_to_do(shim: Shim, 
     tried = sum(request == ("PUT", "/collections/docs/points") for request in shim.requests) - 1
     assert tried > 1 and f"failed {tried} times" in str(caught.value)
     before = _stored(shim)
-    assert before >= 1  # the first write
+    assert before >= 5
     shim.fail_next([])
     again = _ingest(shim.client())
     assert (again.unchanged, again.added) == (before, 20 - before)
@@ -116,9 +116,9 @@ def test_a_server_that_never_answered_is_not_waited_for() -> None:
 
 
 def test_a_refused_point_fails_its_document_alone(shim: Shim) -> None:
-    shim.fail_next([None, "400", None, "400"])  # the second write, then its first document, then its second
+    shim.fail_next(["400", None, "400"])  # the batch, then its first document, then its second
     report = _ingest(shim.client())
-    assert (report.added, [failure.id for failure in report.failed], report.retries) == (19, ["2"], 0)
+    assert (report.added, [failure.id for failure in report.failed], report.retries) == (19, ["1"], 0)
     assert "refuses its points (HTTP 400: " in report.failed[0].reason and _stored(shim) == 19
 
 
