@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Python counts \t \n \v \f \r and \x1c-\x1f as white space; the other controls mean that this is not text.
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
+CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def check_text(text: object, index: int | None = None) -> str:
             "it was decoded wrongly; read the source again with its real encoding",
             index=index,
         ) from error
-    if control := _CONTROL.search(text):
+    if control := CONTROL.search(text):
         raise InputError(
             f"{_which(index)} holds the control character U+{ord(control[0]):04X} at character {control.start()}: "
             "binary data or terminal codes; remove it",

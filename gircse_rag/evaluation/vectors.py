@@ -11,6 +11,7 @@ import numpy as np
 from gircse_rag.errors import GircseWarning, InputError
 from gircse_rag.evaluation.sets import Block, EvalSet
 from gircse_rag.prompts import Role
+from gircse_rag.tokens import CONTROL
 
 if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder
@@ -26,7 +27,11 @@ Key = tuple[Role, str | None]
 
 
 class FromEmbedder:
-    """An `Embedder` as an `EmbedFn`; `truncated` counts the texts it had to cut."""
+    """An `Embedder` as an `EmbedFn`; `truncated` counts the texts it had to cut.
+
+    Control characters, which an `Embedder` refuses, become spaces: published sets hold some (STS12 does), and a score
+    needs every row of its set.
+    """
 
     def __init__(self, embedder: Embedder, *, chunk: int = 2048) -> None:
         self.embedder = embedder
@@ -39,7 +44,7 @@ class FromEmbedder:
         rows = [k - 1 for k in steps]
         parts = []
         for start in range(0, len(texts), self.chunk):  # a chunk bounds the trajectory, of which only `steps` are kept
-            part = texts[start : start + self.chunk]
+            part = [CONTROL.sub(" ", text) for text in texts[start : start + self.chunk]]
             with warnings.catch_warnings():
                 # Both things the embedder warns of are the report's to say: texts cut, and K other than the default.
                 warnings.simplefilter("ignore", GircseWarning)

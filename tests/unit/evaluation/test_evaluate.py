@@ -251,6 +251,15 @@ def test_truncated_texts_are_counted_not_warned_of(tmp_path: Path, tiny_embedder
     assert evaluate(tiny_embedder, tmp_path, (1,)).truncated == 1
 
 
+def test_control_characters_become_spaces(tmp_path: Path, tiny_embedder: Embedder) -> None:
+    def sts(name: str, between: str) -> float:
+        rows = ["score\tsentence1\tsentence2", f"1\tTreasury{between}s plan\ta", "2\tb\tc", "3\td\tlong enough"]
+        folders.write_lines(tmp_path / name / "sts" / "old.tsv", rows)
+        return evaluate(tiny_embedder, tmp_path / name, (1,))["sts/old"].scores["spearman"][1].value
+
+    assert sts("published", "\x12") == sts("cleaned", " ")
+
+
 def test_import_needs_only_numpy() -> None:
     code = (
         "import sys, gircse_rag.evaluation\n"
