@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from gircse_rag.backends.base import Backend, Refinement, Request
 from gircse_rag.backends.late import LateBackend
 from gircse_rag.errors import GircseError, GircseWarning, InputError
+from gircse_rag.hardware import device_of, dtype_of
 from gircse_rag.prompts import Role, check_role
 from gircse_rag.spec import EmbeddingSpec, check_steps
 from gircse_rag.tokens import Prompt, check_instruction, encode
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 AUTO_STEPS = 20
@@ -116,8 +116,8 @@ class Embedder:
             return cls._of_vllm(os.fspath(name), device, dtype, steps, url)
         from gircse_rag.checkpoint import load_checkpoint, load_spec
 
-        where = _device(device)
-        if lazy and (known := load_spec(os.fspath(name), dtype=_dtype(dtype, where))) is not None:
+        where = device_of(device)
+        if lazy and (known := load_spec(os.fspath(name), dtype=dtype_of(dtype, where))) is not None:
             tokenizer, spec = known[0], known[1] if steps is None else replace(known[1], document_steps=steps)
             return cls(
                 LateBackend(
@@ -126,7 +126,7 @@ class Embedder:
                 tokenizer,
                 spec,
             )
-        checkpoint = load_checkpoint(os.fspath(name), dtype=_dtype(dtype, where), device=where)
+        checkpoint = load_checkpoint(os.fspath(name), dtype=dtype_of(dtype, where), device=where)
         spec = checkpoint.spec if steps is None else replace(checkpoint.spec, document_steps=steps)
         return cls(_backend(backend, checkpoint.model, spec), checkpoint.tokenizer, spec)
 
@@ -137,7 +137,9 @@ class Embedder:
         if device != "auto" or (url is not None and dtype != "auto"):
             raise InputError("the backend 'vllm' chooses its device, and a server its dtype too: leave them at 'auto'")
         backend, tokenizer, spec = (
-            loading.in_process(name, dtype=_dtype(dtype, _device("auto"))) if url is None else loading.served(name, url)
+            loading.in_process(name, dtype=dtype_of(dtype, device_of("auto")))
+            if url is None
+            else loading.served(name, url)
         )
         return cls(backend, tokenizer, spec if steps is None else replace(spec, document_steps=steps))
 
@@ -365,32 +367,3 @@ def _backend(name: BackendName, model: PreTrainedModel, spec: EmbeddingSpec) -> 
     from gircse_rag.backends.reference import ReferenceBackend
 
     return ReferenceBackend(model, temperature=spec.temperature)
-
-
-def _device(device: str) -> torch.device:
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} is not usable here: {str(error).splitlines()[0]}") from error
-    return where
-
-
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
-    import torch
-
-    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype in choices:
-        return choices[dtype]
-    if dtype != "auto":
-        raise InputError(f"dtype {dtype!r} does not exist; it is one of auto, {', '.join(choices)}")
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return torch.bfloat16 if native else torch.float32

@@ -130,10 +130,11 @@ def _extra(name: str) -> Check:
 def _torch() -> list[Check]:
     import torch
 
+    from gircse_rag.hardware import multiplies_bfloat16
+
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     advice = f"; more than the {cores} cores here, set OMP_NUM_THREADS={cores}" if threads > cores else ""
-    capabilities = torch.cpu.get_capabilities()
-    native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    native = multiplies_bfloat16(torch.device("cpu"))
     devices = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     devices += ["mps"] if torch.backends.mps.is_available() else []
     return [

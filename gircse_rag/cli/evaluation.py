@@ -99,11 +99,13 @@ def eval_(
 
 
 def _baseline(model: str, dtype: str) -> Baseline:
+    import torch
+
+    from gircse_rag.hardware import dtype_of
     from gircse_rag.training.baseline import Baseline
-    from gircse_rag.training.run import compute_dtype
 
     note("note", f"{model} was trained without refinement (pooling: last or mean): --steps and --backend do not apply")
-    return Baseline(model, dtype=compute_dtype(dtype, "cpu"))
+    return Baseline(model, dtype=dtype_of(dtype, torch.device("cpu")))
 
 
 def _texts(chosen: Sequence[EvalSet]) -> int:

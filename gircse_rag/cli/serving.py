@@ -86,9 +86,9 @@ def _exported(model: str) -> Path:
 
 def _dtype() -> str:
     """As Embedder chooses it. vLLM would take float16 for a folder in float32, which overflows in some models."""
-    from gircse_rag import embedder
+    from gircse_rag.hardware import device_of, dtype_of
 
-    return str(embedder._dtype("auto", embedder._device("auto"))).removeprefix("torch.")
+    return str(dtype_of("auto", device_of("auto"))).removeprefix("torch.")
 
 
 def _plugins() -> str:

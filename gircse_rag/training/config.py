@@ -86,6 +86,8 @@ class TrainConfig:
             raise InputError(f"steps is {self.steps}; it must be K >= 1, or [low, high]")
         if self.pooling not in ("refine", "last", "mean"):
             raise InputError(f"pooling is {self.pooling!r}; it must be refine, last or mean")
+        if self.dtype not in ("auto", "float32", "bfloat16"):  # float16 would need its loss scaled
+            raise InputError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise InputError(f"chunk_tokens is {self.chunk_tokens}; it must be at least 1, or null")
 

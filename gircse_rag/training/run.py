@@ -13,6 +13,7 @@ import torch
 from gircse_rag.bundled import BUNDLED
 from gircse_rag.checkpoint import load_checkpoint
 from gircse_rag.errors import CheckpointError, InputError, require
+from gircse_rag.hardware import dtype_of
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.data import Batches, mixed, read_rows, read_tasks
 from gircse_rag.training.saving import find_state, replacing, save_adapter, save_record, save_spec
@@ -46,7 +47,9 @@ def train(config: TrainConfig, on_step: Callable[[dict[str, Any]], None] | None 
             f"{config.model} has an adapter: name its base as `model`, and the adapter's folder as `adapter`"
         )
     spec = replace(loaded.spec, max_length=config.max_length)
-    module = UnrolledRefinement(_adapted(loaded.model, config), dtype=compute_dtype(config.dtype, device), groups=4)
+    module = UnrolledRefinement(
+        _adapted(loaded.model, config), dtype=dtype_of(config.dtype, torch.device(device)), groups=4
+    )
     batches = Batches(rows, tasks, loaded.tokenizer, spec, batch_size=config.batch_size, seed=config.seed)
     trainer = Trainer(module, batches, config, accelerator=accelerator, on_step=on_step)
     if find_state(Path(config.output)) is not None:
@@ -111,16 +114,3 @@ learning rate {config.learning_rate}, LoRA rank {config.rank}.
 
 def _device(name: str) -> str:
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def compute_dtype(name: str, device: str) -> torch.dtype:
-    """The dtype of matrix products: "float32", "bfloat16", or what "auto" means on this device."""
-    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name in choices:
-        return choices[name]
-    if name != "auto":
-        raise InputError(f"dtype is {name!r}; it must be auto, float32 or bfloat16")
-    if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capabilities = torch.cpu.get_capabilities()
-    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32

@@ -36,48 +36,35 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([__name__])
 
 
-class Exact(StandIn):
-    """Vectors whose length is exactly 1 in floating point, so that a store that normalises changes no bit.
+class WritesDown:
+    """Mixed into an embedder: what it embeds, a line a chunk, in a file that survives its process."""
 
-    Writes down what it embeds: a line a chunk, in a file that survives its process.
-    """
+    _log: int | None = None
 
-    def __init__(self, log: Path | None = None) -> None:
-        super().__init__()
-        self._log = None if log is None else _open_log(log)
+    def write_down(self, path: Path) -> None:
+        self._log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def embed(self, texts: Any, *args: Any, **options: Any) -> EmbeddingResult:
-        result = super().embed(texts, *args, **options)
+        result: EmbeddingResult = super().embed(texts, *args, **options)  # type: ignore[misc]
         if self._log is not None:
-            _write_down(self._log, texts)
+            os.write(self._log, "".join(f"{hashlib.sha1(text.encode()).hexdigest()}\n" for text in texts).encode())
         return result
+
+
+class Exact(WritesDown, StandIn):
+    """Vectors whose length is exactly 1 in floating point, so that a store that normalises changes no bit."""
 
     def vector(self, text: str) -> NDArray[np.float32]:
         bits = np.unpackbits(np.frombuffer(hashlib.shake_256(text.encode()).digest(2), np.uint8))
         return (bits.astype(np.float32) - 0.5) / 2
 
 
-class Real(Embedder):
-    """The bundled model in float32. Writes down what it embeds, as `Exact`."""
+class Real(WritesDown, Embedder):
+    """The bundled model in float32."""
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(self) -> None:
         loaded = Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu")
         super().__init__(loaded.backend, loaded.tokenizer, loaded.spec)
-        self._log = None if log is None else _open_log(log)
-
-    def embed(self, texts: Any, *args: Any, **options: Any) -> EmbeddingResult:
-        result = super().embed(texts, *args, **options)
-        if self._log is not None:
-            _write_down(self._log, texts)
-        return result
-
-
-def _open_log(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-
-def _write_down(log: int, texts: Any) -> None:
-    os.write(log, "".join(f"{hashlib.sha1(text.encode()).hexdigest()}\n" for text in texts).encode())
 
 
 def corpus(version: int, short: int = 10) -> Iterator[Document]:
@@ -138,7 +125,8 @@ def work(path: str | None, url: str | None, log: str, real: bool) -> None:
         import torch
 
         torch.set_num_threads(1)
-    embedder: Any = (Real if real else Exact)(Path(log))
+    embedder: Real | Exact = Real() if real else Exact()
+    embedder.write_down(Path(log))
     Path(f"{log}.ready").touch()
     client = open_client(path) if url is None else QdrantClient(url=url, check_compatibility=False, timeout=30)
     bring(2, client, embedder)

@@ -206,6 +206,7 @@ def test_the_rate_warms_up_stays_and_decays():
         ({"rows": 0}, "rows is 0"),
         ({"steps": [3, 2]}, "steps is"),
         ({"pooling": "max"}, "pooling is"),
+        ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"chunk_tokens": 0}, "chunk_tokens"),
         ({"learning_rate": 0}, "learning_rate is 0.0; it must be above 0"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast' in the training config; it must be float"),

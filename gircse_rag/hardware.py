@@ -1,0 +1,54 @@
+"""Where to compute and in which dtype: what "auto" means, in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gircse_rag.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: torch knows no such device, or cannot allocate there.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; "auto" is bfloat16 where `device` multiplies it natively, else float32.
+
+    Raises:
+        InputError: it is none of auto, float32, bfloat16, float16.
+    """
+    import torch
+
+    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name in choices:
+        return choices[name]
+    if name != "auto":
+        raise InputError(f"dtype {name!r} does not exist; it is one of auto, {', '.join(choices)}")
+    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 natively: an Ampere GPU or newer, a CPU with AVX512-BF16 or AMX."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
