@@ -53,7 +53,7 @@ def steps() -> Any:
 
 def loss() -> Any:
     """The shipped adapter's training: L_1 and L_K (running medians over 9 batches), gradient norm and rate."""
-    log = read(TRAINING / "smollm2-135m_log.json")
+    log = read(TRAINING / "batch384_log.json")
     rows = [dict(zip(log["columns"], row, strict=True)) for row in log["rows"]]
     x = [row["cursor"] for row in rows]
     figure, panels = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
@@ -128,7 +128,7 @@ def main() -> None:
     plt.rcParams["svg.hashsalt"] = "gircse"  # the same figure is the same file
     for draw, needs in (
         (steps, EVALUATION / "minilm.json"),
-        (loss, TRAINING / "smollm2-135m_log.json"),
+        (loss, TRAINING / "batch384_log.json"),
         (soft_tokens, TRAINING / "soft_tokens.json"),
         (compare, TRAINING / "compare.json"),
     ):
