@@ -39,10 +39,9 @@ _PROCESSES.set_forkserver_preload([__name__])
 class WritesDown:
     """Mixed into an embedder: what it embeds, a line a chunk, in a file that survives its process."""
 
-    _log: int | None = None
-
-    def write_down(self, path: Path) -> None:
-        self._log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    def __init__(self, log: Path | None = None, *args: Any) -> None:
+        super().__init__(*args)
+        self._log = None if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def embed(self, texts: Any, *args: Any, **options: Any) -> EmbeddingResult:
         result: EmbeddingResult = super().embed(texts, *args, **options)  # type: ignore[misc]
@@ -62,9 +61,9 @@ class Exact(WritesDown, StandIn):
 class Real(WritesDown, Embedder):
     """The bundled model in float32."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path | None = None) -> None:
         loaded = Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu")
-        super().__init__(loaded.backend, loaded.tokenizer, loaded.spec)
+        super().__init__(log, loaded.backend, loaded.tokenizer, loaded.spec)
 
 
 def corpus(version: int, short: int = 10) -> Iterator[Document]:
@@ -125,8 +124,7 @@ def work(path: str | None, url: str | None, log: str, real: bool) -> None:
         import torch
 
         torch.set_num_threads(1)
-    embedder: Real | Exact = Real() if real else Exact()
-    embedder.write_down(Path(log))
+    embedder = (Real if real else Exact)(Path(log))
     Path(f"{log}.ready").touch()
     client = open_client(path) if url is None else QdrantClient(url=url, check_compatibility=False, timeout=30)
     bring(2, client, embedder)

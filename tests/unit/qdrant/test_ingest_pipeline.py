@@ -98,7 +98,7 @@ def test_reading_goes_on_while_a_batch_is_embedded(client: QdrantClient, monkeyp
         yield Document("last", "text")
 
     monkeypatch.setattr(embedder, "embed", embed)
-    report = ingest(documents(), collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+    report = ingest(documents(), collection="docs", embedder=embedder, client=client, batch_size=64)  # type: ignore[arg-type]
     assert report.added == 65
 
 
