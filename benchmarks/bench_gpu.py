@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import authors_loop
+from benchmarks.training_h100.base import CONFIG
 from gircse_rag.backends.base import Request
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.spec import EmbeddingSpec
@@ -30,16 +31,7 @@ from gircse_rag.spec import EmbeddingSpec
 Prompts = list[tuple[int, ...]]
 
 SHAPES = {
-    "smollm2-135m": LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-        max_position_embeddings=8192,
-    ),
+    "smollm2-135m": CONFIG,
     "qwen2.5-7b": Qwen2Config(
         vocab_size=152064,
         hidden_size=3584,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from math import hypot
 from pathlib import Path
 
@@ -32,18 +33,14 @@ def joined(parts: list[Report]) -> Report:
             means[k] = Score(value, value - below, value + above)
         return means
 
-    return Report(
-        model=first.model,
-        steps=first.steps,
+    return replace(
+        first,
         sets=tuple(one for part in parts for one in part.sets),
         mean=mean([part.mean for part in parts]),
         gain=mean([part.gain for part in parts]),
-        fingerprint=first.fingerprint,
-        limit=first.limit,
         texts=sum(part.texts for part in parts),
         truncated=sum(part.truncated or 0 for part in parts),
         seconds=round(sum(part.seconds for part in parts), 1),
-        versions=first.versions,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.training_h100.common import DEVICE, say
-from benchmarks.training_h100.module import build, trained
+from benchmarks.training_h100.module import build
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.data import Batch
 from gircse_rag.training.graphed import GraphedStep, Shape
@@ -37,7 +37,7 @@ class Graphs:
         groups: int,
     ) -> None:
         self.module, self.share = build(base, config, groups=groups, soft_gradient=soft_gradient), share
-        self.parameters = trained(self.module)
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
         self.depths = sorted(set(config.step_range))

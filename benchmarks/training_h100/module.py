@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -61,7 +60,3 @@ def keep_adapter(module: UnrolledRefinement, name: str) -> None:
     folder = ADAPTERS / name
     save_adapter(folder, module.model, "smollm2-135m-base", torch.bfloat16)
     (folder / "done").touch()
-
-
-def trained(module: Any) -> list[torch.nn.Parameter]:
-    return [p for p in module.parameters() if p.requires_grad]

@@ -30,7 +30,11 @@ def load(
 
 
 def mixed(rows: Sequence[Row], mix: dict[str, float]) -> list[Row]:
-    """Rows with tasks repeated or thinned, by factor; a task that is not named has factor 1."""
+    """Rows with tasks repeated or thinned, by factor; a task that is not named has factor 1.
+
+    The trainer's own `mixed` rounds where this cuts: other rows, and so another order of all of them, than those that
+    the recorded plans were trained on.
+    """
     by_task: dict[str, list[Row]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)

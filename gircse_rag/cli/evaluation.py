@@ -104,7 +104,8 @@ def _baseline(model: str, dtype: str) -> Baseline:
     from gircse_rag.hardware import dtype_of
     from gircse_rag.training.baseline import Baseline
 
-    note("note", f"{model} was trained without refinement (pooling: last or mean): --steps and --backend do not apply")
+    unused = "--steps, --backend and --device do not apply"
+    note("note", f"{model} was trained without refinement (pooling: last or mean): {unused}")
     return Baseline(model, dtype=dtype_of(dtype, torch.device("cpu")))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from gircse_rag.errors import GircseWarning, InputError
 from gircse_rag.evaluation.sets import Block, EvalSet
 from gircse_rag.prompts import Role
-from gircse_rag.tokens import CONTROL
+from gircse_rag.tokens import without_controls
 
 if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder
@@ -27,11 +27,7 @@ Key = tuple[Role, str | None]
 
 
 class FromEmbedder:
-    """An `Embedder` as an `EmbedFn`; `truncated` counts the texts it had to cut.
-
-    Control characters, which an `Embedder` refuses, become spaces: published sets hold some (STS12 does), and a score
-    needs every row of its set.
-    """
+    """An `Embedder` as an `EmbedFn`; `truncated` counts the texts it had to cut."""
 
     def __init__(self, embedder: Embedder, *, chunk: int = 2048) -> None:
         self.embedder = embedder
@@ -44,7 +40,7 @@ class FromEmbedder:
         rows = [k - 1 for k in steps]
         parts = []
         for start in range(0, len(texts), self.chunk):  # a chunk bounds the trajectory, of which only `steps` are kept
-            part = [CONTROL.sub(" ", text) for text in texts[start : start + self.chunk]]
+            part = texts[start : start + self.chunk]
             with warnings.catch_warnings():
                 # Both things the embedder warns of are the report's to say: texts cut, and K other than the default.
                 warnings.simplefilter("ignore", GircseWarning)
@@ -96,7 +92,7 @@ class Vectors:
             del self._arrays[key]
 
     def _make(self, key: Key) -> np.ndarray:
-        texts = list(self._rows[key])
+        texts = [without_controls(text) for text in self._rows[key]]
         made = np.asarray(self.embed(texts, *key, self.steps), dtype=np.float32)
         if made.ndim != 3 or made.shape[:2] != (len(texts), len(self.steps)):
             raise InputError(

@@ -13,7 +13,7 @@ import torch
 from gircse_rag.bundled import BUNDLED
 from gircse_rag.checkpoint import load_checkpoint
 from gircse_rag.errors import CheckpointError, InputError, require
-from gircse_rag.hardware import dtype_of
+from gircse_rag.hardware import device_of, dtype_of
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.data import Batches, mixed, read_rows, read_tasks
 from gircse_rag.training.saving import find_state, replacing, save_adapter, save_record, save_spec
@@ -113,4 +113,7 @@ learning rate {config.learning_rate}, LoRA rank {config.rank}.
 
 
 def _device(name: str) -> str:
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """Of training: "auto" is a CUDA GPU or the CPU: nothing here was tried on MPS."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return str(device_of(name))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -16,6 +17,15 @@ def test_importing_the_package_imports_nothing_heavy(module: str) -> None:
     program = f"import sys, {module}; print(sorted({HEAVY} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_engine_bounds_the_caches_of_kernels_unless_you_did() -> None:
+    program = "import os, gircse_rag.engine; print(*map(os.environ.get, {names}))"
+    names = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"]
+    for own, expected in [({}, "128 32"), ({"LRU_CACHE_CAPACITY": "1000"}, "128 1000")]:
+        env = {key: value for key, value in os.environ.items() if key not in names} | own
+        command = [sys.executable, "-c", program.format(names=names)]
+        assert subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip() == expected
 
 
 def test_every_public_name_exists() -> None:

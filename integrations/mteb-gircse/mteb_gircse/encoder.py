@@ -11,7 +11,7 @@ import numpy as np
 from gircse_rag.embedder import Embedder
 from gircse_rag.errors import GircseError, GircseWarning
 from gircse_rag.prompts import INSTRUCTIONS, Role
-from gircse_rag.tokens import check_text
+from gircse_rag.tokens import check_text, without_controls
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.abs_encoder import AbsEncoder, PromptSource
 from mteb.models.model_meta import ModelMeta, ScoringFunction
@@ -95,7 +95,7 @@ class GircseEncoder(AbsEncoder):
         **kwargs: Any,
     ) -> NDArray[np.float32]:
         """(n, d) float32, unit rows. Benchmarks hold empty texts: what is refused gets zeros, and a GircseWarning."""
-        texts = [text for batch in inputs for text in batch["text"]]
+        texts = [without_controls(text) for batch in inputs for text in batch["text"]]
         role: Role = "symmetric" if prompt_type is None else "query"
         instruction: str | None = None
         if prompt_type == PromptType.document:

@@ -134,6 +134,12 @@ def test_an_empty_text_is_zeros_and_a_warning(encoder: GircseEncoder, tiny_embed
     np.testing.assert_allclose(vectors[[0, 2]], tiny_embedder.embed_documents(["one", "two"]), atol=1e-6, rtol=0)
 
 
+def test_a_control_character_counts_as_a_space(encoder: GircseEncoder, tiny_embedder: Embedder) -> None:
+    vectors = encode(encoder, ["one\x12two", "three", "four"], PromptType.document)
+    expected = tiny_embedder.embed_documents(["one two", "three", "four"])
+    np.testing.assert_allclose(vectors, expected, atol=1e-6, rtol=0)
+
+
 def test_refusals(tiny_folder: Path) -> None:
     with pytest.raises(ValueError, match="no model 'nothing'"):
         GircseEncoder("nothing")

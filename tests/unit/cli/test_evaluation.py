@@ -41,7 +41,7 @@ def test_eval_scores_a_pooling_baseline_without_steps(gircse: Gircse, sets: Path
     ran = gircse("eval", sets, "--sets", "sts,retrieval/planes", "--model", "run/checkpoint", "--json")
     assert (ran.code, ran.err.count("error")) == (0, 0), ran.err
     assert (ran.json["steps"], ran.json["model"]) == ([0], "run/checkpoint")
-    assert "trained without refinement (pooling: last or mean): --steps and --backend do not apply" in ran.err
+    assert "trained without refinement (pooling: last or mean): --steps, --backend and --device do not apply" in ran.err
     refused = gircse("embed", "a text", "--model", "run/checkpoint")
     assert (refused.code, refused.out) == (3, "") and "trained with pooling 'mean', a baseline" in refused.err
 

@@ -258,6 +258,9 @@ def test_control_characters_become_spaces(tmp_path: Path, tiny_embedder: Embedde
         return evaluate(tiny_embedder, tmp_path / name, (1,))["sts/old"].scores["spearman"][1].value
 
     assert sts("published", "\x12") == sts("cleaned", " ")
+    words = folders.WordVectors()
+    evaluate(words, tmp_path / "published", (0,))  # so does any other model, such as a pooling baseline
+    assert "Treasury s plan" in [text for texts, *_ in words.calls for text in texts]
 
 
 def test_import_needs_only_numpy() -> None:

@@ -223,6 +223,12 @@ def test_a_bad_config_is_refused(change, message):
         TrainConfig.of({"output": "o", "data": "d", "tasks": "t", "rows": 1, **change})
 
 
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    config = TrainConfig.of({"output": str(tmp_path), "data": "d", "tasks": "t", "rows": 1, "device": "cpux"})
+    with pytest.raises(InputError, match="device 'cpux' is not usable here"):
+        train(config)
+
+
 def test_a_config_file_is_read_and_a_missing_key_named(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("output: o\ndata: [a, b]\ntasks: t\nrows: 7\nsteps: [2, 4]\n")
