@@ -1,14 +1,8 @@
 """Engine: schedules, runs, and turns hidden states into refinements. One caller at a time; see backends/paged.py.
 
 Refinement is sequential where there are rows enough to keep the machine busy: a forward makes h_k and s_{k+1} of many
-sequences. A few sequences are bound by reading the weights instead, and each forward saved is time saved. They refine
-in parallel sweeps (a fixed-point iteration over all K positions, in the manner of Jacobi decoding):
-
-    start    s_1 at every position
-    sweep    one causal forward over the open positions, then s_{k+1} = soft_token(h_k) for all of them
-
-After sweep j the first j positions are exact, so K sweeps give the sequential result. A position whose input no longer
-moves is settled: it keeps its keys and values and leaves the sweep.
+sequences. A few sequences are bound by reading the weights instead, and each forward saved is time saved: they refine
+in parallel sweeps (sweeps.py).
 """
 
 from __future__ import annotations
@@ -25,6 +19,7 @@ from gircse_rag.engine.block_manager import BlockManager
 from gircse_rag.engine.model_runner import ModelRunner
 from gircse_rag.engine.scheduler import Scheduler
 from gircse_rag.engine.sequence import Sequence
+from gircse_rag.engine.sweeps import Drafts, advance
 from gircse_rag.errors import GircseError
 from gircse_rag.refinement import pool, settled
 
@@ -34,21 +29,12 @@ from gircse_rag.refinement import pool, settled
 # does not settle pays for each row: the raw base model takes 1.00, 1.23, 1.16 for 1, 8, 16 queries (96 rows: 1.31).
 SWEEP_ROWS = 48
 
-# Relative change of a soft token up to which it is settled. Bundled adapter, bfloat16, 40 real queries: 2.2 forwards
-# instead of 6 at K=5, 2.6 instead of 21 at K=20, cosine to sequential at least 0.999987. Sequential itself, alone
-# against in a batch of 40, moves by rounding to 0.99989. At 0.003 it takes 3.1 and 6.5 forwards, at 0.1 2.0 and 2.1
-# with cosines from 0.99995.
-SETTLED_INPUT = 0.02
-
-# In float32 what is left after sweeps is rounding (its users compare vectors at 1e-6): the same queries, K=5 and 20,
-# take 3.6 and 3.8 forwards at 0.000005, 4.1 and 4.2 at 0.000001, and differ from sequential by at most 1e-7 an element.
-# At 0.0001 it is 3.4 and 3.2, but a random model, which amplifies what is left, then moves by 1e-5.
-SETTLED_INPUT_FLOAT32 = 0.000002
-
 # Positions that a sweep has to settle, on a running mean, for the engine to go on sweeping; below, it stops for good.
 # Float32 on one Zen 3 thread, one query: 2.1 settled a sweep take 0.75 of the sequential time (bundled adapter, K=5),
 # 1.0 take 1.30 (raw base model). In bfloat16 1.0 take 1.00.
 WORTH_SWEEPING = 1.4
+
+FEWEST_STEPS = 4  # of a sequence that sweeps: with fewer there is hardly a forward to save
 
 Outcome = tuple[Sequence, Refinement | GircseError]
 
@@ -71,7 +57,8 @@ class Engine:
         self.sweeping = sweeping
         self.scheduler = Scheduler(blocks, token_budget=token_budget, max_running=max_running)
         self._undelivered: list[Outcome] = []
-        self._settled_a_sweep = 4.0  # running mean; begins as a trained model would
+        self._drafts = Drafts()
+        self._settled_a_sweep = 2.0  # running mean; begins as a trained model would
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. It must fit the cache and the model's window."""
@@ -101,6 +88,7 @@ class Engine:
             raise
 
     def _step(self) -> list[Outcome]:
+        self._draft()
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
@@ -114,15 +102,15 @@ class Engine:
         finished: list[Sequence] = []
         refining: dict[int, list[tuple[Sequence, Tensor]]] = defaultdict(list)
         for sequence, hidden in zip(ended, states, strict=True):
-            if sequence.soft and len(hidden) == 1:
+            if len(hidden) == 1:
                 sequence.states.append(hidden[0])
-            if len(sequence.states) == sequence.steps or self._has_settled(sequence):
+            if sequence.is_refined or self._has_settled(sequence):
                 finished.append(sequence)
             else:
                 refining[sequence.num_heaviest].append((sequence, hidden))
         for top, members in refining.items():
             self._refine(members, top)
-            finished += [sequence for sequence, _ in members if len(sequence.states) == sequence.steps]
+            finished += [sequence for sequence, _ in members if sequence.is_refined]
         return self._finish(finished)
 
     def _refine(self, members: list[tuple[Sequence, Tensor]], top: int) -> None:
@@ -134,7 +122,8 @@ class Engine:
             if len(hidden) > 1:
                 self._sweep(sequence, hidden, made)
             elif self._sweeps(sequence):
-                sequence.soft = [made[0]] * sequence.steps
+                drafts = self._drafts.tokens(sequence.steps, made.dtype) or [made[0]] * sequence.steps
+                sequence.soft = [made[0], *drafts[1:]]
             else:
                 sequence.soft.append(made[0])
         if token.token_ids is not None and token.weights is not None:  # never in a sweep
@@ -142,14 +131,31 @@ class Engine:
             for (sequence, _), ids, weights in rows:
                 sequence.heaviest.append(list(zip(ids, weights, strict=True)))
 
+    def _draft(self) -> None:
+        """Give those that wait for admission drafts, if all under way may sweep: their prefill is their first sweep."""
+        if not 0 < self.scheduler.num_waiting <= SWEEP_ROWS:
+            return
+        waiting = self.scheduler.waiting()
+        fresh = [sequence for sequence in waiting if not sequence.states and self._may_sweep(sequence)]
+        if self._fits_a_sweep(sum(sequence.steps for sequence in fresh)):
+            for sequence in fresh:
+                sequence.soft = self._drafts.tokens(sequence.steps, self.runner.dtype)
+
     def _sweeps(self, sequence: Sequence) -> bool:
         """Whether a sequence that has just made s_1 goes on in sweeps."""
-        fixed = sequence.tolerance is None and not sequence.num_heaviest
-        if not self.sweeping or not fixed or sequence.soft or self._settled_a_sweep < WORTH_SWEEPING:
-            return False
+        return len(sequence.states) == 1 and self._may_sweep(sequence) and self._fits_a_sweep(sequence.steps - 1)
+
+    def _may_sweep(self, sequence: Sequence) -> bool:
+        fixed = sequence.tolerance is None and not sequence.num_heaviest and sequence.steps >= FEWEST_STEPS
+        return self.sweeping and fixed and not sequence.soft and self._settled_a_sweep >= WORTH_SWEEPING
+
+    def _fits_a_sweep(self, more: int) -> bool:
+        """Whether the machine has room for `more` output rows than what runs and waits has now."""
         scheduler = self.scheduler
-        rows = sum(other.num_outputs for other in scheduler.running) + scheduler.num_waiting + sequence.steps - 1
-        return rows <= min(SWEEP_ROWS, scheduler.token_budget - scheduler.max_running)
+        if scheduler.num_waiting > SWEEP_ROWS:
+            return False
+        rows = sum(sequence.num_outputs for sequence in [*scheduler.running, *scheduler.waiting()])
+        return rows + more <= min(SWEEP_ROWS, scheduler.token_budget - scheduler.max_running)
 
     def _sweep(self, sequence: Sequence, hidden: Tensor, made: Tensor) -> None:
         """Settle what is exact or no longer moves; the rest gets its new inputs and is computed again.
@@ -158,20 +164,17 @@ class Engine:
             hidden: (m, d), the hidden states of the m open positions.
             made: (m - 1, d), the soft tokens they make: new inputs of the open positions but the first.
         """
-        settled_before = len(sequence.states)
-        old = torch.stack(sequence.soft[settled_before + 1 :]).float()
-        tolerance = SETTLED_INPUT_FLOAT32 if hidden.dtype == torch.float32 else SETTLED_INPUT
-        moved = (made.float() - old).norm(dim=1) > tolerance * old.norm(dim=1)
-        num_settled = 1 + [*moved.tolist(), True].index(True)
-        self._settled_a_sweep += 0.1 * (num_settled - self._settled_a_sweep)
-        sequence.states.extend(hidden[:num_settled].unbind())
-        sequence.soft[settled_before + num_settled :] = made[num_settled - 1 :].unbind()
-        sequence.num_cached = sequence.num_tokens + len(sequence.states)
+        final = len(sequence.states)
+        num_final, inputs = advance(torch.stack(sequence.soft[final:]), made, sequence.steps)
+        self._settled_a_sweep += 0.02 * (num_final - self._settled_a_sweep)
+        sequence.states.extend(hidden[:num_final].unbind())
+        sequence.soft[final + num_final - 1 :] = inputs[num_final - 1 :].unbind()
+        sequence.num_cached = sequence.num_tokens + len(sequence.states) - 1
 
     def _has_settled(self, sequence: Sequence) -> bool:
-        if sequence.tolerance is None or len(sequence.states) < 2:
+        if sequence.tolerance is None or len(sequence.states) < 3:
             return False
-        previous, current = pool(torch.stack(sequence.states))[-2:]
+        previous, current = pool(torch.stack(sequence.states[1:]))[-2:]
         return bool(settled(previous, current, sequence.tolerance))
 
     def _finish(self, sequences: list[Sequence]) -> list[Outcome]:
@@ -180,12 +183,14 @@ class Engine:
         for sequence in sequences:
             by_steps[len(sequence.states)].append(sequence)
         for members in by_steps.values():
-            states = torch.stack([state for sequence in members for state in sequence.states])
+            states = torch.stack([state for sequence in members for state in sequence.states[1:]])
             trajectories = pool(states.view(len(members), -1, states.shape[-1])).cpu().numpy()
             for sequence, trajectory in zip(members, trajectories, strict=True):
                 good = bool(np.isfinite(trajectory).all())  # a NaN in any row reaches all later ones, and no others
                 self.scheduler.finish(sequence, forget=not good)
                 heaviest = sequence.heaviest if sequence.num_heaviest else None
+                if good:
+                    self._drafts.learn(sequence.soft)
                 failure = GircseError("the model produced NaN or infinity for this text; try dtype='float32'")
                 outcomes.append((sequence, Refinement(trajectory.copy(), heaviest) if good else failure))
         return outcomes

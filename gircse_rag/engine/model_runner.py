@@ -39,6 +39,11 @@ class ModelRunner:
         if pack and self._embeddings.dtype == torch.bfloat16 and can_pack(self._embeddings):
             self._packed_vocabulary = PackedLinear(self._head), PackedLinear(self._embeddings.T)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states and soft tokens."""
+        return self._embeddings.dtype
+
     @torch.inference_mode()
     def forward(self, chunks: list[Chunk]) -> Tensor:
         """Compute the chunks' rows.

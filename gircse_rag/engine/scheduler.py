@@ -2,7 +2,7 @@
 
 * Prefill and refinement rows share a forward of at most `token_budget` rows. A long prompt is computed in chunks.
 * Running sequences go first, in the order of their admission, and each is sure of its output rows (one, or a whole
-  sweep: the engine starts none that would not fit); the rest is for prompts.
+  sweep: the engine starts none that would not fit), all in one forward; the rest is for prompts.
 * Owners take turns in being admitted, so that a bulk of documents does not hold up a query.
 * When blocks run out, the sequence admitted last gives all of its back and waits at the front; it replays its prompt
   and its soft tokens later. The oldest can take from everybody, and every sequence fits alone, so each one finishes.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Hashable
+from itertools import chain
 from typing import NamedTuple
 
 from gircse_rag.engine.block_manager import BlockManager, IntegrityError
@@ -55,6 +56,10 @@ class Scheduler:
         """Sequences that hold no blocks yet, or no longer."""
         return len(self._preempted) + sum(map(len, self._waiting.values()))
 
+    def waiting(self) -> list[Sequence]:
+        """Those sequences."""
+        return [*self._preempted, *chain.from_iterable(self._waiting.values())]
+
     @property
     def has_work(self) -> bool:
         """Whether a forward is needed."""
@@ -74,7 +79,7 @@ class Scheduler:
         while position < len(self.running):
             sequence = self.running[position]
             behind -= sequence.num_outputs
-            num_rows = min(sequence.num_pending, budget - behind)
+            num_rows = _num_rows(sequence, budget - behind)
             while not self.blocks.grow(sequence, sequence.num_cached + num_rows):
                 preempted = True
                 behind -= self.running[-1].num_outputs if len(self.running) > position + 1 else 0
@@ -88,7 +93,9 @@ class Scheduler:
             sequence_or_none = self._admit_next()
             if sequence_or_none is None:
                 break
-            num_rows = min(sequence_or_none.num_pending, budget)
+            num_rows = _num_rows(sequence_or_none, budget)
+            if not num_rows:  # its turn comes with the next forward
+                break
             if not self.blocks.grow(sequence_or_none, sequence_or_none.num_cached + num_rows):
                 raise IntegrityError("a sequence was admitted for which there are no blocks")
             budget -= self._plan(chunks, sequence_or_none, num_rows)
@@ -108,7 +115,7 @@ class Scheduler:
 
     def drain(self) -> list[Sequence]:
         """Take out everything and trust nothing in the cache: a forward failed."""
-        sequences = [*self.running, *self._preempted, *(s for queue in self._waiting.values() for s in queue)]
+        sequences = [*self.running, *self.waiting()]
         for sequence in self.running:
             self.blocks.release(sequence)
         self.blocks.forget_prefixes()
@@ -126,8 +133,7 @@ class Scheduler:
         self.blocks.check_integrity(self.running)
         if len(self.running) > self.max_running:
             raise IntegrityError(f"{len(self.running)} sequences run, {self.max_running} may")
-        waiting = [*self._preempted, *(s for queue in self._waiting.values() for s in queue)]
-        if any(sequence.block_table or sequence.num_cached for sequence in waiting):
+        if any(sequence.block_table or sequence.num_cached for sequence in self.waiting()):
             raise IntegrityError("a waiting sequence holds blocks")
 
     def _plan(self, chunks: list[Chunk], sequence: Sequence, num_rows: int) -> int:
@@ -138,7 +144,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
         self.blocks.release(sequence)
-        del sequence.soft[len(sequence.states) + 1 :]  # a parallel sweep's drafts are not worth replaying
+        del sequence.soft[len(sequence.states) :]  # a parallel sweep's drafts are not worth replaying
         self._preempted.appendleft(sequence)
 
     def _admit_next(self) -> Sequence | None:
@@ -159,3 +165,9 @@ class Scheduler:
             return None
         self.running.append(sequence)
         return sequence
+
+
+def _num_rows(sequence: Sequence, budget: int) -> int:
+    """As many pending rows as fit, but never a part of the output rows: their hidden states come from one forward."""
+    pending = sequence.num_pending
+    return pending if pending <= budget else min(budget, pending - sequence.num_outputs)

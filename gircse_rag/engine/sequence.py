@@ -3,7 +3,7 @@
 Rows of a sequence, by position:
 
     0 .. N-1          its prompt tokens
-    N .. N+k-1        its soft tokens s_1..s_k, appended as they are made
+    N .. N+k-1        its soft tokens s_1..s_k, appended as they are made, or all K at once: drafts (sweeps.py)
 
 A forward computes the rows [num_cached, num_cached + n). When it reaches the last row, the hidden states of the
 output rows come back: h_0 at position N-1, then h_k at position N+k-1.
@@ -25,7 +25,7 @@ class Sequence:
         num_cached: rows whose keys and values are in this sequence's blocks.
         block_table: KV blocks in position order; the first `num_shared` came from the prefix cache.
         soft: s_1..s_k, opaque to the policy. Kept through a preemption, so that they are replayed, not recomputed.
-        states: h_1..h_j, the hidden states that are final.
+        states: h_0..h_j, the hidden states that are final.
         heaviest: per step the heaviest (token id, weight), if `num_heaviest` asks for them.
     """
 
@@ -90,5 +90,10 @@ class Sequence:
 
     @property
     def num_outputs(self) -> int:
-        """Rows at the end whose hidden states the engine needs: one, or every soft row not final yet (a sweep)."""
-        return max(1, len(self.soft) - len(self.states))
+        """Rows at the end whose hidden states the engine needs: one, or in a sweep all that are not final yet."""
+        return 1 + len(self.soft) - len(self.states)
+
+    @property
+    def is_refined(self) -> bool:
+        """Whether h_K is final."""
+        return len(self.states) > self.steps

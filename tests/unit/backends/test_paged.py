@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from gircse_rag.backends.base import Refinement, Request
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.backends.reference import ReferenceBackend
-from gircse_rag.engine import engine
+from gircse_rag.engine import engine, sweeps
 from gircse_rag.engine.kv_cache import bytes_per_block
 from gircse_rag.engine.scheduler import Chunk
 from gircse_rag.errors import CheckpointError, GircseError, InputError
@@ -30,7 +30,7 @@ from tests import tiny
 @pytest.fixture(autouse=True)
 def _sweep_until_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compared here is the engine; what its tolerance costs has tests of its own."""
-    monkeypatch.setattr(engine, "SETTLED_INPUT_FLOAT32", 0.0)
+    monkeypatch.setattr(sweeps, "SETTLED_FLOAT32", 0.0)
     monkeypatch.setattr(engine, "WORTH_SWEEPING", 0.0)
 
 
@@ -168,7 +168,7 @@ def test_sweeps_are_exact_in_the_end(steps: int, texts: int, monkeypatch: pytest
         forwards.clear()
         assert_same(vectors(dict(paged.refine(asked))), dict(ReferenceBackend(model).refine(asked)))
         assert len(forwards) <= 1 + steps
-        if steps > 1:
+        if steps >= engine.FEWEST_STEPS:
             assert steps * texts in forwards, "nothing was swept"
     assert_idle(paged)
 
@@ -177,7 +177,7 @@ def test_sweeps_save_forwards_within_their_tolerance(monkeypatch: pytest.MonkeyP
     model = tiny.model(tied=False)
     paged = backend(model)
     forwards = counted(paged, monkeypatch)
-    monkeypatch.setattr(engine, "SETTLED_INPUT_FLOAT32", 0.001)
+    monkeypatch.setattr(sweeps, "SETTLED_FLOAT32", 0.001)
     asked = [Request(request.token_ids, 8) for request in requests(21, 8)]
     expected = dict(ReferenceBackend(model).refine(asked))
     for index, request in enumerate(asked):
@@ -194,7 +194,7 @@ def test_settled_sweeps_stay_within_the_promise_for_float32(
     family: str, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    assert engine.SETTLED_INPUT_FLOAT32 > 0
+    assert sweeps.SETTLED_FLOAT32 > 0
     model = tiny.model(family, tied=tied)
     paged = backend(model)
     asked = [Request(request.token_ids, 5) for request in requests(33, 12)]
@@ -206,9 +206,25 @@ def test_settled_sweeps_stay_within_the_promise_for_float32(
         assert np.abs(found.trajectory - expected[index].trajectory).max() <= 1e-3
 
 
+def test_drafts_go_with_the_prompt_and_save_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "SETTLED_FLOAT32", 0.01)
+    paged = backend(tiny.model(tied=False))
+    forwards = counted(paged, monkeypatch)
+    (request,) = (Request(request.token_ids, 6) for request in requests(5, 1))
+    expected = dict(ReferenceBackend(tiny.model(tied=False)).refine([request]))
+    counts, first = [], []
+    for _ in range(2):
+        forwards.clear()
+        assert_near(dict(paged.refine([request])), expected)
+        counts.append(len(forwards))
+        first.append(forwards[0])
+    assert counts[1] < counts[0], "a query's own soft tokens are the best of drafts"
+    assert first[1] > 6, "the first forward held the drafts"
+
+
 def test_a_model_that_does_not_settle_is_not_swept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(engine, "SETTLED_INPUT_FLOAT32", 0.0)
+    monkeypatch.setattr(sweeps, "SETTLED_FLOAT32", 0.0)
     paged = backend(tiny.model(tied=False))
     forwards = counted(paged, monkeypatch)
     by_query = []
@@ -226,6 +242,11 @@ def test_sweeps_beside_long_prompts_are_never_cut(monkeypatch: pytest.MonkeyPatc
     asked = [Request(tuple(i % 400 for i in range(n)), 9) for n in (300, 2, 200, 3)]
     assert_same(vectors(dict(paged.refine(asked))), dict(ReferenceBackend(model).refine(asked)))
     assert_idle(paged)
+
+
+def assert_near(found: dict[int, Any], expected: dict[int, Any]) -> None:
+    for index, refinement in found.items():
+        assert refinement.vector @ expected[index].vector > 0.999
 
 
 def counted(paged: PagedBackend, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -24,11 +24,15 @@ def commit(scheduler: Scheduler, chunks: list[Chunk]) -> list[Sequence]:
     for sequence, num_rows in chunks:
         sequence.num_cached += num_rows
     for sequence in ended:
-        if sequence.soft:
-            sequence.states.append(f"h{len(sequence.states) + 1}")
-        if len(sequence.states) == sequence.steps:
+        swept = sequence.num_outputs > 1
+        sequence.states.append(f"h{len(sequence.states)}")
+        final = len(sequence.states)
+        if sequence.is_refined:
             scheduler.finish(sequence)
             done.append(sequence)
+        elif swept:
+            sequence.soft[final - 1 :] = [f"{soft}'" for soft in sequence.soft[final - 1 :]]
+            sequence.num_cached = sequence.num_tokens + final - 1
         else:
             sequence.soft.append(f"s{len(sequence.soft) + 1}")
     return done
@@ -54,10 +58,19 @@ class EngineMachine(RuleBasedStateMachine):
         self.open: set[Sequence] = set()
         self.written: dict[int, list[object]] = {}
 
-    @rule(length=st.integers(1, 24), family=st.integers(0, 2), steps=st.integers(1, 8), owner=st.integers(0, 2))
-    def arrive(self, length: int, family: int, steps: int, owner: int) -> None:
+    @rule(
+        length=st.integers(1, 24),
+        family=st.integers(0, 2),
+        steps=st.integers(1, 8),
+        owner=st.integers(0, 2),
+        drafted=st.booleans(),
+    )
+    def arrive(self, length: int, family: int, steps: int, owner: int, drafted: bool) -> None:
         sequence = Sequence(prompt(length, family), steps, owner=owner)
         assert self.blocks.fits(sequence.max_rows)
+        rows = sum(other.num_outputs for other in self.open) + sequence.num_outputs + steps
+        if drafted and rows <= self.scheduler.token_budget - self.scheduler.max_running:  # what the engine keeps to
+            sequence.soft = [f"draft{i}" for i in range(steps)]
         self.scheduler.add(sequence)
         self.open.add(sequence)
 
@@ -67,6 +80,8 @@ class EngineMachine(RuleBasedStateMachine):
         assert bool(chunks) == bool(self.open)
         assert sum(chunk.num_rows for chunk in chunks) <= self.scheduler.token_budget
         assert all(chunk.num_rows > 0 for chunk in chunks)
+        left = {chunk.sequence: chunk.sequence.num_pending - chunk.num_rows for chunk in chunks}
+        assert all(not rows or rows >= sequence.num_outputs for sequence, rows in left.items()), "output rows are cut"
         self.write(chunks)
         self.open -= set(commit(self.scheduler, chunks))
 
@@ -196,7 +211,7 @@ def test_a_preempted_sequence_replays_its_soft_tokens() -> None:
         commit(scheduler, scheduler.schedule())
     assert (young.num_cached, young.block_table) == (0, [])
     soft, states = list(young.soft), list(young.states)
-    assert len(soft) == len(states) + 1 > 1
+    assert len(soft) == len(states) > 1
     while not young.block_table:
         chunks = scheduler.schedule()
         commit(scheduler, chunks)
