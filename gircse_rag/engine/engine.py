@@ -23,10 +23,10 @@ from gircse_rag.engine.sweeps import Drafts, advance
 from gircse_rag.errors import GircseError
 from gircse_rag.refinement import pool, settled
 
-# Rows up to which sequences sweep. Time against sequential with 48 (24) rows, bundled adapter, one CPU thread: K=5 and
-# 1, 4, 8, 16 queries at once 0.43 (0.42), 0.64 (0.63), 0.77 (0.96), 1.00 (0.97); K=20 and 1, 2, 4 queries 0.20 (0.21),
-# 0.26 (1.02), 1.02 (1.02). With 96 rows 16 queries at K=5 take 0.82, 4 at K=20 0.41, 8 at K=20 1.08; but a model that
-# does not settle pays for each row: the raw base model takes 1.00, 1.23, 1.16 for 1, 8, 16 queries (96 rows: 1.31).
+# Up to how many sequences under way, and output rows, sequences sweep. Time against sequential, bundled adapter, bfloat16,
+# one CPU thread: K=5 and 1, 4, 8, 16 queries at once 0.57, 1.04, 1.26, 1.17 (they wait for the one that settles last);
+# K=20 and 1, 2 queries 0.45, 0.48, and where only two of four sweep 1.54.
+SWEEP_SEQUENCES = 2
 SWEEP_ROWS = 48
 
 # Positions that a sweep has to settle, on a running mean, for the engine to go on sweeping; below, it stops for good.
@@ -133,7 +133,7 @@ class Engine:
 
     def _draft(self) -> None:
         """Give those that wait for admission drafts, if all under way may sweep: their prefill is their first sweep."""
-        if not 0 < self.scheduler.num_waiting <= SWEEP_ROWS:
+        if not self.scheduler.num_waiting or not self._fits_a_sweep(0):
             return
         waiting = self.scheduler.waiting()
         fresh = [sequence for sequence in waiting if not sequence.states and self._may_sweep(sequence)]
@@ -150,9 +150,9 @@ class Engine:
         return self.sweeping and fixed and not sequence.soft and self._settled_a_sweep >= WORTH_SWEEPING
 
     def _fits_a_sweep(self, more: int) -> bool:
-        """Whether the machine has room for `more` output rows than what runs and waits has now."""
+        """Whether few enough run and wait, `more` output rows than they have now included."""
         scheduler = self.scheduler
-        if scheduler.num_waiting > SWEEP_ROWS:
+        if len(scheduler.running) + scheduler.num_waiting > SWEEP_SEQUENCES:
             return False
         rows = sum(sequence.num_outputs for sequence in [*scheduler.running, *scheduler.waiting()])
         return rows + more <= min(SWEEP_ROWS, scheduler.token_budget - scheduler.max_running)

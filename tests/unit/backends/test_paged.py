@@ -32,6 +32,7 @@ def _sweep_until_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compared here is the engine; what its tolerance costs has tests of its own."""
     monkeypatch.setattr(sweeps, "SETTLED_FLOAT32", 0.0)
     monkeypatch.setattr(engine, "WORTH_SWEEPING", 0.0)
+    monkeypatch.setattr(engine, "SWEEP_SEQUENCES", 48)
 
 
 SPEC = EmbeddingSpec(base_model="tiny", base_hash="0", tokenizer_hash="0", dimension=32)
@@ -220,6 +221,15 @@ def test_drafts_go_with_the_prompt_and_save_a_forward(monkeypatch: pytest.Monkey
         first.append(forwards[0])
     assert counts[1] < counts[0], "a query's own soft tokens are the best of drafts"
     assert first[1] > 6, "the first forward held the drafts"
+
+
+def test_many_at_once_do_not_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    paged = backend(tiny.model(tied=False))
+    forwards = counted(paged, monkeypatch)
+    asked = [Request(request.token_ids, 5) for request in requests(7, 3)]
+    dict(paged.refine(asked))
+    assert forwards[1:] == [3] * 5
 
 
 def test_a_model_that_does_not_settle_is_not_swept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
