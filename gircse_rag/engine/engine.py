@@ -30,8 +30,8 @@ SWEEP_SEQUENCES = 2
 SWEEP_ROWS = 48
 
 # Positions that a sweep has to settle, on a running mean, for the engine to go on sweeping; below, it stops for good.
-# Float32 on one Zen 3 thread, one query: 2.1 settled a sweep take 0.75 of the sequential time (bundled adapter, K=5),
-# 1.0 take 1.30 (raw base model). In bfloat16 1.0 take 1.00.
+# Float32 on one Zen 3 thread, one query: 2.1 settled a sweep take 0.75 of the sequential time (`batch384`, K=5), 1.0
+# take 1.30 (raw base model). In bfloat16 1.0 take 1.00, and the bundled adapter's 1.9 (K=5) 0.57.
 WORTH_SWEEPING = 1.4
 
 FEWEST_STEPS = 4  # of a sequence that sweeps: with fewer there is hardly a forward to save
@@ -135,15 +135,14 @@ class Engine:
         """Give those that wait for admission drafts, if all under way may sweep: their prefill is their first sweep."""
         if not self.scheduler.num_waiting or not self._fits_a_sweep(0):
             return
-        waiting = self.scheduler.waiting()
-        fresh = [sequence for sequence in waiting if not sequence.states and self._may_sweep(sequence)]
+        fresh = [sequence for sequence in self.scheduler.waiting() if self._may_sweep(sequence)]
         if self._fits_a_sweep(sum(sequence.steps for sequence in fresh)):
             for sequence in fresh:
                 sequence.soft = self._drafts.tokens(sequence.steps, self.runner.dtype)
 
     def _sweeps(self, sequence: Sequence) -> bool:
         """Whether a sequence that has just made s_1 goes on in sweeps."""
-        return len(sequence.states) == 1 and self._may_sweep(sequence) and self._fits_a_sweep(sequence.steps - 1)
+        return self._may_sweep(sequence) and self._fits_a_sweep(sequence.steps - 1)
 
     def _may_sweep(self, sequence: Sequence) -> bool:
         fixed = sequence.tolerance is None and not sequence.num_heaviest and sequence.steps >= FEWEST_STEPS

@@ -71,11 +71,11 @@ def advance(old: Tensor, made: Tensor, steps: int) -> tuple[int, Tensor]:
     """
     float32 = made.dtype == torch.float32
     was, now = old.float(), made.float()
-    moved = (now - was).norm(dim=1) / now.norm(dim=1)
-    near = moved <= (SETTLED_FLOAT32 if float32 else POSITION_SETTLED)
-    if moved.square().sum() <= steps * (SETTLED_FLOAT32 if float32 else SETTLED) ** 2:
+    moved = ((now - was).norm(dim=1) / now.norm(dim=1)).tolist()  # a GPU is waited for once
+    if sum(change**2 for change in moved) <= steps * (SETTLED_FLOAT32 if float32 else SETTLED) ** 2:
         return len(made) + 1, made
-    num_final = 1 + [*near.tolist(), False].index(False)
+    near = [change <= (SETTLED_FLOAT32 if float32 else POSITION_SETTLED) for change in moved]
+    num_final = 1 + [*near, False].index(False)
     inputs = made.clone()
     if not float32:  # there the end counts, where plain sweeps come closer to exact faster
         inputs[num_final:] = was.lerp(now, 1 - DAMPING)[num_final:].to(made.dtype)

@@ -211,12 +211,15 @@ def test_drafts_go_with_the_prompt_and_save_a_forward(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sweeps, "SETTLED_FLOAT32", 0.01)
     paged = backend(tiny.model(tied=False))
     forwards = counted(paged, monkeypatch)
-    (request,) = (Request(request.token_ids, 6) for request in requests(5, 1))
-    expected = dict(ReferenceBackend(tiny.model(tied=False)).refine([request]))
+    request = Request(requests(5, 1)[0].token_ids, 6)
+    ((_, expected),) = ReferenceBackend(tiny.model(tied=False)).refine([request])
+    assert isinstance(expected, Refinement)
     counts, first = [], []
     for _ in range(2):
         forwards.clear()
-        assert_near(dict(paged.refine([request])), expected)
+        ((_, found),) = paged.refine([request])
+        assert isinstance(found, Refinement)
+        assert found.vector @ expected.vector > 0.999
         counts.append(len(forwards))
         first.append(forwards[0])
     assert counts[1] < counts[0], "a query's own soft tokens are the best of drafts"
@@ -252,11 +255,6 @@ def test_sweeps_beside_long_prompts_are_never_cut(monkeypatch: pytest.MonkeyPatc
     asked = [Request(tuple(i % 400 for i in range(n)), 9) for n in (300, 2, 200, 3)]
     assert_same(vectors(dict(paged.refine(asked))), dict(ReferenceBackend(model).refine(asked)))
     assert_idle(paged)
-
-
-def assert_near(found: dict[int, Any], expected: dict[int, Any]) -> None:
-    for index, refinement in found.items():
-        assert refinement.vector @ expected[index].vector > 0.999
 
 
 def counted(paged: PagedBackend, monkeypatch: pytest.MonkeyPatch) -> list[int]:
