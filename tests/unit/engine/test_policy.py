@@ -114,6 +114,9 @@ class EngineMachine(RuleBasedStateMachine):
     def sound(self) -> None:
         if hasattr(self, "scheduler"):
             self.scheduler.check_integrity()
+            for sequence in self.scheduler.waiting():
+                if sequence.states:  # preempted
+                    assert len(sequence.soft) == len(sequence.states), "drafts are replayed"
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
