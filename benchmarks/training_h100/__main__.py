@@ -22,17 +22,16 @@ def main() -> None:
     for name in ("gguf", "base", "tokenizer"):
         prepare.add_argument(name, type=Path, help="a folder")
 
-    tokens = commands.add_parser("tokens", help="tokenise DATA beforehand, into DATA/ids.npz")
-    tokens.add_argument("tokenizer", type=Path)
-    tokens.add_argument("data", type=Path)
+    words = argparse.ArgumentParser(add_help=False)
+    words.add_argument("--wordings", type=Path, help="JSON file of further wordings of each task's instruction")
 
-    classes = commands.add_parser("classes", parents=[groups], help="group tasks into classes that share a graph")
+    classes = commands.add_parser("classes", parents=[groups, words], help="group tasks that share a graph")
     for name in ("base", "data", "store"):
         classes.add_argument(name, type=Path)
     classes.add_argument("size", type=int, help="rows a batch")
     classes.add_argument("count", type=int, help="classes")
 
-    runs = commands.add_parser("runs", parents=[groups], help="train a plan (see runs.py)")
+    runs = commands.add_parser("runs", parents=[groups, words], help="train a plan (see runs.py)")
     for name in ("base", "data", "out"):
         runs.add_argument(name, type=Path)
     runs.add_argument("plan", type=_json, help="JSON file: a list of entries")
@@ -54,8 +53,6 @@ def main() -> None:
     command = given.pop("command")
     if command == "prepare":
         from benchmarks.training_h100.base import prepare as chosen
-    elif command == "tokens":
-        from benchmarks.training_h100.rows import load as chosen
     elif command == "classes":
         from benchmarks.training_h100.shapes import classes as chosen
     elif command == "runs":

@@ -33,10 +33,10 @@ class Graphs:
         deep: list[dict[str, Any]],
         *,
         share: float,
-        soft_gradient: str,
+        detached: bool,
         groups: int,
     ) -> None:
-        self.module, self.share = build(base, config, groups=groups, soft_gradient=soft_gradient), share
+        self.module, self.share = build(base, config, groups=groups, detached=detached), share
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         for p in self.parameters:
             p.grad = torch.zeros_like(p)

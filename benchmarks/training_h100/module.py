@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,33 +13,21 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from benchmarks.training_h100.base import CONFIG
-from benchmarks.training_h100.common import ADAPTERS, DEVICE
+from benchmarks.training_h100.common import ADAPTERS, DEVICE, PRODUCTS
+from gircse_rag.errors import InputError
 from gircse_rag.training.config import TARGETS, TrainConfig
 from gircse_rag.training.saving import save_adapter
 from gircse_rag.training.unrolled import UnrolledRefinement
 
 
-class SoftGradient(UnrolledRefinement):
-    """How the loss of step k reaches the soft tokens before it: "full"; "none" (each is detached, so a step learns
-    through the keys and values of earlier soft tokens alone); "clip" (no text's gradient there may exceed twice the
-    batch's geometric mean)."""
-
-    soft_gradient = "full"
+class Detached(UnrolledRefinement):
+    """No gradient through a soft token: a step learns through the keys and values of earlier soft tokens alone."""
 
     def _soft_token(self, hidden: Tensor) -> Tensor:
-        soft = super()._soft_token(hidden.detach() if self.soft_gradient == "none" else hidden)
-        if self.soft_gradient == "clip" and soft.requires_grad:
-            soft.register_hook(_leveled)
-        return soft
+        return super()._soft_token(hidden.detach())
 
 
-def _leveled(gradient: Tensor) -> Tensor:
-    norms = gradient.float().norm(dim=-1, keepdim=True).clamp(min=1e-20)
-    limit = 2 * norms.log().mean().exp()
-    return gradient * (limit / norms).clamp(max=1).to(gradient.dtype)
-
-
-def build(base: Path, config: TrainConfig, *, groups: int = 2, soft_gradient: str = "full") -> UnrolledRefinement:
+def build(base: Path, config: TrainConfig, *, groups: int = 2, detached: bool = False) -> UnrolledRefinement:
     """The base with a fresh adapter. Without a folder at `base` the weights are random: speed does not mind."""
     torch.manual_seed(config.seed)
     if base.exists():
@@ -45,14 +35,49 @@ def build(base: Path, config: TrainConfig, *, groups: int = 2, soft_gradient: st
     else:
         model = LlamaForCausalLM(CONFIG)
     lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(TARGETS), task_type="CAUSAL_LM")
-    module = SoftGradient(get_peft_model(model, lora).to(DEVICE), dtype=torch.bfloat16, groups=groups)
-    module.soft_gradient = soft_gradient
-    return module
+    kind = Detached if detached else UnrolledRefinement
+    module = get_peft_model(model, lora).to(DEVICE)
+    return kind(module, dtype=PRODUCTS, groups=groups, level_gradients=config.level_gradients)
 
 
 def load_adapter(module: UnrolledRefinement, folder: Path) -> None:
-    weights = load_file(folder / "adapter_model.safetensors")
-    set_peft_model_state_dict(module.model, {k: v.float() for k, v in weights.items()})
+    set_adapter(module, products(folder))
+
+
+def set_adapter(module: UnrolledRefinement, weights: dict[str, Tensor]) -> None:
+    """`weights` as `products` gives them: what peft multiplies by alpha / rank here is divided out."""
+    config = module.model.peft_config["default"]
+    scaling = config.lora_alpha / config.r
+    wrong = {v.shape[0] for k, v in weights.items() if "lora_A" in k} - {config.r}
+    if wrong:
+        raise InputError(f"the adapter has rank {wrong}, and the module rank {config.r}")
+    set_peft_model_state_dict(module.model, {k: v / scaling if "lora_B" in k else v for k, v in weights.items()})
+
+
+def products(folder: Path) -> dict[str, Tensor]:
+    """An adapter whose B A is what it adds to the weights, whatever its alpha; float32."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    scaling = config["lora_alpha"] / config["r"]
+    weights = {k: v.float() for k, v in load_file(folder / "adapter_model.safetensors").items()}
+    return {k: v * scaling if "lora_B" in k else v for k, v in weights.items()}
+
+
+def averaged(parts: Sequence[tuple[Path, float]], rank: int) -> dict[str, Tensor]:
+    """The weighted sum of adapters' products B A, cut to `rank` by an exact singular value decomposition."""
+    found = [(products(folder), share) for folder, share in parts]
+    out: dict[str, Tensor] = {}
+    for name in found[0][0]:
+        if "lora_A" not in name:
+            continue
+        other = name.replace("lora_A", "lora_B")
+        first = torch.cat([state[name] for state, _ in found]).to(DEVICE)  # (ranks, inputs)
+        second = torch.cat([share * state[other] for state, share in found], dim=1).to(DEVICE)
+        (q_b, r_b), (q_a, r_a) = torch.linalg.qr(second), torch.linalg.qr(first.T)
+        u, s, v = torch.linalg.svd(r_b @ r_a.T)
+        root = s[:rank].sqrt()
+        out[other] = (q_b @ u[:, :rank] * root).cpu().contiguous()
+        out[name] = (root[:, None] * (v[:rank] @ q_a.T)).cpu().contiguous()
+    return out
 
 
 def keep_adapter(module: UnrolledRefinement, name: str) -> None:

@@ -1,7 +1,8 @@
-"""Rows and batches: tokenised beforehand, made in a thread, and for graphs all of one size."""
+"""Rows and batches: made ahead in a thread, and for graphs all of one size."""
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,18 +16,17 @@ from gircse_rag.prompts import prefix
 from gircse_rag.training.data import Batch, Batches, Row, Task, _answers, read_rows, read_tasks
 
 AHEAD = 6  # batches made before they are asked for
-NOTHING = np.zeros(1, dtype=np.int32)  # stands for a row's missing negative, and is masked
+NOTHING = [0]  # stands for a row's missing negative, and is masked
 
 
 def load(
-    data: Path, tokenizer: Path, ids: Path | None = None
+    data: Path, tokenizer: Path, wordings: Path | None = None
 ) -> tuple[list[Row], dict[str, Task], PreTrainedTokenizerBase]:
-    """All training rows, with their texts in `Cached.ids` (kept in `ids`, by default DATA/ids.npz)."""
-    reader = AutoTokenizer.from_pretrained(tokenizer)
+    """All training rows; `wordings`: a JSON file of further wordings of each task's instruction."""
     tasks = read_tasks(data / "tasks.json")
-    rows = read_rows([data / "train"], tasks)
-    Cached.fill(rows, tasks, reader, ids or data / "ids.npz")
-    return rows, tasks, reader
+    for name, more in json.loads(wordings.read_text()).items() if wordings else ():
+        tasks[name] = tasks[name]._replace(instructions=(*tasks[name].instructions, *more))
+    return read_rows([data / "train"], tasks), tasks, AutoTokenizer.from_pretrained(tokenizer)
 
 
 def mixed(rows: Sequence[Row], mix: dict[str, float]) -> list[Row]:
@@ -48,44 +48,12 @@ def mixed(rows: Sequence[Row], mix: dict[str, float]) -> list[Row]:
     return out
 
 
-class Cached(Batches):
-    """Batches that tokenise each text once for all runs of this process, and run ahead in a thread."""
+class Ahead(Batches):
+    """Batches that are made ahead, in a thread."""
 
-    ids: dict[str, np.ndarray] = {}  # noqa: RUF012 - of the process: every run of a plan takes the same texts
-
-    @classmethod
-    def fill(cls, rows: Sequence[Row], tasks: dict[str, Task], tokenizer: PreTrainedTokenizerBase, store: Path) -> None:
-        """All texts of `rows`, tokenised once and kept in `store`."""
-        texts: dict[str, None] = {}
-        for row in rows:
-            head = prefix(SPEC.query_template, tasks[row.task].instruction)
-            texts[head + row.query] = None
-            for text in (row.positive, row.negative):
-                if text is not None:
-                    texts[(head if tasks[row.task].symmetric else "") + text] = None
-        keys = list(texts)
-        if not store.exists():
-            encoded = []
-            for start in range(0, len(keys), 20_000):
-                found = tokenizer.backend_tokenizer.encode_batch_fast(
-                    keys[start : start + 20_000], add_special_tokens=False
-                )
-                encoded += [np.array(e.ids[: SPEC.max_length], dtype=np.uint16) for e in found]
-            fresh = store.with_suffix(".new.npz")
-            np.savez(fresh, ids=np.concatenate(encoded), ends=np.cumsum([len(e) for e in encoded]))
-            fresh.rename(store)
-        saved = np.load(store)
-        ends, ids = saved["ends"], saved["ids"].astype(np.int32)
-        starts = np.concatenate(([0], ends[:-1]))
-        cls.ids = {key: ids[a:b] for key, a, b in zip(keys, starts.tolist(), ends.tolist(), strict=True)}
-        say("tokens", len(ids), "texts", len(keys))
-
-    def _encode(self, texts: list[str], role: str, instruction: str | None) -> list[np.ndarray]:
-        head = prefix(self.spec.document_template if role == "document" else self.spec.query_template, instruction)
-        missing = [text for text in texts if head + text not in self.ids]
-        for text, ids in zip(missing, super()._encode(missing, role, instruction) if missing else [], strict=True):
-            self.ids[head + text] = np.array(ids, dtype=np.int32)
-        return [self.ids[head + text] for text in texts]
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        found = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoded.ids[: SPEC.max_length] for encoded in found]
 
     def start(self, cursor: int = 0) -> Iterator[Batch]:
         ahead: queue.Queue[Batch] = queue.Queue(maxsize=AHEAD)
@@ -107,7 +75,7 @@ class Cached(Batches):
                 ahead.get_nowait()
 
 
-class Fixed(Cached):
+class Fixed(Ahead):
     """Batches of exactly `batch_size` rows (short ones repeat their first rows), passages as positive, negative, ...
 
     Tasks of few classes would take many right answers for in-batch negatives. CLINC's domains follow from the pairs of
@@ -133,7 +101,7 @@ class Fixed(Cached):
     def encode(self, rows: list[Row], cursor: int = 0) -> Batch:
         rows = rows + rows[: self.batch_size - len(rows)]
         task = self.tasks[rows[0].task]
-        head = prefix(SPEC.query_template, task.instruction)
+        head = prefix(SPEC.query_template, self._wording(task, cursor))
         passages = [text for row in rows for text in (row.positive, row.negative)]
         columns: dict[str | None, list[int]] = {}
         for column, passage in enumerate(passages):
@@ -148,6 +116,9 @@ class Fixed(Cached):
             own[np.arange(len(rows)), np.arange(len(rows)) * 2 + 1] = True
             right |= ~own
         side = head if task.symmetric else ""
-        texts = [self.ids[head + row.query] for row in rows]
-        texts += [NOTHING if text is None else self.ids[side + text] for text in passages]
+        found = iter(
+            self._ids([head + row.query for row in rows] + [side + text for text in passages if text is not None])
+        )
+        texts = [next(found) for _ in rows]
+        texts += [NOTHING if text is None else next(found) for text in passages]
         return Batch(rows, texts, np.arange(len(rows)) * 2, right, cursor)

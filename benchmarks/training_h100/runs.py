@@ -1,10 +1,12 @@
 """A plan of trainings, one after another, each scored on what its entry names.
 
 An entry is {"name", "config": {keys of TrainConfig}} and, where wanted: "eval": [sets] at "eval_steps": [K] (with
-"limit"), "init": an adapter's folder, "mix": {task: factor}, "cursor": where the rows begin, "until": seconds after the
-program's start by which to end (and decay), "milestones": [rows] and "save" for adapters to keep, "log", "every",
-"check", "share" and "soft_gradient" (see Graphs). {"known": scores, "config"} is an earlier session's run to choose
-among; "choose": [names] takes the config of the best of these by development sets, or with "copy" that run itself.
+"limit"), or "develop": [K] (what adapters are chosen by, `scoring.chosen_by`), "init": an adapter, "mix": {task:
+factor}, "cursor": where the rows begin, "until": seconds after the program's start by which to end (and decay),
+"milestones": [rows] and "save" for adapters to keep, "log", "every", "check", "share" and "detached" (see Graphs).
+{"name", "average": {adapter: share}, "develop"} keeps the weighted mean of adapters, cut to the rank of the run before
+it. {"name", "choose": [names]} copies the best of these by `scoring.development`. An adapter is a name of the plan or
+a folder.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ import torch
 
 from benchmarks.training_h100.common import ADAPTERS, DEVICE, SPEC, STARTED, say
 from benchmarks.training_h100.graphs import Graphs, check
-from benchmarks.training_h100.module import keep_adapter, load_adapter
+from benchmarks.training_h100.module import averaged, keep_adapter, load_adapter, set_adapter
 from benchmarks.training_h100.rows import Fixed, load, mixed
-from benchmarks.training_h100.scoring import development, scored, summary
+from benchmarks.training_h100.scoring import chosen_by, development, scored, summary
 from gircse_rag.training.config import TrainConfig
 
 READ = 20  # batches whose numbers are read from the GPU at once: reading waits for it
@@ -32,76 +34,122 @@ Entry = dict[str, Any]
 
 
 def runs(
-    base: Path, data: Path, out: Path, plan: list[Entry], shapes: list[Entry], deep: list[Entry], *, groups: int
+    base: Path,
+    data: Path,
+    out: Path,
+    plan: list[Entry],
+    shapes: list[Entry],
+    deep: list[Entry],
+    wordings: Path | None,
+    *,
+    groups: int,
 ) -> None:
-    rows, tasks, tokenizer = load(data, base)
-    gc.collect()
-    gc.freeze()  # each capture collects garbage, and would walk half a million arrays
-    results: list[Entry] = []
-    graphs, captured = None, None
+    session = _Session(base, data, out, shapes, deep, wordings, groups)
     for entry in plan:
-        if "known" in entry:
-            results.append(
-                {"name": entry["name"], "failed": None, "scores": entry["known"], "own_config": entry["config"]}
-            )
-            continue
         if "choose" in entry:
-            entry = _after_the_best(entry, results)
-            if entry.get("copy"):
-                _copy(entry["after"], entry["name"])
-                continue
+            result = session.choose(entry)
+        elif "average" in entry:
+            result = session.average(entry)
+        else:
+            result = session.train(entry)
+        session.results.append(result)
+        (out / "results.json").write_text(json.dumps(session.results))
+    for r in session.results:
+        value = development(r) if "develop" in r else r.get("summary")
+        say(r["name"], r.get("rows_seen"), f"{r.get('seconds_used', 0):.1f} s", value)
+
+
+class _Session:
+    """Rows and captured graphs, which the entries of a plan share."""
+
+    def __init__(
+        self,
+        base: Path,
+        data: Path,
+        out: Path,
+        shapes: list[Entry],
+        deep: list[Entry],
+        wordings: Path | None,
+        groups: int,
+    ) -> None:
+        self.base, self.data, self.out, self.groups = base, data, out, groups
+        self.shapes, self.deep = shapes, deep
+        self.rows, self.tasks, self.tokenizer = load(data, base, wordings)
+        gc.collect()
+        gc.freeze()  # each capture collects garbage, and would walk half a million rows
+        self.results: list[Entry] = []
+        self._graphs: Graphs | None = None
+        self._captured: tuple[Any, ...] | None = None
+
+    def train(self, entry: Entry) -> Entry:
         config = TrainConfig.of({"output": "/tmp/runs", "data": "train", "tasks": "tasks.json", **entry["config"]})
-        fixed = _fixed(config, entry)
-        if graphs is None or fixed != captured:
-            graphs = None
-            if DEVICE == "cuda":
-                torch.cuda.empty_cache()
-            share, soft_gradient = entry.get("share", 0.0), fixed[-1]
-            graphs = Graphs(base, config, shapes, deep, share=share, soft_gradient=soft_gradient, groups=groups)
-            captured = fixed
+        graphs = self._graphs_for(config, entry)
         graphs.restart(config.seed)
         if entry.get("init"):
-            load_adapter(graphs.module, Path(entry["init"]))
-        mix = mixed(rows, entry.get("mix", {}))
-        batches = Fixed(mix, tasks, tokenizer, SPEC, batch_size=config.batch_size, seed=config.seed)
+            load_adapter(graphs.module, _folder(entry["init"]))
+        mix = mixed(self.rows, entry.get("mix", {}))
+        batches = Fixed(mix, self.tasks, self.tokenizer, SPEC, batch_size=config.batch_size, seed=config.seed)
         result, log = _run(entry, config, graphs, batches)
         if entry.get("log"):
             rounded = [[round(v, 5) if isinstance(v, float) else v for v in row] for row in log]
-            (out / f"{entry['name']}_log.json").write_text(json.dumps(rounded))
+            (self.out / f"{entry['name']}_log.json").write_text(json.dumps(rounded))
         if entry.get("save"):
             keep_adapter(graphs.module, entry["name"])
         if entry.get("eval") and not result["failed"]:
-            given = (data, entry["eval"], entry["eval_steps"], entry["name"], entry.get("limit"))
-            table, report = scored(graphs.module, tokenizer, config.pooling, *given)
-            report.save(out / f"{entry['name']}_report.json")
+            given = (self.data, entry["eval"], entry["eval_steps"], entry["name"], entry.get("limit"))
+            table, report = scored(graphs.module, self.tokenizer, config.pooling, *given)
+            report.save(self.out / f"{entry['name']}_report.json")
             result |= {"scores": table, "summary": summary(table)}
             say(entry["name"], result["summary"], "stsb_dev", table.get("sts/stsb_dev"))
-        results.append(result)
-        (out / "results.json").write_text(json.dumps(results))
-    for r in results:
-        dev = r.get("scores", {}).get("sts/stsb_dev")
-        say(r["name"], r.get("rows_seen"), f"{r.get('seconds_used', 0):.1f} s", r.get("summary"), dev)
+        return self._developed(entry, result) if entry.get("develop") and not result["failed"] else result
+
+    def average(self, entry: Entry) -> Entry:
+        assert self._graphs, "an average takes the module of a run before it"
+        parts = [(_folder(name), share) for name, share in entry["average"].items()]
+        set_adapter(self._graphs.module, averaged(parts, self._captured_rank))
+        keep_adapter(self._graphs.module, entry["name"])
+        return self._developed(entry, entry)
+
+    def choose(self, entry: Entry) -> Entry:
+        """Copies the best as a whole: `score` must not see half of it."""
+        known = {r["name"]: development(r) for r in self.results if "develop" in r and not r.get("failed")}
+        best = max((name for name in entry["choose"] if name in known), key=known.__getitem__)
+        say(entry["name"], "is", best, known)
+        scratch = ADAPTERS.with_name("copying")
+        shutil.copytree(ADAPTERS / best, scratch)
+        scratch.rename(ADAPTERS / entry["name"])
+        return {**entry, "is": best}
+
+    def _developed(self, entry: Entry, result: Entry) -> Entry:
+        assert self._graphs
+        given = (self._graphs.module, self.tokenizer, self.data, entry["develop"], entry["name"])
+        result = {**result, "scores": chosen_by(*given)}
+        say(entry["name"], development(result), result["scores"])
+        return result
+
+    def _graphs_for(self, config: TrainConfig, entry: Entry) -> Graphs:
+        fixed = _fixed(config, entry)
+        if self._graphs is None or fixed != self._captured:
+            self._graphs = None
+            if DEVICE == "cuda":
+                torch.cuda.empty_cache()
+            share, detached = entry.get("share", 0.0), entry.get("detached", False)
+            self._graphs = Graphs(
+                self.base, config, self.shapes, self.deep, share=share, detached=detached, groups=self.groups
+            )
+            self._captured, self._captured_rank = fixed, config.rank
+        return self._graphs
 
 
-def _after_the_best(entry: Entry, results: list[Entry]) -> Entry:
-    known = {r["name"]: r for r in results if "scores" in r and not r["failed"]}
-    best = max((known[name] for name in entry["choose"] if name in known), key=development)
-    say(entry["name"], "takes after", best["name"], {name: development(r) for name, r in known.items()})
-    config = {**best["own_config"], **entry.get("config", {})}
-    return {**entry, "after": best["name"], "soft_gradient": best.get("soft_gradient", "full"), "config": config}
-
-
-def _copy(source: str, name: str) -> None:
-    """`score` must not see half of it."""
-    scratch = ADAPTERS.with_name("copying")
-    shutil.copytree(ADAPTERS / source, scratch)
-    scratch.rename(ADAPTERS / name)
+def _folder(name: str) -> Path:
+    return ADAPTERS / name if (ADAPTERS / name).exists() else Path(name)
 
 
 def _fixed(config: TrainConfig, entry: Entry) -> tuple[Any, ...]:
     """What a graph cannot change."""
     names = ("batch_size", "steps", "pooling", "temperature", "reg_weight", "rank", "alpha")
-    return *(getattr(config, name) for name in names), entry.get("soft_gradient", "full")
+    fixed = (*(getattr(config, name) for name in names), config.level_gradients)
+    return *fixed, entry.get("detached", False), entry.get("share", 0.0)
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,21 @@ from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.unrolled import UnrolledRefinement
 
 CHUNK_TOKENS, CHUNK_TEXTS = 100_000, 4096  # at once, longest texts first
+# Wordings that no training saw, of the tasks that exclude each other.
+UNSEEN = {
+    "medical_same_topic": "Given a passage, find others that deal with the same health problem",
+    "medical_same_question_type": "Identify the kind of information that a medical text gives",
+    "aws_same_service": "Identify the service that an API operation is part of",
+    "aws_same_action": "Identify the kind of action that an API operation performs",
+    "word_synonym": "Given a word, find one that means nearly the same",
+    "word_antonym": "Given a word, find one that means the reverse",
+    "word_hypernym": "Given a word, find what it is a type of",
+    "word_hyponym": "Given a word, find a type of it",
+    "word_example": "Given a word, find a text in which it occurs in this sense",
+    "context_definition": "Given a word in a sentence, explain the word",
+    "context_synonym": "Given a word in a sentence, find an equivalent word",
+    "context_hypernym": "Given a word in a sentence, find a word for the wider class",
+}
 Table = dict[str, dict[str, float]]  # by set and K, the leading score
 
 
@@ -56,6 +72,7 @@ def scored(
     steps: Sequence[int],
     name: str,
     limit: int | None = None,
+    instructions: Mapping[str, str] | None = None,
 ) -> tuple[Table, Report]:
     """At every K of `steps`; without refinement at 0, which is all there is."""
     begun = time.perf_counter()
@@ -66,15 +83,32 @@ def scored(
         sets=sets,
         model=name,
         limit=limit,
+        instructions=instructions,
     )
     table = {r.name: {str(k): round(float(s.value), 4) for k, s in r.scores[r.main].items()} for r in report.sets}
     say(name, "evaluated in", round(time.perf_counter() - begun, 1))
     return table, report
 
 
+def chosen_by(
+    module: UnrolledRefinement, tokenizer: PreTrainedTokenizerBase, data: Path, steps: Sequence[int], name: str
+) -> Table:
+    """STS-B dev and the development contrasts, in the wordings of training and in `UNSEEN`."""
+    given = (module, tokenizer, "refine", data)
+    table, _ = scored(*given, ["sts/stsb_dev", "contrast/dev_*"], steps, name)
+    instructions = {f"dev/{task}": wording for task, wording in UNSEEN.items()}
+    unseen, _ = scored(*given, ["contrast/dev_*"], steps, name, instructions=instructions)
+    return table | {f"unseen/{key}": value for key, value in unseen.items()}
+
+
 def development(result: dict[str, Any]) -> float:
-    """What a run is chosen by: the mean over development sets and STS-B dev, at the last K scored."""
-    return round(float(np.mean([list(v.values())[-1] for v in result["scores"].values()])), 3)
+    """What an adapter is chosen by, at the last K scored: STS-B dev, plus a tenth of the share that follows.
+
+    Fixed before anything was scored by it. STS-B dev is the only development set that is not of a training task.
+    """
+    last = {name: list(values.values())[-1] for name, values in result["scores"].items()}
+    followed = [value for name, value in last.items() if "contrast/" in name]
+    return round(last["sts/stsb_dev"] + 0.1 * float(np.mean(followed)), 3)
 
 
 def summary(table: Table) -> dict[str, dict[str, float]]:
@@ -90,7 +124,6 @@ def summary(table: Table) -> dict[str, dict[str, float]]:
 def score(base: Path, data: Path, out: Path, plan: list[dict[str, Any]], groups: int) -> None:
     """Full reports of adapters as they appear (from `runs` beside it); a {"name", "pooling", "sets", "steps"} each."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    module = build(base, TrainConfig.of({"output": "/tmp/score", "data": "t", "tasks": "t", "rows": 1}), groups=groups)
     waiting = list(plan)
     while waiting:
         for entry in list(waiting):
@@ -98,6 +131,11 @@ def score(base: Path, data: Path, out: Path, plan: list[dict[str, Any]], groups:
             if not (folder / "done").exists():
                 continue
             waiting.remove(entry)
+            given = json.loads((folder / "adapter_config.json").read_text())
+            config = {"output": "/tmp/score", "data": "t", "tasks": "t", "rows": 1}
+            module = build(
+                base, TrainConfig.of({**config, "rank": given["r"], "alpha": given["lora_alpha"]}), groups=groups
+            )
             load_adapter(module, folder)
             name = f"{entry['name']}_{entry['sets'][0].split('/')[0]}"
             table, report = scored(

@@ -16,14 +16,14 @@ LIKE = 0.8  # tasks whose tokens a batch differ by more than this share do not m
 Member = tuple[list[str], np.ndarray]  # tasks, and for each place in a batch sorted by length the longest text
 
 
-def classes(base: Path, data: Path, store: Path, size: int, count: int, groups: int) -> None:
+def classes(base: Path, data: Path, store: Path, size: int, count: int, wordings: Path | None, *, groups: int) -> None:
     """Group tasks into `count` classes that share a shape; runs on any machine and writes JSON to `store`."""
-    rows, tasks, tokenizer = load(data, base, store.with_suffix(".npz"))
+    rows, tasks, tokenizer = load(data, base, wordings)
     batches = Fixed(rows, tasks, tokenizer, SPEC, batch_size=size)
     found: dict[str, list[np.ndarray]] = {}
     for epoch in range(2):
         for indices in batches._epoch(epoch):
-            batch = batches.encode([rows[i] for i in indices])
+            batch = batches.encode([rows[i] for i in indices], epoch * len(rows) + int(indices[0]))
             found.setdefault(batch.rows[0].task, []).append(np.sort([len(t) for t in batch.texts]))
     weights = {task: len(x) for task, x in found.items()}
     real = sum(int(np.sum(x)) for x in found.values())

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.training_h100.common import DEVICE, SPEC, say
 from benchmarks.training_h100.module import build
-from benchmarks.training_h100.rows import Cached, load
+from benchmarks.training_h100.rows import Ahead, load
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.trainer import Trainer
 
@@ -24,9 +24,7 @@ def speed(base: Path, data: Path, out: Path, sizes: list[int], tokenizer: Path, 
     for size in sizes:
         values = {"batch_size": size, "rows": 10**9, "learning_rate": 1e-4, "chunk_tokens": 100_000}
         config = TrainConfig.of({"output": "/tmp/speed", "data": "t", "tasks": "t", **values})
-        trainer = Trainer(
-            build(base, config, groups=groups), Cached(rows, tasks, reader, SPEC, batch_size=size), config
-        )
+        trainer = Trainer(build(base, config, groups=groups), Ahead(rows, tasks, reader, SPEC, batch_size=size), config)
         batches = trainer.batches.start(0)
         for _ in range(WARM):
             trainer.step(next(batches))

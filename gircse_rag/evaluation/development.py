@@ -1,6 +1,6 @@
 """Sets made from development rows in the training format, which lie beside the evaluation folder.
 
-    ../tasks.json           {task: {"instruction", "symmetric", "source", "dev_rows"}}
+    ../tasks.json           {task: {"instruction", "symmetric", "source", "dev_rows"}}; an instruction's first wording
     ../dev/SOURCE.jsonl     {"task", "query", "positive", "negative"}; negative may be null
 
 `dev/TASK` is a small retrieval set a task, to choose checkpoints by: the task's positives and negatives are its corpus.
@@ -45,6 +45,8 @@ def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[st
             f"({type(error).__name__}: {error})"
         ) from error
     for name, task in present.items():
+        if not isinstance(task["instruction"], str):
+            task["instruction"] = task["instruction"][0]
         task["instruction"] = overrides.get(f"dev/{name}", task["instruction"])
     found: dict[str, Callable[[], EvalSet]] = {}
     for name, members in EXCLUSIVE.items():

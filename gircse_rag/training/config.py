@@ -35,6 +35,7 @@ class TrainConfig:
         learning_rate: its plateau; linear warm-up over `warmup_rows` (at most a fifth of `rows`), linear decay to 0
             over the last `decay_rows` (at most half of `rows`).
         max_gradient: gradients are clipped to this norm.
+        level_gradients: see `UnrolledRefinement`; the paper's gradient is the one without.
         temperature, reg_weight, symmetric, near_equal, dimensions: see `icr_loss`.
         rank, alpha, targets: of a fresh LoRA adapter.
         max_length: prompt tokens at most, in training and in the spec that is saved.
@@ -60,6 +61,7 @@ class TrainConfig:
     decay_rows: int = 10_000
     weight_decay: float = 0.0
     max_gradient: float = 1.0
+    level_gradients: bool = False
     temperature: float = 0.02
     reg_weight: float = 1.0
     symmetric: bool = False

@@ -2,6 +2,7 @@
 
 A row is {"task", "query", "positive", "negative"} (negative may be null). A task has an instruction; the query takes
 it, and in a symmetric task ("texts about the same disease") positive and negative take it too. Documents are bare.
+Where a task words its instruction in several ways, each batch draws one.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from gircse_rag.tokens import check_text, encode
 
 
 class Task(NamedTuple):
-    """What a task's texts are rendered with.
+    """What a task's texts are rendered with: one of its `instructions`, drawn for each batch.
 
     `in_batch=False`: its rows take no negatives from each other. For relations of few classes ("the same kind of
     action"), where many rows of a batch would be right answers that nobody marked.
     """
 
-    instruction: str
+    instructions: tuple[str, ...]
     symmetric: bool
     in_batch: bool = True
 
@@ -63,7 +64,7 @@ class Batch:
 
 
 def read_tasks(path: str | Path) -> dict[str, Task]:
-    """`tasks.json`: {task: {"instruction": str, "symmetric": bool, "in_batch": bool (optional), ...}}.
+    """`tasks.json`: {task: {"instruction": str or [str, ...], "symmetric": bool, "in_batch": bool (optional), ...}}.
 
     Raises:
         InputError: the file is missing or a task has no instruction.
@@ -72,14 +73,23 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {
-            name: Task(task["instruction"], bool(task.get("symmetric", False)), bool(task.get("in_batch", True)))
+            name: Task(
+                _wordings(task["instruction"]), bool(task.get("symmetric", False)), bool(task.get("in_batch", True))
+            )
             for name, task in found.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f'{path} does not name the tasks: it must be JSON {{task: {{"instruction": text, "symmetric": bool}}}}'
-            f" ({type(error).__name__}: {error})"
+            f'{path} does not name the tasks: it must be JSON {{task: {{"instruction": text or [text, ...], '
+            f'"symmetric": bool}}}} ({type(error).__name__}: {error})'
         ) from error
+
+
+def _wordings(instruction: Any) -> tuple[str, ...]:
+    found = (instruction,) if isinstance(instruction, str) else tuple(instruction)
+    if not found or not all(isinstance(wording, str) and wording.strip() for wording in found):
+        raise ValueError(f"an instruction is a text or a list of texts, not {instruction!r}")
+    return found
 
 
 def read_rows(paths: Sequence[str | Path], tasks: Mapping[str, Task]) -> list[Row]:
@@ -145,8 +155,9 @@ class Batches:
     """An endless, resumable sequence of one-task batches.
 
     Epoch e shuffles each task's rows and cuts them into batches of nearly equal size, at most `batch_size`, then
-    shuffles the batches: tasks come in proportion to their rows. The order depends on the rows, `batch_size` and `seed`
-    alone, so (seed, cursor) is all there is to remember; a cursor inside a batch continues with the batch's rest.
+    shuffles the batches: tasks come in proportion to their rows. The order (and the wording that a batch draws of its
+    task's instruction) depends on the rows, `batch_size` and `seed` alone, so (seed, cursor) is all there is to
+    remember; a cursor inside a batch continues with the batch's rest.
 
     Raises:
         InputError: there are no rows, or one that would have no negative at all.
@@ -190,11 +201,12 @@ class Batches:
     def encode(self, rows: list[Row], cursor: int = 0) -> Batch:
         """Render and tokenise rows of one task."""
         task = self.tasks[rows[0].task]
+        instruction = self._wording(task, cursor)
         passages = [row.positive for row in rows] + [row.negative for row in rows if row.negative is not None]
         queries = [row.query for row in rows]
         role: Role = "symmetric" if task.symmetric else "document"
-        texts = self._encode(queries, "query", task.instruction)
-        texts += self._encode(passages, role, task.instruction if task.symmetric else None)
+        texts = self._encode(queries, "query", instruction)
+        texts += self._encode(passages, role, instruction if task.symmetric else None)
         columns: dict[str, list[int]] = {}
         for column, passage in enumerate(passages):
             columns.setdefault(passage, []).append(column)
@@ -208,6 +220,11 @@ class Batches:
             others[own, len(rows) + np.arange(len(own))] = False
             right |= others
         return Batch(rows, texts, np.arange(len(rows)), right, cursor)
+
+    def _wording(self, task: Task, cursor: int) -> str:
+        """Drawn apart from what else a batch draws (its K, in the trainer)."""
+        draw = np.random.default_rng((self.seed, cursor, len(task.instructions)))
+        return task.instructions[int(draw.integers(len(task.instructions)))]
 
     def _encode(self, texts: list[str], role: Role, instruction: str | None) -> list[list[int]]:
         template = self.spec.document_template if role == "document" else self.spec.query_template

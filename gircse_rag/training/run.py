@@ -48,7 +48,10 @@ def train(config: TrainConfig, on_step: Callable[[dict[str, Any]], None] | None 
         )
     spec = replace(loaded.spec, max_length=config.max_length)
     module = UnrolledRefinement(
-        _adapted(loaded.model, config), dtype=dtype_of(config.dtype, torch.device(device)), groups=4
+        _adapted(loaded.model, config),
+        dtype=dtype_of(config.dtype, torch.device(device)),
+        groups=4,
+        level_gradients=config.level_gradients,
     )
     batches = Batches(rows, tasks, loaded.tokenizer, spec, batch_size=config.batch_size, seed=config.seed)
     trainer = Trainer(module, batches, config, accelerator=accelerator, on_step=on_step)

@@ -13,7 +13,7 @@ from gircse_rag.tokens import encode
 from gircse_rag.training.data import Batches, Row, Task, read_rows, read_tasks, rows_of
 from tests import tiny
 
-TASKS = {"find": Task("Find it", False), "same": Task("Same topic", True)}
+TASKS = {"find": Task(("Find it",), False), "same": Task(("Same topic",), True)}
 SPEC = EmbeddingSpec(base_model="tiny", base_hash="0", tokenizer_hash="0", dimension=32, max_length=40)
 
 
@@ -95,11 +95,36 @@ def test_a_row_that_nothing_can_be_told_apart_from_is_refused():
 
 def test_tasks_need_an_instruction(tmp_path):
     (tmp_path / "tasks.json").write_text(json.dumps({"find": {"instruction": "Find it", "rows": 3}}))
-    assert read_tasks(tmp_path / "tasks.json") == {"find": Task("Find it", False)}
+    assert read_tasks(tmp_path / "tasks.json") == {"find": Task(("Find it",), False)}
     for text in ('{"find": {}}', "{", "[]", '{"find": 1}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match="does not name the tasks"):
             read_tasks(tmp_path / "bad.json")
+
+
+def test_a_task_may_word_its_instruction_in_several_ways(tmp_path):
+    (tmp_path / "tasks.json").write_text(
+        json.dumps({"same": {"instruction": ["Same topic", "Alike"], "symmetric": True}})
+    )
+    tasks = read_tasks(tmp_path / "tasks.json")
+    assert tasks == {"same": Task(("Same topic", "Alike"), True)}
+    data = rows(21, "same")
+    made = [Batches(data, tasks, tiny.tokenizer(), SPEC, batch_size=4, seed=seed) for seed in (0, 0, 1)]
+    drawn = [[heads(batch) for batch in take(one, 0, 20)] for one in made]
+    assert all(len(wordings) == 1 for wordings in drawn[0]), "queries and passages of a batch share one wording"
+    assert {wording for wordings in drawn[0] for wording in wordings} == {"Same topic", "Alike"}
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [batch.rows for batch in take(made[0], 0, 20)] == [batch.rows for batch in take(batches(data), 0, 20)]
+    assert heads(take(made[0], 6, 1)[0]) == drawn[0][1], "a batch that is resumed in its middle keeps its wording"
+    for instruction in ([], [""], ["Alike", 1], " "):
+        (tmp_path / "bad.json").write_text(json.dumps({"same": {"instruction": instruction}}))
+        with pytest.raises(InputError, match="does not name the tasks"):
+            read_tasks(tmp_path / "bad.json")
+
+
+def heads(batch):
+    texts = tiny.tokenizer().batch_decode(batch.texts)
+    return {text.removeprefix("Instruct: ").partition("\nQuery:")[0] for text in texts}
 
 
 def test_an_epoch_sees_each_row_once_in_batches_of_one_task():
@@ -134,7 +159,7 @@ def test_texts_are_rendered_as_the_embedder_renders_them():
         batch = batches(
             [Row(task, '"quoted" is the way', "-> answer", "(other)"), Row(task, "b", "x" * 300, None)]
         ).encode([Row(task, '"quoted" is the way', "-> answer", "(other)"), Row(task, "b", "x" * 300, None)])
-        instruction = TASKS[task].instruction
+        instruction = TASKS[task].instructions[0]
         side = None if role == "document" else instruction
         expected = [
             *(

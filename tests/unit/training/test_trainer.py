@@ -30,7 +30,7 @@ from gircse_rag.training.unrolled import UnrolledRefinement
 from tests import tiny
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "training"
-TASKS = {"find": Task("Find it", False), "same": Task("Same topic", True)}
+TASKS = {"find": Task(("Find it",), False), "same": Task(("Same topic",), True)}
 ROWS = [
     Row(task, f"{task} {i} is the way", f"it's {i} of the world", None if i % 4 == 0 else f"note {i}")
     for task in TASKS
@@ -259,7 +259,7 @@ def inputs(folder: Path) -> dict:
     tiny.model().save_pretrained(folder / "base")
     tiny.tokenizer().save_pretrained(folder / "base")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row._asdict()) + "\n" for row in ROWS))
-    (folder / "tasks.json").write_text(json.dumps({name: task._asdict() for name, task in TASKS.items()}))
+    (folder / "tasks.json").write_text(json.dumps({name: {"instruction": task.instructions, "symmetric": task.symmetric} for name, task in TASKS.items()}))
     return {
         "model": str(folder / "base"), "data": [str(folder / "rows.jsonl")], "tasks": str(folder / "tasks.json"),
         "output": str(folder / "out"), "rows": 60, "batch_size": 6, "rank": 2, "steps": 2, "save_rows": 6,
