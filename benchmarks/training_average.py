@@ -1,4 +1,4 @@
-"""The weighted mean of adapters, as a checkpoint folder (PEFT's `add_weighted_adapter`); docs/training.md says why.
+"""The weighted mean of adapters, as a checkpoint folder; docs/training.md says why.
 
     python benchmarks/training_average.py OUT FOLDER=SHARE FOLDER=SHARE ... [--rank R]
 
@@ -9,32 +9,30 @@ cut by a singular value decomposition.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from safetensors.torch import save_file
 
-from gircse_rag.checkpoint import load_hf
-from gircse_rag.training.saving import save_adapter
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.training_h100.module import averaged
 
 
 def average(out: Path, parts: list[tuple[Path, float]], rank: int | None) -> None:
-    base, _ = load_hf("smollm2-135m-base", dtype=torch.float32)
-    names = [f"part{index}" for index in range(len(parts))]
-    model = PeftModel.from_pretrained(base, str(parts[0][0]), adapter_name=names[0])
-    for name, (folder, _) in zip(names[1:], parts[1:], strict=True):
-        model.load_adapter(str(folder), name)
-    kind = {"combination_type": "svd", "svd_rank": rank} if rank else {"combination_type": "cat"}
-    model.add_weighted_adapter(names, [share for _, share in parts], "default", **kind)
-    model.set_adapter("default")
-    for name in names:
-        model.delete_adapter(name)
+    configs = [json.loads((folder / "adapter_config.json").read_text()) for folder, _ in parts]
+    rank = rank or sum(config["r"] for config in configs)
     shutil.copytree(parts[0][0], out)
-    save_adapter(out, model, "smollm2-135m-base", torch.bfloat16)
+    weights = {name: value.bfloat16() for name, value in averaged(parts, rank).items()}
+    save_file(weights, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {**configs[0], "r": rank, "lora_alpha": rank}  # the products are what is added to the weights
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("parts", nargs="+")

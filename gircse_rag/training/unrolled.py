@@ -241,7 +241,8 @@ def _levelled(gradient: Tensor) -> Tensor:
     """(n, d) with each row's norm cut to twice the geometric mean of all rows'."""
     norms = gradient.float().norm(dim=-1, keepdim=True).clamp(min=1e-20)
     limit = 2 * norms.log().mean().exp()
-    return gradient * (limit / norms).clamp(max=1).to(gradient.dtype)
+    levelled: Tensor = gradient * (limit / norms).clamp(max=1).to(gradient.dtype)
+    return levelled
 
 
 class _Norm:

@@ -259,7 +259,8 @@ def inputs(folder: Path) -> dict:
     tiny.model().save_pretrained(folder / "base")
     tiny.tokenizer().save_pretrained(folder / "base")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row._asdict()) + "\n" for row in ROWS))
-    (folder / "tasks.json").write_text(json.dumps({name: {"instruction": task.instructions, "symmetric": task.symmetric} for name, task in TASKS.items()}))
+    tasks = {name: {"instruction": task.instructions, "symmetric": task.symmetric} for name, task in TASKS.items()}
+    (folder / "tasks.json").write_text(json.dumps(tasks))
     return {
         "model": str(folder / "base"), "data": [str(folder / "rows.jsonl")], "tasks": str(folder / "tasks.json"),
         "output": str(folder / "out"), "rows": 60, "batch_size": 6, "rank": 2, "steps": 2, "save_rows": 6,
