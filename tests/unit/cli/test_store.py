@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -180,15 +181,19 @@ def test_a_folder_of_pdfs_that_was_killed_midway_is_completed(
     for number in range(total):
         make_pdf(folder / f"{number}.pdf", f"Paper {number}, first page.", f"Its second page has {number} words.")
     command = ["ingest", "papers", *KEPT, *tiny_model]
-    process = subprocess.Popen(
-        [*GIRCSE, *command], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    while not _points(tmp_path / "store"):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    stored = _points(tmp_path / "store")
+    for _ in range(5):  # a busy machine may let it finish before this process runs again
+        process = subprocess.Popen(
+            [*GIRCSE, *command], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        while not _points(tmp_path / "store"):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        stored = _points(tmp_path / "store")
+        if stored < total:
+            break
+        shutil.rmtree(tmp_path / "store")
     assert 0 < stored < total
     ran = gircse(*command, "--json")
     assert (ran.code, ran.json["unchanged"], ran.json["added"], ran.json["embedded"]) == (
