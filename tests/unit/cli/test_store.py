@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
-import shutil
 import sqlite3
 import subprocess
 import time
