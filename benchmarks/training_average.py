@@ -1,4 +1,4 @@
-"""The weighted mean of adapters, as a checkpoint folder; docs/training.md says why.
+"""The weighted mean of adapters, as a checkpoint folder; docs/checkpoint.md says why.
 
     python benchmarks/training_average.py OUT FOLDER=SHARE FOLDER=SHARE ... [--rank R]
 

@@ -1,4 +1,4 @@
-"""The figures of docs/training.md and docs/model_card.md, from the JSON in docs/figures.
+"""The figures of docs/checkpoint.md and docs/model_card.md, from the JSON in docs/figures.
 
 python benchmarks/training_figures.py
 """

@@ -38,16 +38,16 @@ def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[st
         return {}
     try:
         tasks: dict[str, dict[str, Any]] = json.loads(catalogue.read_text(encoding="utf-8"))
-        present = {name: dict(task) for name, task in tasks.items() if task["dev_rows"] and task["instruction"]}
+        present = {
+            name: {**task, "instruction": overrides.get(f"dev/{name}", _first(task["instruction"]))}
+            for name, task in tasks.items()
+            if task["dev_rows"] and task["instruction"]
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{catalogue}: expected {{task: {{instruction, symmetric, source, dev_rows}}}} "
             f"({type(error).__name__}: {error})"
         ) from error
-    for name, task in present.items():
-        if not isinstance(task["instruction"], str):
-            task["instruction"] = task["instruction"][0]
-        task["instruction"] = overrides.get(f"dev/{name}", task["instruction"])
     found: dict[str, Callable[[], EvalSet]] = {}
     for name, members in EXCLUSIVE.items():
         here = [m for m in members if m in present]
@@ -55,6 +55,13 @@ def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[st
             found[name] = partial(_choices, base, name, {m: present[m] for m in here}, limit)
     for name in sorted(present):
         found[f"dev/{name}"] = partial(_retrieval, base, name, present[name], limit)
+    return found
+
+
+def _first(instruction: Any) -> str:
+    found = instruction if isinstance(instruction, str) else instruction[0]
+    if not isinstance(found, str):
+        raise ValueError(f"an instruction is a text or a list of texts, not {instruction!r}")
     return found
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,26 @@ def test_development_sets_only_by_name(root: Path) -> None:
     assert service.qrels["q0"] == {"d0": 1}
     assert service.blocks["documents"].instruction == "same service"
     assert manual.blocks["documents"].instruction is None
+
+
+def test_of_several_wordings_the_first(root: Path) -> None:
+    catalogue = root.parent / "tasks.json"
+    tasks = json.loads(catalogue.read_text())
+
+    def worded(instruction: object) -> None:
+        tasks["manual_section"]["instruction"] = instruction
+        catalogue.write_text(json.dumps(tasks))
+
+    worded(["find it", "look it up"])
+    (manual,) = load_sets(root, ["dev/manual_section"])
+    assert manual.blocks["queries"].instruction == "find it"
+    worded([])
+    with pytest.raises(InputError, match="dev/manual_section"):
+        load_sets(root, ["dev/manual_section"])
+    for broken in ({"en": "find it"}, [7], 7):
+        worded(broken)
+        with pytest.raises(InputError, match=r"tasks\.json"):
+            load_sets(root)
 
 
 def test_development_contrast_pairs_tasks_that_share_a_query(root: Path) -> None:
