@@ -13,28 +13,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.training_h100.scoring import UNSEEN, development
+from benchmarks.training_h100.scoring import chosen_by, development
 from gircse_rag import Embedder
-from gircse_rag.evaluation import evaluate
-
-CONTRASTS = "contrast/dev_*"
-
-
-def measure(model: str, data: Path) -> dict[str, object]:
-    embedder = Embedder.from_pretrained(model, device="cpu")
-    unseen = {f"dev/{task}": wording for task, wording in UNSEEN.items()}
-    scores = {}
-    for start, sets, instructions in (
-        ("", [CONTRASTS], None),
-        ("unseen/", [CONTRASTS], unseen),
-        ("", ["sts/stsb_dev"], None),
-    ):
-        report = evaluate(embedder, data / "eval", steps=(1, 5), sets=sets, instructions=instructions)
-        for found in report.sets:
-            scores[start + found.name] = {str(k): round(s.value, 2) for k, s in found.scores[found.main].items()}
-            print(model, start + found.name, scores[start + found.name], flush=True)
-    return {"scores": scores, "rule": development({"scores": scores})}
-
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,6 +25,7 @@ if __name__ == "__main__":
     done = json.loads(given.output.read_text(encoding="utf-8")) if given.output.exists() else {}
     for model in given.models:
         if model not in done:
-            done[model] = measure(model, given.data)
-            print(model, done[model]["rule"], flush=True)
+            scores = chosen_by(Embedder.from_pretrained(model, device="cpu"), given.data, (1, 5))
+            done[model] = {"scores": scores, "rule": development({"scores": scores})}
+            print(model, done[model], flush=True)
             given.output.write_text(json.dumps(done, indent=1), encoding="utf-8")

@@ -5,7 +5,7 @@ A query, and both sides of a symmetric task, is `Instruct: {instruction}\\nQuery
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from gircse_rag.errors import InputError
 
@@ -55,6 +55,18 @@ def check_role(role: str, instruction: str | None) -> None:
         )
     if role != "document" and instruction is not None and not instruction.strip():
         raise InputError("instruction is empty; pass None for the default instruction")
+
+
+def wordings(instruction: Any) -> tuple[str, ...]:
+    """The wordings of a task's `"instruction"` in a tasks.json: a text, or a list of texts.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = instruction if isinstance(instruction, list) else [instruction]
+    if not found or not all(isinstance(wording, str) and wording.strip() for wording in found):
+        raise ValueError(f"an instruction is a text or a list of texts, not {instruction!r}")
+    return tuple(found)
 
 
 def prefix(template: str, instruction: str | None) -> str:

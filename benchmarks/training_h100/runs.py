@@ -26,7 +26,7 @@ from benchmarks.training_h100.common import ADAPTERS, DEVICE, SPEC, STARTED, say
 from benchmarks.training_h100.graphs import Graphs, check
 from benchmarks.training_h100.module import averaged, keep_adapter, load_adapter, set_adapter
 from benchmarks.training_h100.rows import Fixed, load, mixed
-from benchmarks.training_h100.scoring import chosen_by, development, scored, summary
+from benchmarks.training_h100.scoring import chosen_by, development, embedder, scored, summary
 from gircse_rag.training.config import TrainConfig
 
 READ = 20  # batches whose numbers are read from the GPU at once: reading waits for it
@@ -122,8 +122,8 @@ class _Session:
 
     def _developed(self, entry: Entry, result: Entry) -> Entry:
         assert self._graphs
-        given = (self._graphs.module, self.tokenizer, self.data, entry["develop"], entry["name"])
-        result = {**result, "scores": chosen_by(*given)}
+        embed = embedder(self._graphs.module, self.tokenizer, "refine")
+        result = {**result, "scores": chosen_by(embed, self.data, entry["develop"])}
         say(entry["name"], development(result), result["scores"])
         return result
 

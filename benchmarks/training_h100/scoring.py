@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.training_h100.common import ADAPTERS, SPEC, say
 from benchmarks.training_h100.module import build, load_adapter
+from gircse_rag.embedder import Embedder
 from gircse_rag.evaluation import Report, evaluate
 from gircse_rag.evaluation.vectors import EmbedFn
 from gircse_rag.prompts import prefix
@@ -72,7 +73,6 @@ def scored(
     steps: Sequence[int],
     name: str,
     limit: int | None = None,
-    instructions: Mapping[str, str] | None = None,
 ) -> tuple[Table, Report]:
     """At every K of `steps`; without refinement at 0, which is all there is."""
     begun = time.perf_counter()
@@ -83,22 +83,22 @@ def scored(
         sets=sets,
         model=name,
         limit=limit,
-        instructions=instructions,
     )
-    table = {r.name: {str(k): round(float(s.value), 4) for k, s in r.scores[r.main].items()} for r in report.sets}
     say(name, "evaluated in", round(time.perf_counter() - begun, 1))
-    return table, report
+    return leading(report), report
 
 
-def chosen_by(
-    module: UnrolledRefinement, tokenizer: PreTrainedTokenizerBase, data: Path, steps: Sequence[int], name: str
-) -> Table:
+def leading(report: Report) -> Table:
+    return {r.name: {str(k): round(float(s.value), 4) for k, s in r.scores[r.main].items()} for r in report.sets}
+
+
+def chosen_by(embed: Embedder | EmbedFn, data: Path, steps: Sequence[int]) -> Table:
     """STS-B dev and the development contrasts, in the wordings of training and in `UNSEEN`."""
-    given = (module, tokenizer, "refine", data)
-    table, _ = scored(*given, ["sts/stsb_dev", "contrast/dev_*"], steps, name)
+    folder = data / "eval"
+    trained = leading(evaluate(embed, folder, steps=steps, sets=["sts/stsb_dev", "contrast/dev_*"]))
     instructions = {f"dev/{task}": wording for task, wording in UNSEEN.items()}
-    unseen, _ = scored(*given, ["contrast/dev_*"], steps, name, instructions=instructions)
-    return table | {f"unseen/{key}": value for key, value in unseen.items()}
+    unseen = leading(evaluate(embed, folder, steps=steps, sets=["contrast/dev_*"], instructions=instructions))
+    return trained | {f"unseen/{key}": value for key, value in unseen.items()}
 
 
 def development(result: dict[str, Any]) -> float:

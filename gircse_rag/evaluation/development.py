@@ -20,6 +20,7 @@ from gircse_rag.errors import InputError
 from gircse_rag.evaluation.files import records
 from gircse_rag.evaluation.readers import sample
 from gircse_rag.evaluation.sets import Choice, ChoiceContrastSet, EvalSet, RetrievalSet
+from gircse_rag.prompts import wordings
 
 # Tasks that exclude each other: what answers one of them is wrong for the others. (`clinc_same_intent` and
 # `clinc_same_domain` do not: a request of the same intent is also one of the same domain.)
@@ -39,7 +40,7 @@ def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[st
     try:
         tasks: dict[str, dict[str, Any]] = json.loads(catalogue.read_text(encoding="utf-8"))
         present = {
-            name: {**task, "instruction": overrides.get(f"dev/{name}", _first(task["instruction"]))}
+            name: {**task, "instruction": overrides.get(f"dev/{name}", wordings(task["instruction"])[0])}
             for name, task in tasks.items()
             if task["dev_rows"] and task["instruction"]
         }
@@ -55,13 +56,6 @@ def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[st
             found[name] = partial(_choices, base, name, {m: present[m] for m in here}, limit)
     for name in sorted(present):
         found[f"dev/{name}"] = partial(_retrieval, base, name, present[name], limit)
-    return found
-
-
-def _first(instruction: Any) -> str:
-    found = instruction if isinstance(instruction, str) else instruction[0]
-    if not isinstance(found, str):
-        raise ValueError(f"an instruction is a text or a list of texts, not {instruction!r}")
     return found
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from gircse_rag.errors import InputError
-from gircse_rag.prompts import Role, prefix
+from gircse_rag.prompts import Role, prefix, wordings
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.tokens import check_text, encode
 
@@ -74,7 +74,7 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {
             name: Task(
-                _wordings(task["instruction"]), bool(task.get("symmetric", False)), bool(task.get("in_batch", True))
+                wordings(task["instruction"]), bool(task.get("symmetric", False)), bool(task.get("in_batch", True))
             )
             for name, task in found.items()
         }
@@ -83,13 +83,6 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
             f'{path} does not name the tasks: it must be JSON {{task: {{"instruction": text or [text, ...], '
             f'"symmetric": bool}}}} ({type(error).__name__}: {error})'
         ) from error
-
-
-def _wordings(instruction: Any) -> tuple[str, ...]:
-    found = (instruction,) if isinstance(instruction, str) else tuple(instruction)
-    if not found or not all(isinstance(wording, str) and wording.strip() for wording in found):
-        raise ValueError(f"an instruction is a text or a list of texts, not {instruction!r}")
-    return found
 
 
 def read_rows(paths: Sequence[str | Path], tasks: Mapping[str, Task]) -> list[Row]:

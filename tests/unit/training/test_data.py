@@ -116,7 +116,7 @@ def test_a_task_may_word_its_instruction_in_several_ways(tmp_path):
     assert drawn[0] == drawn[1] != drawn[2]
     assert [batch.rows for batch in take(made[0], 0, 20)] == [batch.rows for batch in take(batches(data), 0, 20)]
     assert heads(take(made[0], 6, 1)[0]) == drawn[0][1], "a batch that is resumed in its middle keeps its wording"
-    for instruction in ([], [""], ["Alike", 1], " "):
+    for instruction in ([], [""], ["Alike", 1], " ", {"en": "Alike"}):
         (tmp_path / "bad.json").write_text(json.dumps({"same": {"instruction": instruction}}))
         with pytest.raises(InputError, match="does not name the tasks"):
             read_tasks(tmp_path / "bad.json")
