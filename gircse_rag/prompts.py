@@ -1,4 +1,4 @@
-"""Roles, templates, and instructions that the bundled checkpoint has seen.
+"""Roles, templates, and instructions by name.
 
 A query, and both sides of a symmetric task, is `Instruct: {instruction}\\nQuery:{text}`; a document is the bare text.
 """
@@ -35,7 +35,11 @@ INSTRUCTIONS: dict[str, str] = {
     "same_domain": "Retrieve requests from the same general domain, such as banking, travel or small talk",
     "similar_sentence": "Retrieve semantically similar text",
 }
-"""Task instructions by name: `embed_queries(texts, instruction=INSTRUCTIONS["python_code"])`; any sentence will do."""
+"""Task instructions by name: `embed_queries(texts, instruction=INSTRUCTIONS["python_code"])`.
+
+The bundled checkpoint was trained with all of them but `question_answering`, `web_search` and `similar_sentence`. Any
+sentence is taken; what it does is another matter (docs/instructions.md).
+"""
 
 
 def check_role(role: str, instruction: str | None) -> None:

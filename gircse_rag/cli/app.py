@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -56,12 +57,12 @@ app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit. GIRCSE_DEBUG=1 raises errors with their traceback instead of one line."""
+    """Run one command and exit. With GIRCSE_DEBUG=1 an error's traceback comes before its one line."""
     try:
         app(arguments, prog_name="gircse")  # exits by itself: 0, 2, 130, or what a command raised as typer.Exit
     except Exception as error:
         if os.environ.get("GIRCSE_DEBUG"):
-            raise
+            traceback.print_exc()
         sys.exit(_report(error))
 
 

@@ -43,7 +43,7 @@ _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def walk(root: Path, read_folders: set[tuple[int, int]]) -> Iterator[Path | SkippedFile]:
-    """The files at and below `root`, folders in sorted order; every real folder once, so a loop of links ends."""
+    """The files at and below `root`, folders in sorted order; every real folder once, under the first path to it."""
     waiting = [root]
     while waiting:
         path = waiting.pop()
@@ -54,7 +54,6 @@ def walk(root: Path, read_folders: set[tuple[int, int]]) -> Iterator[Path | Skip
                 continue
             identity = (status.st_dev, status.st_ino)
             if identity in read_folders:
-                yield SkippedFile(_printable(path), "this folder was already read under another path")
                 continue
             read_folders.add(identity)
             with os.scandir(path) as entries:

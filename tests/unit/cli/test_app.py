@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import gircse_rag
-from gircse_rag.cli import main
 from gircse_rag.cli.app import _report
 from gircse_rag.cli.output import ExitCode
 from gircse_rag.errors import (
@@ -109,8 +108,9 @@ def test_an_error_is_one_line_and_a_traceback_only_on_demand(gircse: Gircse, mon
     assert (ran.code, ran.out) == (3, "")
     assert ran.err.startswith("error: no model '[bold]nope'") and ran.err.count("\n") == 1
     monkeypatch.setenv("GIRCSE_DEBUG", "1")
-    with pytest.raises(CheckpointError):
-        main(["embed", "text", "--model", "nope"])
+    ran = gircse("embed", "text", "--model", "nope")
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.err.startswith("Traceback") and ran.err.splitlines()[-1].startswith("error: no model 'nope'")
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -75,7 +75,6 @@ def test_every_bad_file_is_named_and_the_rest_goes_in(gircse: Gircse, tiny_model
         "changing.jsonl": "it changed while it was read; run again",
         "closed.pdf": "it has a password; save it without one",
         "large.txt": "too large (500,000,000 bytes)",
-        "loop": "already read under another path",
         "pictures.pdf": "no text, only pictures",
         "raw.parquet": "row 2: the field 'raw' cannot be metadata",
         "ring.txt": "cannot be read",
