@@ -49,6 +49,8 @@ _SPECIAL_LORA = (
     *("layers_to_transform", "layer_replication", "exclude_modules", "target_parameters", "trainable_token_indices"),
     *("use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config"),
 )
+# Ways to begin an adapter that leave the base weights alone, as not every way does.
+_KEEP_THE_BASE = ("gaussian", "eva", "orthogonal")
 # What of a configuration changes the arithmetic, whatever version of transformers wrote it.
 _ARITHMETIC = (
     "model_type",
@@ -134,16 +136,8 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
     origin = _origin(model, base, base_name, base_hash)
     if adapter is not None:
         origin |= {"adapter": name, "adapter_hash": _hash_adapter(adapter)}
-    try:
-        spec = EmbeddingSpec(
-            **origin,
-            tokenizer_hash=tokenizer_hash,
-            dimension=dimension,
-            dtype=str(dtype).removeprefix("torch."),
-            **_spec_file(folder),
-        )
-    except InputError as error:
-        raise CheckpointError(f"{folder / SPEC_FILE}: {error}") from error
+    kind = str(dtype).removeprefix("torch.")
+    spec = _spec(folder, **origin, tokenizer_hash=tokenizer_hash, dimension=dimension, dtype=kind)
     window = model.config.max_position_embeddings
     if spec.max_length + spec.document_steps > window:
         raise CheckpointError(
@@ -172,7 +166,7 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | 
         base_name = name
         tokenizer = _load_tokenizer(None, folder)
         if exported := _read_json(folder / "config.json").get(EXPORTED):
-            known |= {field: exported["spec"][field] for field in ("base_hash", "adapter_hash")}
+            known |= {field: _exported(folder, exported)[1][field] for field in ("base_hash", "adapter_hash")}
     if base_name in BUNDLED:
         known["base_hash"] = BUNDLED[base_name].base_hash
     return tokenizer, {**known, "tokenizer_hash": _hash_tokenizer(tokenizer)}
@@ -192,15 +186,33 @@ def load_spec(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase
     tokenizer, hashes = load_tokenizer(name)
     if hashes["tokenizer_hash"] != BUNDLED[base_name].tokenizer_hash:
         return None  # a damaged copy: `load_checkpoint` says so
-    spec = EmbeddingSpec(
+    spec = _spec(
+        folder,
         base_model=base_name,
         adapter=name if adapted else None,
-        dimension=_read_json(_find(base_name) / "config.json")["hidden_size"],
+        dimension=_read_json(_find(base_name) / "config.json").get("hidden_size"),
         dtype=str(dtype).removeprefix("torch."),
-        **hashes,  # type: ignore[arg-type]  # base_hash is there: the base is bundled
-        **_spec_file(folder),
+        **hashes,  # base_hash is there: the base is bundled
     )
     return tokenizer, spec
+
+
+def state_of(name: str) -> str:
+    """32 hex digits that change whenever a file does that `load_checkpoint(name)` reads; of weights, size and time.
+
+    Raises:
+        CheckpointError: nothing of that name.
+    """
+    folder = _find(name)
+    folders = [folder, _find(_base_of(folder))] if (folder / "adapter_config.json").exists() else [folder]
+    digest = hashlib.sha256()
+    for path in sorted(path for each in folders for path in each.iterdir()):
+        if path.suffix == ".json":
+            digest.update(f"{path.name} ".encode() + path.read_bytes())
+        elif path.suffix == ".safetensors":
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns} ".encode())
+    return digest.hexdigest()[:32]
 
 
 def _origin(model: PreTrainedModel, folder: Path, name: str, weights: str) -> dict[str, Any]:
@@ -208,11 +220,7 @@ def _origin(model: PreTrainedModel, folder: Path, name: str, weights: str) -> di
     exported = getattr(model.config, EXPORTED, None)
     if exported is None:
         return {"base_model": name, "base_hash": weights}
-    try:
-        known, spec = exported["weights"], exported["spec"]
-        origin = {field: spec[field] for field in ("base_model", "base_hash", "adapter", "adapter_hash")}
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {EXPORTED!r} is damaged; export the model again") from error
+    known, origin = _exported(folder, exported)
     if known != weights:
         raise CheckpointError(
             f"the weights in {folder} are not those that `gircse export` wrote ({weights[:12]}, not {known[:12]}): "
@@ -221,12 +229,25 @@ def _origin(model: PreTrainedModel, folder: Path, name: str, weights: str) -> di
     return origin
 
 
+def _exported(folder: Path, exported: Any) -> tuple[str, dict[str, Any]]:
+    """The hash of the weights that `gircse export` wrote, and what they were made of."""
+    try:
+        origin = {field: exported["spec"][field] for field in ("base_model", "base_hash", "adapter", "adapter_hash")}
+        return exported["weights"], origin
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {EXPORTED!r} is damaged; export the model again") from error
+
+
 def _find(name: str) -> Path:
     """The local folder of a bundled name, a folder or a Hub id."""
     if name in BUNDLED:
         return BUNDLED[name].adapter or ensure_base()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        there = folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, ~nobody, a zero byte
+        raise CheckpointError(f"no model {name!r}: {error}") from error
+    if there:
         if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
             return folder
         raise CheckpointError(
@@ -274,10 +295,12 @@ def _load_model(folder: Path) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a config.json of other types fails in whatever reads it
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"could not load a model from {folder}: {str(error).strip().splitlines()[0]}"
-            f"{_repair(folder)} (only safetensors are read)"
+            f"could not load a model from {folder}: {said}{_repair(folder)} (only safetensors are read)"
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -312,17 +335,15 @@ def _merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrain
 
     Written out, and tested against PEFT, because PEFT takes 1.5 s to wrap, merge and unwrap 210 layers, and this 0.2.
     """
-    weights_file = folder / "adapter_model.safetensors"
-    if not weights_file.exists():
-        raise CheckpointError(f"{folder} has no adapter_model.safetensors; only safetensors are read")
+    weights = _adapter_weights(folder)
     config = _read_json(folder / "adapter_config.json")
-    try:
-        weights = load_file(weights_file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the adapter in {folder} is damaged: {error}; get its files again") from error
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"the adapter in {folder} is a {config.get('peft_type')} adapter; only LoRA is supported")
-    if special := [key for key in _SPECIAL_LORA if config.get(key) not in (None, False, "none", {}, [])]:
+    special = [key for key in _SPECIAL_LORA if config.get(key) not in (None, False, "none", {}, [])]
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun not in _KEEP_THE_BASE:
+        special.append("init_lora_weights")  # PEFT takes the first A and B off the base weights, each time it loads
+    if special:
         raise CheckpointError(
             f"the adapter in {folder} sets {special[0]}={config[special[0]]!r}, which is not plain LoRA; merge it with "
             "PEFT (merge_and_unload, save_pretrained) and load the merged folder"
@@ -357,6 +378,16 @@ def _merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrain
     return model
 
 
+def _adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "adapter_model.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"{folder} has no adapter_model.safetensors; only safetensors are read")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the adapter in {folder} is damaged: {error}; get its files again") from error
+
+
 def _is_target(name: str, module: nn.Module, targets: str | list[str]) -> bool:
     """Whether PEFT would have adapted this layer: by a regular expression, or by the end of its name."""
     if not isinstance(module, nn.Linear) or not name.startswith("model."):
@@ -377,19 +408,33 @@ def _check_finite(model: nn.Module) -> None:
             )
 
 
-def _spec_file(folder: Path) -> dict[str, Any]:
+def read_spec_file(folder: Path) -> dict[str, Any]:
+    """The spec's fields that a folder's gircse.json sets, and "pooling" of a baseline; {} without one.
+
+    Raises:
+        CheckpointError: it is no JSON object, or sets something else.
+    """
     path = folder / SPEC_FILE
     if not path.exists():
         return {}
     fields = _read_json(path)
-    if "pooling" in fields:
-        raise CheckpointError(
-            f"{path}: trained with pooling {fields['pooling']!r}, a baseline without refinement; "
-            "`gircse eval` scores it"
-        )
-    if unknown := sorted(set(fields) - SPEC_FILE_FIELDS):
+    if unknown := sorted(set(fields) - SPEC_FILE_FIELDS - {"pooling"}):
         raise CheckpointError(f"{path} has unknown fields {unknown}; known: {sorted(SPEC_FILE_FIELDS)}")
     return fields
+
+
+def _spec(folder: Path, **known: Any) -> EmbeddingSpec:
+    """What is known of the weights, and what the folder's gircse.json chose."""
+    fields = read_spec_file(folder)
+    if "pooling" in fields:
+        raise CheckpointError(
+            f"{folder / SPEC_FILE}: trained with pooling {fields['pooling']!r}, a baseline without refinement; "
+            "`gircse eval` scores it"
+        )
+    try:
+        return EmbeddingSpec(**known, **fields)
+    except InputError as error:
+        raise CheckpointError(f"{folder / SPEC_FILE}: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -423,9 +468,10 @@ def hash_model(model: PreTrainedModel) -> str:
 def _hash_adapter(folder: Path) -> str:
     digest = hashlib.sha256()
     config = _read_json(folder / "adapter_config.json")
+    weights = _adapter_weights(folder)
     keys = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
     digest.update(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode())
-    for name, weight in sorted(load_file(folder / "adapter_model.safetensors").items()):
+    for name, weight in sorted(weights.items()):
         digest.update(_digest(name, weight))
     return digest.hexdigest()
 

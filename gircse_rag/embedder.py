@@ -280,7 +280,7 @@ class Embedder:
         per_text = [steps] * n if isinstance(steps, int) else list(steps)
         if len(per_text) != n:
             raise InputError(f"steps has {len(per_text)} entries for {n} texts")
-        for value in set(per_text):
+        for value in per_text:
             check_steps(value)
         return per_text, None
 

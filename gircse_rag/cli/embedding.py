@@ -51,7 +51,7 @@ def embed(
     """
     if texts and file:
         raise typer.BadParameter("give texts or --file, not both")
-    if not texts and file is None and sys.stdin.isatty():
+    if not texts and file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise typer.BadParameter("no text: give some, or --file, or pipe one text a line into stdin")
     with only_results_on_stdout():
         if not texts:

@@ -99,7 +99,7 @@ def base_of(model: str) -> str:
     try:
         config = json.loads((Path(model).expanduser() / "adapter_config.json").read_text(encoding="utf-8"))
         return str(config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return model  # no adapter folder, or a damaged one: loading it will say so
 
 

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from gircse_rag.errors import GircseWarning
+from gircse_rag.errors import GircseWarning, InputError
 
 
 class ExitCode(enum.IntEnum):
@@ -51,23 +51,32 @@ def emit(*parts: RenderableType) -> None:
     """Tables and text to stdout, as wide as the terminal, or 120 columns into a pipe."""
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()  # rich finds out how wide
     console = Console(file=sys.stdout, highlight=False, width=None if known else 120)
-    with console.capture() as captured:
+    with _unwritable_is_said(), console.capture() as captured:
         for part in parts:
             console.print(part)
     _write(captured.get())
 
 
 def _write(text: str) -> None:
+    with _unwritable_is_said():
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except UnicodeEncodeError:
+            encoding = sys.stdout.encoding
+            sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _unwritable_is_said() -> Iterator[None]:
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except UnicodeEncodeError:
-        encoding = sys.stdout.encoding
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-        sys.stdout.flush()
+        yield
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere at exit
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            raise typer.Exit(0) from None
+        raise InputError(f"could not write the result to stdout: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

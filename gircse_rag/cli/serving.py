@@ -12,7 +12,7 @@ import typer
 
 from gircse_rag.cli import options
 from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout
-from gircse_rag.errors import require
+from gircse_rag.errors import InputError, require
 
 SERVER = "vllm.entrypoints.openai.api_server"
 ExportDtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Of the weights.")]
@@ -70,17 +70,19 @@ def _exported(model: str) -> Path:
     from gircse_rag.backends.vllm.export import export as write
     from gircse_rag.backends.vllm.export import is_exported
     from gircse_rag.bundled import cache_folder
-    from gircse_rag.checkpoint import load_tokenizer
+    from gircse_rag.checkpoint import state_of
 
     if is_exported(Path(model).expanduser()):
         return Path(model).expanduser()
     options.announce(model)
-    _, known = load_tokenizer(model)
-    digest = "-".join((value or "none")[:12] for _, value in sorted(known.items()))
-    folder = cache_folder() / "exported" / f"{Path(model).name}-{digest}"
+    folder = cache_folder() / "exported" / f"{Path(model).name}-{state_of(model)}"
     if not is_exported(folder):
         note("note", f"first use: writing {model}, merged, to {folder}")
-        write(model, folder)
+        try:
+            write(model, folder)
+        except InputError:
+            if not is_exported(folder):  # else another process wrote it meanwhile
+                raise
     return folder
 
 

@@ -40,13 +40,17 @@ def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[st
     try:
         tasks: dict[str, dict[str, Any]] = json.loads(catalogue.read_text(encoding="utf-8"))
         present = {
-            name: {**task, "instruction": overrides.get(f"dev/{name}", wordings(task["instruction"])[0])}
+            name: {
+                "instruction": overrides.get(f"dev/{name}", wordings(task["instruction"])[0]),
+                "symmetric": task.get("symmetric", False),
+                "source": task["source"],
+            }
             for name, task in tasks.items()
-            if task["dev_rows"] and task["instruction"]
+            if task.get("dev_rows") and task["instruction"]
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{catalogue}: expected {{task: {{instruction, symmetric, source, dev_rows}}}} "
+            f"{catalogue}: expected {{task: {{instruction, symmetric (optional), source, dev_rows}}}} "
             f"({type(error).__name__}: {error})"
         ) from error
     found: dict[str, Callable[[], EvalSet]] = {}
@@ -61,7 +65,12 @@ def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[st
 
 def _rows(base: Path, name: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
     path = base / "dev" / f"{task['source']}.jsonl"
-    rows = [row for _, row in records(path, ("task", "query", "positive")) if row["task"] == name]
+    rows = []
+    for number, row in records(path, ("task", "query", "positive")):
+        if not isinstance(row.get("negative"), str | None):
+            raise InputError(f"{path}, line {number}: 'negative' must be a string or null")
+        if row["task"] == name:
+            rows.append(row)
     if not rows:
         raise InputError(f"{path}: no development row of the task {name!r}, which tasks.json promises")
     return rows

@@ -79,7 +79,7 @@ def evaluate(
         fingerprint=spec.fingerprint if spec is not None else None,
         limit=limit,
         texts=vectors.embedded,
-        truncated=function.truncated if isinstance(function, FromEmbedder) else None,
+        truncated=getattr(function, "truncated", None),
         seconds=round(time.perf_counter() - started, 1),
         versions=_versions(),
     )

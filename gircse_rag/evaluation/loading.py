@@ -50,7 +50,7 @@ def load_sets(
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"evaluation folder {root} is not a directory")
-    if limit is not None and (isinstance(limit, bool) or limit < 1):
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InputError(f"limit must be a positive number of queries, pairs or texts, got {limit!r}")
     overrides = dict(instructions or {})
     available = _find(root, limit, overrides)
@@ -59,6 +59,10 @@ def load_sets(
     if unknown := sorted(set(overrides) - set(available)):
         raise InputError(
             f"an instruction is given for {', '.join(unknown)}; the sets there are: {', '.join(available)}"
+        )
+    if parts := sorted(name for name in overrides if name.startswith("contrast/")):
+        raise InputError(
+            f"{parts[0]} has no instruction of its own: give one for each set that it is made of"
         )
     return [available[name]() for name in _choose(available, sets)]
 
@@ -81,16 +85,17 @@ def _choose(available: Iterable[str], patterns: Sequence[str] | None) -> list[st
 
 
 def _find(root: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[str, Loader]:
-    """Name -> loader, in the order in which they are reported."""
+    """Name -> loader, in the order in which they are reported. A bad file is an error of the sets it is for."""
     found: dict[str, Loader] = {}
 
     def stems(task: str, ending: str) -> list[tuple[str, Path]]:
         paths = [p for e in (ending, f"{ending}.gz") for p in (root / task).glob(f"*{e}")]
-        plain = sorted({p.with_name(p.name.removesuffix(".gz")) for p in paths})
+        plain = sorted({p.with_name(p.name.removesuffix(".gz")) for p in paths if not p.name.startswith(".")})
         return [(p.name.removesuffix(ending), p) for p in plain]
 
     def folders(task: str) -> list[Path]:
-        return sorted(p for p in (root / task).iterdir() if p.is_dir()) if (root / task).is_dir() else []
+        inside = (root / task).iterdir() if (root / task).is_dir() else ()
+        return sorted(p for p in inside if p.is_dir() and not p.name.startswith("."))
 
     for path in folders("retrieval"):
         name = f"retrieval/{path.name}"
@@ -104,23 +109,42 @@ def _find(root: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[s
         probes[name] = partial(readers.read_probe, path, name, instruction_for(name, overrides), limit)
     found |= probes
     for stem, path in stems("clustering", ".jsonl"):
-        fields = readers.read_label_fields(path)
+        try:
+            fields = readers.read_label_fields(path)
+        except InputError as error:
+            found[f"clustering/{stem}"] = partial(_raise, error)
+            continue
         for field in fields:
             name = f"clustering/{stem}" if len(fields) == 1 else f"clustering/{stem}:{field}"
             found[name] = partial(readers.read_clusters, path, field, name, instruction_for(name, overrides), limit)
     for one, other in combinations(probes, 2):
         stem = one.rpartition("_")[0]
-        if stem and stem == other.rpartition("_")[0] and (contrast := _nested(stem, probes[one](), probes[other]())):
-            found[contrast.name] = partial(_given, contrast)
-    found |= development.find(root.parent, limit, overrides)
+        if not stem or stem != other.rpartition("_")[0]:
+            continue
+        name = f"contrast/{stem.removeprefix('classification/')}"
+        try:
+            contrast = _nested(name, probes[one](), probes[other]())
+        except InputError as error:
+            found[name] = partial(_raise, error)
+        else:
+            if contrast is not None:
+                found[name] = partial(_given, contrast)
+    try:
+        found |= development.find(root.parent, limit, overrides)
+    except InputError as error:
+        found |= dict.fromkeys(("dev/tasks.json", "contrast/dev"), partial(_raise, error))
     return found
+
+
+def _raise(error: InputError) -> EvalSet:
+    raise error
 
 
 def _given(evaluation_set: EvalSet) -> EvalSet:
     return evaluation_set
 
 
-def _nested(stem: str, one: EvalSet, other: EvalSet) -> NestedContrastSet | None:
+def _nested(name: str, one: EvalSet, other: EvalSet) -> NestedContrastSet | None:
     """The contrast set of two probes over the same test texts, None if neither's labels nest in the other's."""
     assert isinstance(one, ProbeSet) and isinstance(other, ProbeSet)
     if one.test_texts != other.test_texts or one.instruction == other.instruction:
@@ -133,7 +157,7 @@ def _nested(stem: str, one: EvalSet, other: EvalSet) -> NestedContrastSet | None
     else:
         return None
     return NestedContrastSet(
-        name=f"contrast/{stem.removeprefix('classification/')}",
+        name=name,
         fine_instruction=fine.instruction,
         coarse_instruction=coarse.instruction,
         texts=fine.test_texts,

@@ -44,7 +44,10 @@ def read_retrieval(path: Path, name: str, instruction: str, limit: int | None) -
             raise InputError(f"{where}: judges the query {query!r}, which is not in queries.jsonl")
         if document not in documents:
             raise InputError(f"{where}: judges the document {document!r}, which is not in corpus.jsonl")
-        qrels.setdefault(query, {})[document] = int(number_in(path / "qrels.tsv", number, score))
+        grade = number_in(path / "qrels.tsv", number, score)
+        if not grade.is_integer():
+            raise InputError(f"{where}: the score is {score}; a judgement is a whole number, 0 for not relevant")
+        qrels.setdefault(query, {})[document] = int(grade)
     # A query without a relevant document has no score under any metric.
     judged = [q for q in queries if max(qrels.get(q, {"": 0}).values()) > 0]
     if not judged:
@@ -84,7 +87,11 @@ def read_pairs(path: Path, name: str, instruction: str, limit: int | None) -> Pa
     rows = sample(len(scores), limit)
     if len(rows) < 2:
         raise InputError(f"{path}: a correlation needs two pairs or more, found {len(rows)}")
-    return PairSet(name, instruction, _keep(first, rows), _keep(second, rows), tuple(scores[int(i)] for i in rows))
+    kept, binary = tuple(scores[int(i)] for i in rows), set(scores) <= {0.0, 1.0}
+    if binary and not any(kept):
+        where = "the file" if len(kept) == len(scores) else f"the sample of {limit}; raise the limit"
+        raise InputError(f"{path}: no pair has the score 1 in {where}: there is nothing to find")
+    return PairSet(name, instruction, _keep(first, rows), _keep(second, rows), kept, binary)
 
 
 def read_probe(path: Path, name: str, instruction: str, limit: int | None) -> ProbeSet:

@@ -73,7 +73,7 @@ def pairs(data: PairSet, first: Array, second: Array, seed: int) -> dict[str, Es
     similarities = np.einsum("nd,nd->n", first, second, dtype=np.float64)
     scores = np.asarray(data.scores)
     correlation = spearman(similarities, scores, seed)
-    if data.binary and scores.any():
+    if data.binary:
         return {"average_precision": average_precision(similarities, scores, seed), "spearman": correlation}
     return {"spearman": correlation}
 

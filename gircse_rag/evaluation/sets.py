@@ -57,7 +57,10 @@ class RetrievalSet:
 
 @dataclass(frozen=True)
 class PairSet:
-    """Sentence pairs with a human score each; scores of only 0 and 1 ask "same or not": average precision leads."""
+    """Sentence pairs with a human score each.
+
+    `binary`: the whole set's scores are 0 and 1, "same or not": average precision leads, of a sample as well.
+    """
 
     task: ClassVar[str] = "sts"
     name: str
@@ -65,10 +68,7 @@ class PairSet:
     first: tuple[str, ...]
     second: tuple[str, ...]
     scores: tuple[float, ...]
-
-    @property
-    def binary(self) -> bool:
-        return set(self.scores) <= {0.0, 1.0}
+    binary: bool
 
     @property
     def main(self) -> str:

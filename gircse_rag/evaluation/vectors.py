@@ -120,6 +120,8 @@ def check_steps(steps: Iterable[int]) -> tuple[int, ...]:
     Raises:
         InputError: it is empty or holds anything but whole numbers from 0.
     """
+    if not isinstance(steps, Iterable):
+        raise InputError(f"steps must be whole numbers such as (1, 5), got {steps!r}")
     given = list(steps)
     for step in given:
         if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:

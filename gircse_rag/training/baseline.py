@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from gircse_rag.checkpoint import load_checkpoint
+from gircse_rag.checkpoint import load_checkpoint, read_spec_file
 from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.prompts import Role
 from gircse_rag.refinement import pool
 from gircse_rag.tokens import encode
+from gircse_rag.training.saving import read_record
 from gircse_rag.training.trainer import token_chunks
 from gircse_rag.training.unrolled import UnrolledRefinement
 
@@ -47,15 +49,17 @@ class Baseline:
         self.pooling = trained_pooling(folder)
         if self.pooling not in ("last", "mean"):
             raise CheckpointError(f"{folder} was not trained with pooling: last or mean")
-        config = json.loads((Path(folder) / "training.json").read_text(encoding="utf-8"))["config"]
+        config = read_record(Path(folder))["config"]
         base = load_checkpoint(config["model"], dtype=torch.float32, device="cpu")
         try:
             adapted = PeftModel.from_pretrained(base.model, str(folder)).float().requires_grad_(False)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"the adapter in {folder} cannot be loaded: {error}") from error
         self.module = UnrolledRefinement(adapted, dtype=dtype, groups=4)
         self.tokenizer, self.truncated = base.tokenizer, 0
-        self.spec = replace(base.spec, max_length=config["max_length"])
+        chosen = {**read_spec_file(Path(folder)), "max_length": config["max_length"]}
+        chosen.pop("pooling", None)
+        self.spec = replace(base.spec, **chosen)
 
     def __call__(self, texts: list[str], role: Role, instruction: str | None, steps: tuple[int, ...]) -> np.ndarray:
         """(n, 1, d) float32, unit rows. `steps` is (0,).

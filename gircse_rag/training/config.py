@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gircse_rag.errors import InputError, require
+from gircse_rag.spec import MAX_STEPS
 from gircse_rag.training.unrolled import Pooling
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -80,12 +82,18 @@ class TrainConfig:
         for name in ("rows", "batch_size", "save_rows", "rank", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "temperature", "max_gradient"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("learning_rate", "temperature", "max_gradient", "alpha"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        for name in ("warmup_rows", "decay_rows", "weight_decay", "reg_weight", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0 and finite")
         low, high = self.step_range
-        if not 1 <= low <= high:
-            raise InputError(f"steps is {self.steps}; it must be K >= 1, or [low, high]")
+        if not 1 <= low <= high <= MAX_STEPS:
+            raise InputError(f"steps is {self.steps}; it must be K from 1 to {MAX_STEPS}, or [low, high]")
+        outside = [target for target in self.targets if target.rpartition(".")[2] not in TARGETS]
+        if outside or not self.targets:
+            raise InputError(f"targets is {list(self.targets)}; they may be {', '.join(TARGETS)}")
         if self.pooling not in ("refine", "last", "mean"):
             raise InputError(f"pooling is {self.pooling!r}; it must be refine, last or mean")
         if self.dtype not in ("auto", "float32", "bfloat16"):  # float16 would need its loss scaled
@@ -98,11 +106,11 @@ class TrainConfig:
         """The lowest and highest K."""
         return (self.steps, self.steps) if isinstance(self.steps, int) else self.steps
 
-    def rate(self, cursor: int, resumed: int = 0) -> float:
-        """Learning rate for the batch that starts at row `cursor`, when this run's optimiser began at row `resumed`."""
+    def rate(self, cursor: int) -> float:
+        """Learning rate for the batch that starts at row `cursor`."""
         # Capped, so that a short run reaches its rate with the defaults of a long one.
         warmup_rows, decay_rows = min(self.warmup_rows, self.rows / 5), min(self.decay_rows, self.rows / 2)
-        warm = min(1.0, (cursor - resumed + self.batch_size) / warmup_rows) if warmup_rows else 1.0
+        warm = min(1.0, (cursor + self.batch_size) / warmup_rows) if warmup_rows else 1.0
         decay = min(1.0, (self.rows - cursor) / decay_rows) if decay_rows else 1.0
         return self.learning_rate * warm * max(0.0, decay)
 
@@ -114,7 +122,7 @@ class TrainConfig:
             InputError: a key does not exist or is missing, or a value is of another type or out of range.
         """
         known = {item.name for item in fields(cls)}
-        if unknown := sorted(set(values) - known):
+        if unknown := sorted(map(str, set(values) - known)):
             raise InputError(
                 f"unknown key {', '.join(unknown)} in the training config; known: {', '.join(sorted(known))}"
             )
@@ -139,7 +147,7 @@ class TrainConfig:
         yaml = require("yaml", "train")
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"{path} cannot be read as YAML: {error}") from error
         if not isinstance(values, dict):
             raise InputError(f"{path} holds no keys; a training config needs at least output, data, tasks and rows")
@@ -152,8 +160,9 @@ class TrainConfig:
     @property
     def data_key(self) -> dict[str, Any]:
         """What fixes the order of rows and the adapter's shape: a state saved with other values is not this run's."""
-        keys = ("model", "adapter", "pooling", "batch_size", "seed", "data", "tasks", "mixture", "rank", "targets")
-        return {key: value for key, value in self.to_dict().items() if key in keys}
+        rows = ("data", "tasks", "mixture", "batch_size", "seed", "max_length")
+        adapter = ("model", "adapter", "pooling", "rank", "alpha", "targets")
+        return {key: value for key, value in self.to_dict().items() if key in rows + adapter}
 
 
 _UNFIT = object()

@@ -8,9 +8,13 @@ Where a task words its instruction in several ways, each batch draws one.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,19 +73,19 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
     Raises:
         InputError: the file is missing or a task has no instruction.
     """
-    path = Path(path)
+    path, made, name = Path(path), {}, ""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            name: Task(
-                wordings(task["instruction"]), bool(task.get("symmetric", False)), bool(task.get("in_batch", True))
-            )
-            for name, task in found.items()
-        }
+        for name, task in found.items():
+            flags = [task.get("symmetric", False), task.get("in_batch", True)]
+            if not all(isinstance(flag, bool) for flag in flags):
+                raise ValueError("symmetric and in_batch are true or false")
+            made[name] = Task(wordings(task["instruction"]), *flags)
+        return made
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f'{path} does not name the tasks: it must be JSON {{task: {{"instruction": text or [text, ...], '
-            f'"symmetric": bool}}}} ({type(error).__name__}: {error})'
+            f'"symmetric": bool}}}} ({name and f"task {name!r}: "}{type(error).__name__}: {error})'
         ) from error
 
 
@@ -100,7 +104,7 @@ def read_rows(paths: Sequence[str | Path], tasks: Mapping[str, Task]) -> list[Ro
                 found = [
                     (f"{path}, line {number}", json.loads(line)) for number, line in enumerate(file, 1) if line.strip()
                 ]
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise InputError(f"{path} cannot be read as JSON lines: {error}") from error
         if not found:
             raise InputError(f"{path} is empty; leave it out")
@@ -131,7 +135,7 @@ def check_rows(found: Iterable[tuple[str, Any]], tasks: Mapping[str, Task]) -> I
     for place, row in found:
         if not isinstance(row, Mapping) or not row.get("query") or not row.get("positive"):
             raise InputError(f'{place}: a row needs "task", "query" and "positive"; this is {str(row)[:120]}')
-        if row.get("task") not in tasks:
+        if not isinstance(row.get("task"), str) or row["task"] not in tasks:
             raise InputError(
                 f"{place}: task {row.get('task')!r} is not among the tasks; add its instruction to tasks.json"
             )
@@ -179,6 +183,30 @@ class Batches:
         self._members = [np.array(members[task]) for task in sorted(members)]
         for task in members:
             self._refuse_lonely(task, members[task])
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hex digits of the rows and their tasks: other rows come in another order."""
+        used = sorted({row.task for row in self.rows})
+        digest = hashlib.sha256(repr([(task, self.tasks[task]) for task in used]).encode())
+        for row in self.rows:
+            digest.update(repr(tuple(row)).encode())
+        return digest.hexdigest()[:32]
+
+    def check_shares(self, processes: int) -> None:
+        """
+        Raises:
+            InputError: a batch has fewer texts than there are processes: some would have nothing to do.
+        """
+        for members in self._members:
+            smallest = len(members) // -(-len(members) // self.batch_size)
+            paired = any(self.rows[index].negative is None for index in members)
+            if smallest * (2 if paired else 3) < processes:
+                task = self.rows[members[0]].task
+                raise InputError(
+                    f"the task {task!r} makes batches of {smallest} rows, too few for {processes} processes; give it "
+                    "more rows, or leave it out (mixture: 0)"
+                )
 
     def start(self, cursor: int = 0) -> Iterator[Batch]:
         """Batches from row `cursor` of the order on, epoch after epoch."""
@@ -257,12 +285,12 @@ def mixed(rows: Sequence[Row], factors: Mapping[str, float]) -> list[Row]:
     """Each task's rows `factor` times: whole copies, and a fixed random part for what is left of the factor.
 
     Raises:
-        InputError: a factor names no task among the rows, or is negative.
+        InputError: a factor names no task among the rows, is negative or infinite.
     """
     found = {row.task for row in rows}
     for task, factor in factors.items():
-        if task not in found or factor < 0:
-            raise InputError(f"mixture: {task}: {factor}: a factor >= 0 of a task that has rows is needed")
+        if task not in found or not 0 <= factor < math.inf:
+            raise InputError(f"mixture: {task}: {factor}: a finite factor >= 0 of a task that has rows is needed")
     out: list[Row] = []
     for task in sorted(found):
         members, factor = [row for row in rows if row.task == task], factors.get(task, 1.0)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from gircse_rag.bundled import BUNDLED
-from gircse_rag.checkpoint import load_checkpoint
+from gircse_rag.checkpoint import SPEC_FILE, Checkpoint, load_checkpoint, read_spec_file
 from gircse_rag.errors import CheckpointError, InputError, require
 from gircse_rag.hardware import device_of, dtype_of
+from gircse_rag.spec import DEFAULT_STEPS, EmbeddingSpec
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.data import Batches, mixed, read_rows, read_tasks
 from gircse_rag.training.saving import find_state, replacing, save_adapter, save_record, save_spec
@@ -46,7 +51,7 @@ def train(config: TrainConfig, on_step: Callable[[dict[str, Any]], None] | None 
         raise InputError(
             f"{config.model} has an adapter: name its base as `model`, and the adapter's folder as `adapter`"
         )
-    spec = replace(loaded.spec, max_length=config.max_length)
+    spec = _spec(loaded, config)
     module = UnrolledRefinement(
         _adapted(loaded.model, config),
         dtype=dtype_of(config.dtype, torch.device(device)),
@@ -54,15 +59,64 @@ def train(config: TrainConfig, on_step: Callable[[dict[str, Any]], None] | None 
         level_gradients=config.level_gradients,
     )
     batches = Batches(rows, tasks, loaded.tokenizer, spec, batch_size=config.batch_size, seed=config.seed)
-    trainer = Trainer(module, batches, config, accelerator=accelerator, on_step=on_step)
-    if find_state(Path(config.output)) is not None:
-        trainer.resume(config.output)
-    trainer.run()
-    if accelerator is None or accelerator.is_main_process:
-        _finish(config, module.model, loaded.tokenizer, trainer.cursor)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
+    main = accelerator is None or accelerator.is_main_process
+    with _alone(Path(config.output)) if main else nullcontext():
+        trainer = Trainer(module, batches, config, accelerator=accelerator, on_step=on_step)
+        if find_state(Path(config.output)) is not None:
+            trainer.resume(config.output)
+        trainer.run()
+        if main:
+            _finish(config, module.model, batches, trainer.cursor)
+        if accelerator is not None:
+            accelerator.wait_for_everyone()
     return Path(config.output) / "checkpoint"
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Two runs in one folder would take each other's states away.
+
+    Raises:
+        CheckpointError: another process trains there, or the folder cannot be made.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise CheckpointError(f"another process trains into {output}; wait for it, or take another `output`") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot train into {output}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _spec(base: Checkpoint, config: TrainConfig) -> EmbeddingSpec:
+    """The base's, or the one of the adapter to start from, with the config's length and steps.
+
+    Raises:
+        InputError: a temperature that is not trained with, or texts longer than the model's window.
+    """
+    chosen = {} if config.adapter is None else read_spec_file(_folder(config.adapter))
+    chosen.pop("pooling", None)
+    steps = config.steps if isinstance(config.steps, int) else DEFAULT_STEPS
+    spec = replace(base.spec, **{**chosen, "max_length": config.max_length, "document_steps": steps})
+    if spec.temperature != 1:
+        raise InputError(f"{SPEC_FILE} sets temperature {spec.temperature}; soft tokens are trained with 1")
+    window, longest = base.model.config.max_position_embeddings, max(config.step_range[1], steps)
+    if config.max_length + longest > window:
+        raise InputError(
+            f"max_length {config.max_length} plus {longest} steps exceed the window of {config.model}, {window} "
+            "positions; lower max_length"
+        )
+    return spec
+
+
+def _folder(adapter: str) -> Path:
+    known = BUNDLED.get(adapter)
+    return Path(adapter) if known is None or known.adapter is None else known.adapter
 
 
 def _adapted(model: Any, config: TrainConfig) -> Any:
@@ -73,26 +127,30 @@ def _adapted(model: Any, config: TrainConfig) -> Any:
         lora = LoraConfig(
             r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), task_type="CAUSAL_LM"
         )
-        return get_peft_model(model, lora)
-    known = BUNDLED.get(config.adapter)
-    folder = known.adapter if known is not None and known.adapter is not None else config.adapter
+        try:
+            return get_peft_model(model, lora)
+        except ValueError as error:
+            raise InputError(f"no adapter can be made for {config.model}: {error}") from error
     try:
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, _folder(config.adapter), is_trainable=True)
+    except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
         raise CheckpointError(f"the adapter {config.adapter} cannot be trained further: {error}") from error
     return adapted.float()
 
 
-def _finish(config: TrainConfig, model: Any, tokenizer: Any, rows_seen: int) -> None:
+def _finish(config: TrainConfig, model: Any, batches: Batches, rows_seen: int) -> None:
+    rank = next(iter(model.peft_config.values())).r
     with replacing(Path(config.output), "checkpoint") as fresh:
         save_adapter(fresh, model, config.model, torch.bfloat16)
-        tokenizer.save_pretrained(fresh)
-        save_spec(fresh, config)
-        save_record(fresh, config, rows_seen)
-        (fresh / "README.md").write_text(_card(config, rows_seen), encoding="utf-8")
+        batches.tokenizer.save_pretrained(fresh)
+        save_spec(fresh, batches.spec, config.pooling)
+        save_record(fresh, config, batches, rows_seen)
+        (fresh / "README.md").write_text(_card(config, rank, rows_seen), encoding="utf-8")
 
 
-def _card(config: TrainConfig, rows_seen: int) -> str:
+def _card(config: TrainConfig, rank: int, rows_seen: int) -> str:
     if config.pooling != "refine":
         kind, use = f"A baseline with {config.pooling} pooling", "    gircse eval FOLDER --model path/to/this/folder"
     else:
@@ -108,7 +166,7 @@ tags: [gircse, sentence-similarity, embeddings]
 
 Trained with gircse-rag on {rows_seen} instructed triplets: {", ".join(config.data)}.
 Batch {config.batch_size}, temperature {config.temperature},
-learning rate {config.learning_rate}, LoRA rank {config.rank}.
+learning rate {config.learning_rate}, LoRA rank {rank}.
 `training.json` beside this file holds the whole configuration.
 
 {use}

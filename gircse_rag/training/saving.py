@@ -15,9 +15,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from gircse_rag.errors import CheckpointError
-from gircse_rag.spec import DEFAULT_STEPS
+from gircse_rag.checkpoint import SPEC_FILE, SPEC_FILE_FIELDS
+from gircse_rag.errors import CheckpointError, InputError
+from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.training.config import TrainConfig
+from gircse_rag.training.data import Batches
+
+RECORD = "training.json"
 
 
 def save_adapter(folder: Path, model: Any, base_name: str, dtype: torch.dtype | None = None) -> None:
@@ -35,16 +39,15 @@ def save_adapter(folder: Path, model: Any, base_name: str, dtype: torch.dtype | 
         save_file(tensors, weights, metadata={"format": "pt"})
 
 
-def save_spec(folder: Path, config: TrainConfig) -> None:
+def save_spec(folder: Path, spec: EmbeddingSpec, pooling: str) -> None:
     """Write gircse.json: what a checkpoint that trains like this is loaded with."""
-    steps = config.steps if isinstance(config.steps, int) else DEFAULT_STEPS
-    chosen: dict[str, Any] = {"max_length": config.max_length, "document_steps": steps}
-    if config.pooling != "refine":
-        chosen["pooling"] = config.pooling  # no spec may say so: a baseline must not load as GIRCSE
-    (folder / "gircse.json").write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
+    chosen = {name: getattr(spec, name) for name in sorted(SPEC_FILE_FIELDS)}
+    if pooling != "refine":
+        chosen["pooling"] = pooling  # no spec may say so: a baseline must not load as GIRCSE
+    (folder / SPEC_FILE).write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
 
 
-def save_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig, cursor: int, started: int) -> None:
+def save_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig, batches: Batches, cursor: int) -> None:
     """Write `folder/state` anew.
 
     Raises:
@@ -52,17 +55,34 @@ def save_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig, cu
     """
     with replacing(folder, "state") as fresh:
         save_adapter(fresh, model, config.model)
-        save_spec(fresh, config)
+        save_spec(fresh, batches.spec, config.pooling)
         buffer = io.BytesIO()  # writing to a path, torch says of a full disk that some position was unexpected
-        torch.save({"optimizer": optimizer.state_dict(), "cursor": cursor, "started": started}, buffer)
+        torch.save({"optimizer": optimizer.state_dict(), "cursor": cursor}, buffer)
         (fresh / "training.pt").write_bytes(buffer.getbuffer())
-        save_record(fresh, config, cursor)
+        save_record(fresh, config, batches, cursor)
 
 
-def save_record(folder: Path, config: TrainConfig, rows_seen: int) -> None:
-    """Write training.json: the config and how far it got."""
-    record = {"rows_seen": rows_seen, "learning_rate": config.learning_rate, "config": config.to_dict()}
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+def save_record(folder: Path, config: TrainConfig, batches: Batches, rows_seen: int) -> None:
+    """Write training.json: the config, how far it got, and a digest of the rows that it saw."""
+    record = {"rows_seen": rows_seen, "learning_rate": config.learning_rate, "rows_digest": batches.digest}
+    text = json.dumps({**record, "config": config.to_dict()}, indent=2)
+    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """training.json, as `save_record` writes it.
+
+    Raises:
+        CheckpointError: it cannot be read, or says something else.
+    """
+    path = folder / RECORD
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        TrainConfig.of(record["config"])
+        int(record["rows_seen"])
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        raise CheckpointError(f"{path} is not what training wrote ({type(error).__name__}: {error})") from error
+    return record
 
 
 @contextmanager
@@ -81,8 +101,8 @@ def replacing(folder: Path, name: str) -> Iterator[Path]:
             fresh.mkdir()
             yield fresh
             old = folder / f"{name}.old"
-            shutil.rmtree(old, ignore_errors=True)
-            if (folder / name).exists():
+            if (folder / name).exists():  # if not, a kill fell between the two renames, and `old` is all there is
+                shutil.rmtree(old, ignore_errors=True)
                 (folder / name).rename(old)
             fresh.rename(folder / name)
             shutil.rmtree(old, ignore_errors=True)
@@ -95,21 +115,22 @@ def replacing(folder: Path, name: str) -> Iterator[Path]:
 def find_state(folder: Path) -> Path | None:
     """The last whole state of a run: `state`, or `state.old` when a kill fell between the two renames."""
     for name in ("state", "state.old"):
-        if (folder / name / "training.json").exists():
+        if (folder / name / RECORD).exists():
             return folder / name
     return None
 
 
 def rows_seen(state: Path) -> int:
     """How many rows a run had seen when it saved `state`."""
-    return int(json.loads((state / "training.json").read_text(encoding="utf-8"))["rows_seen"])
+    return int(read_record(state)["rows_seen"])
 
 
-def load_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig) -> tuple[int, int]:
-    """Put adapter and optimiser back; returns (cursor, started).
+def load_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig, batches: Batches) -> int:
+    """Put adapter and optimiser back; returns the cursor.
 
     Raises:
-        CheckpointError: there is no whole state, or it was made with another order of rows or another adapter.
+        CheckpointError: there is no whole state, or it was made with other rows, another order of them or another
+            adapter.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -117,13 +138,23 @@ def load_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig) ->
     state = find_state(folder)
     if state is None:
         raise CheckpointError(f"{folder} holds no training state to resume from")
-    theirs = json.loads((state / "training.json").read_text(encoding="utf-8"))["config"]
-    if changed := [key for key, value in config.data_key.items() if theirs.get(key) != value]:
+    record = read_record(state)
+    theirs = record["config"]
+    changed = [key for key, value in config.data_key.items() if theirs.get(key) != value]
+    if not changed and record.get("rows_digest", batches.digest) != batches.digest:
+        changed = ["content of data or tasks"]
+    if changed:
         raise CheckpointError(
             f"the state in {folder} was made with another {', '.join(changed)}: rows or adapter would differ; "
             "use the old values, or another output folder"
         )
-    set_peft_model_state_dict(model, load_file(state / "adapter_model.safetensors"))
-    saved = torch.load(state / "training.pt", map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(saved["optimizer"])
-    return saved["cursor"], saved["started"]
+    try:
+        set_peft_model_state_dict(model, load_file(state / "adapter_model.safetensors"))
+        saved = torch.load(state / "training.pt", map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(saved["optimizer"])
+        return int(saved["cursor"])
+    except Exception as error:  # whatever torch, pickle and safetensors raise for a damaged file
+        raise CheckpointError(
+            f"the state in {state} is damaged ({type(error).__name__}: {error}): take it away to begin anew, or start "
+            "another run from its adapter, if that is whole (`adapter:`)"
+        ) from error

@@ -9,6 +9,7 @@ respect to the states first; each share then carries its rows' gradients through
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -52,6 +53,8 @@ class Trainer:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if not self.parameters:
             raise InputError("the model has no trainable parameter; put a LoRA adapter on it first")
+        if accelerator is not None:
+            batches.check_shares(accelerator.num_processes)
         self.module = module
         fused = self.parameters[0].is_cuda
         self.optimizer: Any = torch.optim.AdamW(
@@ -65,7 +68,7 @@ class Trainer:
             )
         if accelerator is not None:
             self.runner, self.optimizer = accelerator.prepare(module, self.optimizer)
-        self.cursor = self.started = 0
+        self.cursor = 0
 
     def resume(self, folder: str | Path) -> None:
         """Go on from a saved state: adapter, optimiser and cursor.
@@ -78,7 +81,7 @@ class Trainer:
             raise CheckpointError(
                 f"a run under DeepSpeed cannot be resumed: give `adapter: {folder}/state` and another output folder"
             )
-        self.cursor, self.started = load_state(Path(folder), self.module.model, self.optimizer, self.config)
+        self.cursor = load_state(Path(folder), self.module.model, self.optimizer, self.config, self.batches)
 
     def run(self) -> None:
         """Train until `config.rows` rows have been seen; saves every `config.save_rows`, and at the end.
@@ -102,7 +105,7 @@ class Trainer:
         soft tokens look like (`SoftTokenWatch`), rows a second.
         """
         begun, first = time.perf_counter(), batch.cursor - len(batch.rows)
-        rate = self.config.rate(first, self.started)
+        rate = self.config.rate(first)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         steps = self._steps(first)
@@ -142,9 +145,8 @@ class Trainer:
     def save(self) -> None:
         """Write adapter and resumable state; the folder is replaced by one rename, never half-written."""
         if self.accelerator is None or self.accelerator.is_main_process:
-            save_state(
-                Path(self.config.output), self.module.model, self.optimizer, self.config, self.cursor, self.started
-            )
+            folder = Path(self.config.output)
+            save_state(folder, self.module.model, self.optimizer, self.config, self.batches, self.cursor)
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
@@ -206,9 +208,14 @@ class Trainer:
         if self.accelerator is not None and not self.accelerator.is_main_process:
             return
         folder = Path(self.config.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "log.jsonl").open("a+b") as file:
+                if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                    file.write(b"\n")  # a kill tore the last line
+                file.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise CheckpointError(f"could not write {folder / 'log.jsonl'}: {error}") from error
         if self.on_step is not None:
             self.on_step(record)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from gircse_rag.checkpoint import load_checkpoint, load_hf
+from gircse_rag.checkpoint import load_checkpoint, load_hf, load_tokenizer, state_of
 from gircse_rag.errors import CheckpointError
 from gircse_rag.spec import EmbeddingSpec
 from tests import tiny
@@ -154,7 +155,9 @@ def test_an_adapter_that_does_not_land_is_an_error(tmp_path: Path, base: Path, a
         _spec(adapter)
 
 
-@pytest.mark.parametrize("change", [{"use_dora": True}, {"rank_pattern": {"q_proj": 8}}, {"bias": "all"}])
+@pytest.mark.parametrize(
+    "change", [{"use_dora": True}, {"rank_pattern": {"q_proj": 8}}, {"bias": "all"}, {"init_lora_weights": "pissa"}]
+)
 def test_what_is_not_plain_lora_is_refused(adapter: Path, change: dict[str, object]) -> None:
     _edit_json(adapter / "adapter_config.json", **change)
     with pytest.raises(CheckpointError, match="not plain LoRA; merge it with PEFT"):
@@ -208,8 +211,34 @@ def test_damaged_adapters_are_named(adapter: Path, damage: str) -> None:
         file.unlink()
     else:
         _edit_json(adapter / "adapter_config.json", base_model_name_or_path=None)
-    with pytest.raises(CheckpointError, match=str(adapter)):
-        _spec(adapter)
+    for load in (_spec, load_tokenizer):
+        with pytest.raises(CheckpointError, match=str(adapter)):
+            load(str(adapter))
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "576"}, {"num_attention_heads": 0}, {"num_hidden_layers": None}])
+def test_a_config_of_other_types_is_named(base: Path, change: dict[str, object]) -> None:
+    _edit_json(base / "config.json", **change)
+    with pytest.raises(CheckpointError, match=str(base)):
+        _spec(base)
+
+
+def test_a_damaged_export_is_named_without_its_weights(base: Path) -> None:
+    _edit_json(base / "config.json", gircse={"spec": {}})
+    with pytest.raises(CheckpointError, match="'gircse' is damaged; export the model again"):
+        load_tokenizer(str(base))
+
+
+def test_the_state_of_a_model_changes_with_its_files(base: Path, adapter: Path) -> None:
+    before = state_of(str(adapter))
+    assert before == state_of(str(adapter)) != state_of(str(base))
+    for path in (base / "config.json", adapter / "gircse.json", base / "model.safetensors"):
+        if path.suffix == ".json":
+            path.write_text('{"document_steps": 3}')
+        else:
+            os.utime(path, ns=(0, 0))
+        assert state_of(str(adapter)) != before
+        before = state_of(str(adapter))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
@@ -306,6 +335,12 @@ def test_a_window_too_small_for_the_spec_is_refused(base: Path) -> None:
 @pytest.mark.parametrize("name", ["no-such-model", "./no/such/folder", "/no/such", "a/b/c"])
 def test_names_that_are_nothing_say_what_there_is(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"no model.*smollm2-135m"):
+        _spec(name)
+
+
+@pytest.mark.parametrize("name", ["~nobody-here/model", "x" * 5000, "a\0b"])
+def test_names_that_no_file_system_takes(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no model"):
         _spec(name)
 
 

@@ -163,6 +163,7 @@ def test_a_text_the_backend_fails_on_does_not_either(tiny_embedder: Embedder) ->
         ({"texts": ["a"], "steps": -1}, f"from 1 to {MAX_STEPS}"),
         ({"texts": ["a"], "steps": 10_000}, f"from 1 to {MAX_STEPS}"),
         ({"texts": ["a"], "steps": [1, 2]}, "2 entries for 1 texts"),
+        ({"texts": ["a"], "steps": [[1]]}, f"from 1 to {MAX_STEPS}"),
         ({"texts": ["a"], "steps": "many"}, "or 'auto'"),
         ({"texts": ["a"], "steps": "auto", "tolerance": -1}, "cosine distance"),
         ({"texts": ["a"], "soft_tokens": -1}, "soft_tokens"),

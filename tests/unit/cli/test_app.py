@@ -121,6 +121,19 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert process.wait() == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_a_result_that_cannot_be_written_is_no_bug() -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run([*GIRCSE, "models"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ran.returncode == 5
+    assert ran.stderr.splitlines() == ["error: could not write the result to stdout: No space left on device"]
+
+
+def test_a_closed_stdin_is_no_bug() -> None:
+    ran = subprocess.run(["sh", "-c", '"$@" embed <&-', "sh", *GIRCSE], capture_output=True, text=True)
+    assert ran.returncode == 2 and "no text: give some" in ran.stderr
+
+
 def test_the_first_use_says_what_is_fetched(gircse: Gircse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -214,6 +214,11 @@ def test_a_missing_file_and_a_missing_folder(root: Path, tmp_path: Path) -> None
         ("qrels.tsv", ["query-id\tcorpus-id\tscore", "", "q1\td1\tyes"], r"line 3: the score 'yes' is not a number"),
         ("qrels.tsv", ["query-id\tcorpus-id\tscore", "q1\td1\t0"], r"no query has a relevant document"),
         ("qrels.tsv", ["q1\td1\t1"], r"line 1: the header must be"),
+        (
+            "qrels.tsv",
+            ["query-id\tcorpus-id\tscore", "q1\td1\t0.5"],
+            r"line 2: the score is 0\.5; a judgement is a whole",
+        ),
         ("qrels.tsv", [], r"the file is empty"),
     ],
 )
@@ -244,6 +249,56 @@ def test_other_malformed_files(root: Path, path: str, lines: list[str], message:
     folders.write_lines(root / path, lines)
     with pytest.raises(InputError, match=message):
         load_sets(root, ["retrieval", "sts", "classification", "clustering", "dev"])
+
+
+def test_a_bad_file_stops_only_the_sets_it_is_for(root: Path) -> None:
+    folders.write_lines(root / "clustering" / "one.jsonl", [])
+    folders.write_lines(root / "classification" / "bank_fine" / "test.jsonl.gz", ["{"])
+    folders.write_lines(root.parent / "tasks.json", ["{"])
+    (root / "sts" / "._graded.tsv").write_bytes(b"\x00\x05\x16\x07")  # what macOS leaves
+    (root / "retrieval" / ".ipynb_checkpoints").mkdir()
+    assert [s.name for s in load_sets(root, ["sts", "retrieval"])] == ["retrieval/planes", "sts/graded", "sts/same"]
+    for wanted, message in {
+        "clustering/one": "one.jsonl",
+        "contrast/bank": "test.jsonl",
+        "contrast/dev": "tasks.json",
+        "dev": "tasks.json",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            load_sets(root, [wanted])
+
+
+def test_a_sample_without_a_positive_pair_is_refused(root: Path) -> None:
+    lines = ["score\tsentence1\tsentence2", "1\ta\tb", *(f"0\tc{i}\td" for i in range(60))]
+    folders.write_lines(root / "sts" / "same.tsv", lines)
+    (whole,) = load_sets(root, ["sts/same"])
+    assert whole.main == "average_precision"
+    with pytest.raises(InputError, match=r"no pair has the score 1 in the sample of 5; raise the limit"):
+        load_sets(root, ["sts/same"], limit=5)
+    folders.write_lines(root / "sts" / "same.tsv", [*lines, *(f"{i / 10}\te{i}\tf" for i in range(11))])
+    (sampled,) = load_sets(root, ["sts/same"], limit=2)
+    assert sampled.main == "spearman", "the whole set is graded, whatever its sample holds"
+
+
+def test_development_rows_may_leave_out_what_training_lets_them(root: Path) -> None:
+    catalogue = root.parent / "tasks.json"
+    tasks = json.loads(catalogue.read_text())
+    del tasks["manual_section"]["symmetric"]
+    catalogue.write_text(json.dumps(tasks))
+    assert load_sets(root, ["dev/manual_section"])[0].blocks["documents"].role == "document"
+    row = {"task": "manual_section", "query": "q", "positive": "p", "negative": 5}
+    folders.write_rows(root.parent / "dev" / "docs.jsonl.gz", [row])
+    with pytest.raises(InputError, match=r"docs\.jsonl.*line 1: 'negative' must be a string or null"):
+        load_sets(root, ["dev/manual_section"])
+    del tasks["manual_section"]["source"]
+    catalogue.write_text(json.dumps(tasks))
+    with pytest.raises(InputError, match=r"tasks\.json: expected .*'source'"):
+        load_sets(root, ["dev"])
+
+
+def test_a_contrast_takes_the_instructions_of_its_parts(root: Path) -> None:
+    with pytest.raises(InputError, match="contrast/bank has no instruction of its own"):
+        load_sets(root, instructions={**folders.NAMED, "contrast/bank": "x"})
 
 
 def test_a_damaged_archive(root: Path) -> None:

@@ -40,14 +40,14 @@ def test_retrieval_ranks_by_cosine() -> None:
 
 
 def test_pairs_correlate_cosine_with_the_score() -> None:
-    data = PairSet("sts/x", "i", ("a",) * 4, ("b",) * 4, (1.0, 2.0, 3.0, 4.0))
+    data = PairSet("sts/x", "i", ("a",) * 4, ("b",) * 4, (1.0, 2.0, 3.0, 4.0), binary=False)
     found = score(data, {"first": angles(0, 0, 0, 0), "second": angles(80, 20, 40, 10)})
     assert found["spearman"].value == pytest.approx(0.8)
     assert list(found) == [data.main]
 
 
 def test_binary_pairs_lead_with_average_precision() -> None:
-    data = PairSet("sts/x", "i", ("a",) * 4, ("b",) * 4, (1.0, 0.0, 1.0, 0.0))
+    data = PairSet("sts/x", "i", ("a",) * 4, ("b",) * 4, (1.0, 0.0, 1.0, 0.0), binary=True)
     found = score(data, {"first": angles(0, 0, 0, 0), "second": angles(10, 20, 30, 40)})
     assert list(found) == ["average_precision", "spearman"]
     assert found[data.main].value == pytest.approx(5 / 6)

@@ -96,10 +96,32 @@ def test_a_row_that_nothing_can_be_told_apart_from_is_refused():
 def test_tasks_need_an_instruction(tmp_path):
     (tmp_path / "tasks.json").write_text(json.dumps({"find": {"instruction": "Find it", "rows": 3}}))
     assert read_tasks(tmp_path / "tasks.json") == {"find": Task(("Find it",), False)}
-    for text in ('{"find": {}}', "{", "[]", '{"find": 1}'):
+    wrong = '{"find": {"instruction": "Find it", "symmetric": "false"}}'
+    for text in ('{"find": {}}', "{", "[]", '{"find": 1}', wrong):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(InputError, match="does not name the tasks"):
+        with pytest.raises(InputError, match=rf"does not name the tasks.*{'task .find.' if 'find' in text else ''}"):
             read_tasks(tmp_path / "bad.json")
+
+
+def test_batches_too_small_for_the_processes_are_refused():
+    bare = [row._replace(negative=None) for row in rows(4)]
+    batches(bare).check_shares(8)
+    with pytest.raises(InputError, match="'find' makes batches of 4 rows, too few for 9 processes"):
+        batches(bare).check_shares(9)
+    alone = [Row("find", "q", "p", "n")]
+    batches(alone).check_shares(3)
+    with pytest.raises(InputError, match="too few for 4"):
+        batches(alone).check_shares(4)
+
+
+def test_other_rows_or_tasks_have_another_digest():
+    digest = batches(rows()).digest
+    assert digest == batches(rows()).digest
+    others = [rows(19), rows()[::-1], [*rows(19), Row("find", "q19", "p19", "else")]]
+    assert digest not in [batches(other).digest for other in others]
+    tasks = {**TASKS, "find": TASKS["find"]._replace(in_batch=False)}
+    full = [row._replace(negative="n") for row in rows()]
+    assert len({Batches(full, t, tiny.tokenizer(), SPEC, batch_size=4).digest for t in (tasks, TASKS)}) == 2
 
 
 def test_a_task_may_word_its_instruction_in_several_ways(tmp_path):

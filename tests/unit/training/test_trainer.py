@@ -16,7 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.constants import FSDP_AUTO_WRAP_POLICY, FSDP_SHARDING_STRATEGY
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from gircse_rag.errors import CheckpointError, GircseError, InputError
@@ -24,7 +24,7 @@ from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.training.baseline import Baseline, trained_pooling
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.data import Batches, Row, Task, mixed
-from gircse_rag.training.run import train
+from gircse_rag.training.run import _alone, train
 from gircse_rag.training.trainer import Trainer, read_log
 from gircse_rag.training.unrolled import UnrolledRefinement
 from tests import tiny
@@ -97,13 +97,92 @@ def test_a_kill_between_the_two_renames_leaves_the_old_state(tmp_path):
     assert again.cursor == trainer.cursor
 
 
+def test_the_old_state_stays_until_a_new_one_is_in_place(tmp_path, monkeypatch):
+    """As `test_a_kill_between_the_two_renames...`, and then the next save fails at its rename."""
+    trainer = made(tmp_path)
+    trainer.run()
+    (tmp_path / "state").rename(tmp_path / "state.old")
+    rename = Path.rename
+
+    def failing(self, target):
+        if target == tmp_path / "state":
+            raise OSError("input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing)
+        with pytest.raises(CheckpointError, match="what was saved before is whole"):
+            trainer.save()
+    again = made(tmp_path)
+    again.resume(tmp_path)
+    assert again.cursor == trainer.cursor
+
+
 def test_a_state_of_another_order_is_refused(tmp_path):
     made(tmp_path).run()
-    other = made(tmp_path, seed=1)
-    with pytest.raises(CheckpointError, match="another seed"):
+    for key, value in {"seed": 1, "alpha": 8, "max_length": 40}.items():
+        with pytest.raises(CheckpointError, match=f"another {key}"):
+            made(tmp_path, **{key: value}).resume(tmp_path)
+    other = made(tmp_path)
+    other.batches = Batches(ROWS[1:], TASKS, tiny.tokenizer(), SPEC, batch_size=5)
+    with pytest.raises(CheckpointError, match="another content of data or tasks"):
         other.resume(tmp_path)
     with pytest.raises(CheckpointError, match="holds no training state"):
         other.resume(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["training.json", "training.pt", "adapter_model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"not what it was"])
+def test_a_damaged_state_is_named(tmp_path, name, content):
+    made(tmp_path).save()
+    (tmp_path / "state" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state"):
+        made(tmp_path).resume(tmp_path)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    values = inputs(tmp_path)
+    with _alone(tmp_path / "out"), pytest.raises(CheckpointError, match="another process trains into"):
+        train(TrainConfig.of(values))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot train into"):
+        train(TrainConfig.of({**values, "output": str(tmp_path / "file")}))
+
+
+def test_what_the_base_chose_stays_with_the_adapter(tmp_path):
+    from gircse_rag import Embedder
+
+    values = {**inputs(tmp_path), "rows": 6}
+    chosen = {"suffix": "</s>", "document_template": "It is {text}", "default_instruction": "Find"}
+    (tmp_path / "base" / "gircse.json").write_text(json.dumps(chosen))
+    folder = train(TrainConfig.of(values))
+    spec = Embedder.from_pretrained(str(folder), backend="reference", device="cpu").spec
+    assert {name: getattr(spec, name) for name in chosen} == chosen
+    (tmp_path / "base" / "gircse.json").unlink()
+    further = train(TrainConfig.of({**values, "output": str(tmp_path / "more"), "adapter": str(folder)}))
+    spec = Embedder.from_pretrained(str(further), backend="reference", device="cpu").spec
+    assert {name: getattr(spec, name) for name in chosen} == chosen
+    (tmp_path / "base" / "gircse.json").write_text('{"temperature": 0.5}')
+    with pytest.raises(InputError, match=r"temperature 0\.5; soft tokens are trained with 1"):
+        train(TrainConfig.of({**values, "output": str(tmp_path / "hot")}))
+
+
+@pytest.mark.parametrize("change", [{"max_length": 100_000}, {"steps": 250, "max_length": 800}])
+def test_what_the_window_has_no_room_for_is_refused_before_training(tmp_path, change):
+    with pytest.raises(InputError, match="exceed the window"):
+        train(TrainConfig.of({**inputs(tmp_path), **change}))
+
+
+def test_an_adapter_of_some_layers_is_not_trained_further(tmp_path):
+    values = {**inputs(tmp_path), "rows": 6}
+    folder = train(TrainConfig.of(values))
+    file = folder / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if ".layers.0." in name}, file)
+    for content in (None, b"", b"torn"):
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(CheckpointError, match="cannot be trained further"):
+            train(TrainConfig.of({**values, "output": str(tmp_path / "more"), "adapter": str(folder)}))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
@@ -186,6 +265,8 @@ def test_a_torn_line_of_the_log_is_passed_over(tmp_path):
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"cursor": 99, "lo')
     assert list(read_log(tmp_path)) == before
+    made(tmp_path)._log({"cursor": 100})
+    assert list(read_log(tmp_path)) == [*before, {"cursor": 100}]
 
 
 def test_the_rate_warms_up_stays_and_decays():
@@ -196,7 +277,6 @@ def test_the_rate_warms_up_stays_and_decays():
     assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.5, 0.25])
     short = replace(config, warmup_rows=2_000, decay_rows=10_000)  # the defaults
     assert [short.rate(cursor) / config.learning_rate for cursor in (0, 10, 50, 75)] == pytest.approx([0.5, 1, 1, 0.5])
-    assert config.rate(50, resumed=50) == pytest.approx(0.5 * config.learning_rate)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +296,16 @@ def test_the_rate_warms_up_stays_and_decays():
         ({"data": [1]}, "data is"),
         ({"mixture": {"find": "twice"}}, "mixture is"),
         ({"output": None}, "output is None in the training config; it must be str"),
+        ({"warmup_rows": -1}, "warmup_rows is -1; it must be at least 0"),
+        ({"decay_rows": -1}, "decay_rows is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"alpha": 0}, "alpha is 0; it must be above 0"),
+        ({"temperature": float("inf")}, "temperature is inf; it must be above 0 and finite"),
+        ({"steps": 257}, "steps is 257"),
+        ({"targets": ["q_prj"]}, r"targets is \['q_prj'\]; they may be q_proj"),
+        ({"targets": []}, r"targets is \[\]"),
+        ({True: "on", 2: "b"}, "unknown key 2, True"),
     ],
 )
 def test_a_bad_config_is_refused(change, message):
@@ -241,8 +331,8 @@ def test_a_config_file_is_read_and_a_missing_key_named(tmp_path):
     path.write_text("output: o\n")
     with pytest.raises(InputError, match="lacks data, rows, tasks"):
         TrainConfig.load(path)
-    for text in ("- 1\n", "a: [\n"):
-        path.write_text(text)
+    for text in (b"- 1\n", b"a: [\n", b"output: \xe9\n"):
+        path.write_bytes(text)
         with pytest.raises(InputError):
             TrainConfig.load(path)
 
@@ -252,6 +342,9 @@ def test_a_mixture_repeats_and_thins():
     assert [sum(row.task == task for row in found) for task in TASKS] == [33, 6]
     with pytest.raises(InputError, match="mixture"):
         mixed(ROWS, {"lost": 1.0})
+    for factor in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="mixture: find"):
+            mixed(ROWS, {"find": factor})
 
 
 def inputs(folder: Path) -> dict:
