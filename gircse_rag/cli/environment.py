@@ -23,7 +23,18 @@ from gircse_rag.errors import GircseError
 
 LIBRARIES = ("torch", "transformers", "peft", "qdrant-client", "semantic-text-splitter", "numpy")
 # One telling distribution for each optional group.
-EXTRAS = {"eval": "scikit-learn", "train": "accelerate"}
+EXTRAS = {
+    "eval": "pytrec-eval-terrier",
+    "train": "accelerate",
+    "html": "markdownify",
+    "pdf": "pypdf",
+    "parquet": "pyarrow",
+    "code": "tree-sitter-php",
+    "sentences": "sentencex",
+    "edge": "qdrant-edge-py",
+    "ray": "ray",
+    "vllm": "vllm",
+}
 
 
 def models(as_json: options.AsJson = False) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import closing
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,9 @@ def test_a_cache_that_is_no_folder_is_broken(gircse: Gircse, empty_cache: Path) 
     ran = gircse("doctor", "--json")
     assert ran.code == 1
     assert [check["name"] for check in ran.json["checks"] if check["state"] == "broken"] == ["cache"]
+
+
+def test_every_extra_is_looked_at(gircse: Gircse, tiny_model: list[str]) -> None:
+    offered = set(metadata("gircse-rag").get_all("Provides-Extra") or []) - {"readers", "dev"}
+    checks = gircse("doctor", *tiny_model[:2], "--json").json["checks"]
+    assert {check["name"].removeprefix("extra ") for check in checks if check["name"].startswith("extra ")} == offered

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from gircse_rag import Embedder
+from gircse_rag.backends.vllm import export
 from tests.unit.cli.conftest import Gircse
 
 
@@ -59,3 +61,36 @@ def test_serve_becomes_vllms_server_with_our_plugin(
     for chosen in (["--dtype", "float16"], ["--dtype=float16"]):
         assert gircse("serve", "--model", tiny_folder, *chosen).code == 0
         assert became[-1][1].count("--dtype") == chosen.count("--dtype")
+
+
+def test_serve_notices_another_model_under_the_same_name(
+    gircse: Gircse, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setattr(os, "execve", lambda _, command, __: became.append(command))
+    monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "cache"))
+    model = shutil.copytree(tiny_folder, tmp_path / "mine")
+    assert gircse("serve", "--model", model).code == 0
+    (model / "gircse.json").write_text('{"document_steps": 3}')
+    assert gircse("serve", "--model", model).code == 0
+    first, second = (Path(command[command.index("--model") + 1]) for command in became)
+    assert first != second
+    steps = [Embedder.from_pretrained(str(folder), device="cpu").spec.document_steps for folder in (first, second)]
+    assert steps == [5, 3]
+
+
+def test_an_export_that_another_process_finished_first_is_served(
+    gircse: Gircse, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setattr(os, "execve", lambda *_: None)
+    monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "cache"))
+    write = export.export
+
+    def beaten(model: str, folder: Path) -> Path:
+        write(model, folder)
+        return write(model, folder)
+
+    monkeypatch.setattr(export, "export", beaten)
+    assert gircse("serve", "--model", tiny_folder).code == 0
