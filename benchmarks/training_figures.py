@@ -17,7 +17,13 @@ import matplotlib.pyplot as plt
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs/figures"
 TRAINING, EVALUATION = FIGURES / "training", FIGURES / "evaluation"
-LABELS = {"refine": "GIRCSE, K=5", "last": "last-token pooling", "mean": "mean pooling"}
+LABELS = {
+    "levelled": "GIRCSE, levelled gradients",
+    "refine": "GIRCSE",
+    "last": "last-token pooling",
+    "mean": "mean pooling",
+}
+QUALITY_SETS = 10  # retrieval and similarity
 MINILM = "all-MiniLM-L6-v2"
 
 
@@ -89,34 +95,35 @@ def soft_tokens() -> Any:
 
 
 def compare() -> Any:
-    """The three methods at an equal budget: the mean over the quality sets against rows seen, and against K."""
-    curves = read(TRAINING / "compare.json")["curves"]
+    """The methods at an equal budget: the mean over the quality sets against rows seen, and against K."""
+    scored = [one for one in read(TRAINING / "compare_cpu.json")["adapters"] if len(one["sets"]) == QUALITY_SETS]
     figure, (by_rows, by_steps) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    most = max(curve["rows"] for curve in curves)
+    most = max(one["rows"] for one in scored)
     for method, label in LABELS.items():
-        mine = sorted((curve for curve in curves if curve["method"] == method), key=lambda curve: curve["rows"])
+        mine = sorted((one for one in scored if one["method"] == method), key=lambda one: one["rows"])
         if not mine:
             continue
-        k = "5" if method == "refine" else "0"
-        means = [curve["mean"][k] for curve in mine]
-        x = [curve["rows"] for curve in mine]
-        (line,) = by_rows.plot(x, [one["value"] for one in means], "o-", markersize=3, label=label)
-        by_rows.fill_between(
-            x, [one["low"] for one in means], [one["high"] for one in means], alpha=0.15, color=line.get_color()
-        )
-        last = mine[-1]
-        if last["rows"] == most and method == "refine":
-            depths = sorted(map(int, last["mean"]))
-            values = [last["mean"][str(depth)]["value"] for depth in depths]
-            by_steps.plot(depths, values, "o-", markersize=3, color=line.get_color(), label=label)
-        elif last["rows"] == most:
-            by_steps.axhline(last["mean"]["0"]["value"], linestyle="--", color=line.get_color(), label=label)
+        means = [_means(one["sets"]) for one in mine]
+        k = 5 if 5 in means[0] else 0
+        (line,) = by_rows.plot([one["rows"] for one in mine], [m[k] for m in means], "o-", markersize=3, label=label)
+        if mine[-1]["rows"] == most and k:
+            depths = sorted(means[-1])
+            y = [means[-1][depth] for depth in depths]
+            by_steps.plot(depths, y, "o-", markersize=3, color=line.get_color(), label=label)
+        elif mine[-1]["rows"] == most:
+            by_steps.axhline(means[-1][0], linestyle="--", color=line.get_color(), label=label)
     by_rows.set(xlabel="rows seen", ylabel="mean score", title="K=5, or pooled")
     by_steps.set(xlabel="K at inference", title=f"after {most:,} rows")
     for panel in (by_rows, by_steps):
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
     return figure
+
+
+def _means(sets: dict[str, dict[str, float]]) -> dict[int, float]:
+    """By K, over the sets."""
+    first = next(iter(sets.values()))
+    return {int(k): sum(one[k] for one in sets.values()) / len(sets) for k in first}
 
 
 def smooth(values: list[float], width: int = 4) -> list[float]:
@@ -130,7 +137,7 @@ def main() -> None:
         (steps, EVALUATION / "minilm.json"),
         (loss, TRAINING / "batch384_log.json"),
         (soft_tokens, TRAINING / "soft_tokens.json"),
-        (compare, TRAINING / "compare.json"),
+        (compare, TRAINING / "compare_cpu.json"),
     ):
         if not needs.exists():
             print(f"{draw.__name__}: {needs} has not been measured")
