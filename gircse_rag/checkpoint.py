@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gircse_rag.bundled import BUNDLED, base_folder, ensure_base
 from gircse_rag.errors import CheckpointError, InputError
+from gircse_rag.hashing import hash_lora, hash_model, hash_tokenizer
+from gircse_rag.lora import merge, read_weights
 from gircse_rag.spec import FAMILIES, EmbeddingSpec
 
 SPEC_FILE = "gircse.json"
@@ -42,32 +41,6 @@ SPEC_FILE_FIELDS = frozenset(
         "document_steps",
         "default_instruction",
     }
-)
-# What PEFT can add to plain LoRA, and changes what is to be merged.
-_SPECIAL_LORA = (
-    *("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias", "lora_bias", "modules_to_save"),
-    *("layers_to_transform", "layer_replication", "exclude_modules", "target_parameters", "trainable_token_indices"),
-    *("use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config"),
-)
-# Ways to begin an adapter that leave the base weights alone, as not every way does.
-_KEEP_THE_BASE = ("gaussian", "eva", "orthogonal")
-# What of a configuration changes the arithmetic, whatever version of transformers wrote it.
-_ARITHMETIC = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "hidden_act",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "attention_bias",
-    "mlp_bias",
-    "sliding_window",
-    "rms_norm_eps",
-    "rope_parameters",
-    "tie_word_embeddings",
 )
 
 
@@ -116,7 +89,7 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
     with ThreadPoolExecutor(1) as beside:  # hashing half a gigabyte takes as long as parsing the tokenizer
         hashing = beside.submit(hash_model, model)
         tokenizer = _load_tokenizer(adapter, base)
-        tokenizer_hash, base_hash = _hash_tokenizer(tokenizer), hashing.result()
+        tokenizer_hash, base_hash = hash_tokenizer(tokenizer), hashing.result()
     known = BUNDLED.get(base_name)
     if known and (base_hash, tokenizer_hash) != (known.base_hash, known.tokenizer_hash):
         raise CheckpointError(
@@ -125,7 +98,8 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
             "folder, it will be fetched again"
         )
     if adapter is not None:
-        model = _merge(model, adapter, dtype)
+        lora, weights = _read_json(adapter / "adapter_config.json"), read_weights(adapter)
+        model = merge(model, adapter, lora, weights, dtype)
     _check_finite(model)
     vocabulary, dimension = model.get_input_embeddings().weight.shape
     if len(tokenizer) > vocabulary:
@@ -135,7 +109,7 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
         )
     origin = _origin(model, base, base_name, base_hash)
     if adapter is not None:
-        origin |= {"adapter": name, "adapter_hash": _hash_adapter(adapter)}
+        origin |= {"adapter": name, "adapter_hash": hash_lora(lora, weights)}
     kind = str(dtype).removeprefix("torch.")
     spec = _spec(folder, **origin, tokenizer_hash=tokenizer_hash, dimension=dimension, dtype=kind)
     window = model.config.max_position_embeddings
@@ -160,7 +134,7 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | 
     known: dict[str, str | None] = {"adapter_hash": None}
     if (folder / "adapter_config.json").exists():
         base_name = _base_of(folder)
-        known["adapter_hash"] = _hash_adapter(folder)
+        known["adapter_hash"] = hash_lora(_read_json(folder / "adapter_config.json"), read_weights(folder))
         tokenizer = _load_tokenizer(folder, _find(base_name))
     else:
         base_name = name
@@ -169,7 +143,7 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | 
             known |= {field: _exported(folder, exported)[1][field] for field in ("base_hash", "adapter_hash")}
     if base_name in BUNDLED:
         known["base_hash"] = BUNDLED[base_name].base_hash
-    return tokenizer, {**known, "tokenizer_hash": _hash_tokenizer(tokenizer)}
+    return tokenizer, {**known, "tokenizer_hash": hash_tokenizer(tokenizer)}
 
 
 def load_spec(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, EmbeddingSpec] | None:
@@ -330,75 +304,6 @@ def _load_tokenizer(adapter: Path | None, base: Path) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """W + scale * B @ A for every adapted layer; every weight must land, every layer the config names must get one.
-
-    Written out, and tested against PEFT, because PEFT takes 1.5 s to wrap, merge and unwrap 210 layers, and this 0.2.
-    """
-    weights = _adapter_weights(folder)
-    config = _read_json(folder / "adapter_config.json")
-    if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"the adapter in {folder} is a {config.get('peft_type')} adapter; only LoRA is supported")
-    special = [key for key in _SPECIAL_LORA if config.get(key) not in (None, False, "none", {}, [])]
-    begun = config.get("init_lora_weights")
-    if isinstance(begun, str) and begun not in _KEEP_THE_BASE:
-        special.append("init_lora_weights")  # PEFT takes the first A and B off the base weights, each time it loads
-    if special:
-        raise CheckpointError(
-            f"the adapter in {folder} sets {special[0]}={config[special[0]]!r}, which is not plain LoRA; merge it with "
-            "PEFT (merge_and_unload, save_pretrained) and load the merged folder"
-        )
-    if outside := [key for key in weights if "lm_head" in key or "embed_tokens" in key]:
-        raise CheckpointError(
-            f"the adapter in {folder} changes {outside[0]}: soft tokens need the head and the embeddings of the base "
-            "model; train it on the attention and MLP projections only"
-        )
-    misfit = f"the adapter in {folder} does not fit its base model: "
-    try:
-        scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-        adapted = [name for name, module in model.named_modules() if _is_target(name, module, config["target_modules"])]
-    except (KeyError, TypeError, ZeroDivisionError, re.error) as error:
-        raise CheckpointError(f"{misfit}its config is damaged ({type(error).__name__}: {error})") from error
-    places = {f"base_model.model.{name}.lora_{half}.weight" for name in adapted for half in "AB"}
-    if weights.keys() != places or not places:
-        raise CheckpointError(
-            f"{misfit}{len(weights.keys() - places)} weights have no place {sorted(weights.keys() - places)[:2]}, "
-            f"{len(places - weights.keys())} places got no weight {sorted(places - weights.keys())[:2]}; it was "
-            "made for another model, or is incomplete"
-        )
-    for name in adapted:
-        weight = model.get_submodule(name).weight
-        A, B = (weights[f"base_model.model.{name}.lora_{half}.weight"] for half in "AB")
-        if (B.shape[0], A.shape[1], A.shape[0], B.shape[1]) != (*weight.shape, config["r"], config["r"]):
-            raise CheckpointError(
-                f"{misfit}{name} is {tuple(weight.shape)}, its A {tuple(A.shape)}, B {tuple(B.shape)}"
-            )
-        # a new tensor, and at once in its last dtype: writing into the mapped file would copy every page of it first
-        weight.data = torch.addmm(weight.detach().float(), B.float(), A.float(), alpha=scale).to(dtype)
-    return model
-
-
-def _adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / "adapter_model.safetensors"
-    if not path.exists():
-        raise CheckpointError(f"{folder} has no adapter_model.safetensors; only safetensors are read")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the adapter in {folder} is damaged: {error}; get its files again") from error
-
-
-def _is_target(name: str, module: nn.Module, targets: str | list[str]) -> bool:
-    """Whether PEFT would have adapted this layer: by a regular expression, or by the end of its name."""
-    if not isinstance(module, nn.Linear) or not name.startswith("model."):
-        return False
-    if targets == "all-linear":
-        return True
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
 def _check_finite(model: nn.Module) -> None:
     for name, weight in model.named_parameters():
         low, high = torch.aminmax(weight)
@@ -451,39 +356,3 @@ def _repair(folder: Path) -> str:
     if folder == base_folder():
         return f"; delete {folder}, it will be fetched again"
     return "; get the files again, or save the model again"
-
-
-def hash_model(model: PreTrainedModel) -> str:
-    """Over tensors by name, so that a model in other shards, or with another file header, is still the same model."""
-    digest = hashlib.sha256()
-    config = model.config.to_dict()
-    digest.update(json.dumps({key: config.get(key) for key in _ARITHMETIC}, sort_keys=True, default=str).encode())
-    weights = sorted(model.named_parameters())
-    with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
-        for part in pool.map(lambda item: _digest(*item), weights):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _hash_adapter(folder: Path) -> str:
-    digest = hashlib.sha256()
-    config = _read_json(folder / "adapter_config.json")
-    weights = _adapter_weights(folder)
-    keys = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
-    digest.update(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode())
-    for name, weight in sorted(weights.items()):
-        digest.update(_digest(name, weight))
-    return digest.hexdigest()
-
-
-def _digest(name: str, weight: torch.Tensor) -> bytes:
-    digest = hashlib.sha256(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-    digest.update(weight.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.digest()
-
-
-def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Over what decides the ids; not over padding, truncation or decoding, which we do not use."""
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
-    parts = {key: definition.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

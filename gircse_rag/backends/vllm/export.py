@@ -19,8 +19,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gircse_rag.backends.vllm import ARCHITECTURES
-from gircse_rag.checkpoint import EXPORTED, SPEC_FILE, SPEC_FILE_FIELDS, Checkpoint, hash_model, load_checkpoint
+from gircse_rag.checkpoint import EXPORTED, SPEC_FILE, SPEC_FILE_FIELDS, Checkpoint, load_checkpoint
 from gircse_rag.errors import CheckpointError, InputError
+from gircse_rag.hashing import hash_model
 
 
 def export(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
