@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.training_h100.common import SPEC, say
 from gircse_rag.prompts import prefix
-from gircse_rag.training.data import Batch, Batches, Row, Task, _answers, read_rows, read_tasks
+from gircse_rag.training.batches import Batch, Batches, _answers
+from gircse_rag.training.data import Row, Task, read_rows, read_tasks
 
 AHEAD = 6  # batches made before they are asked for
 NOTHING = [0]  # stands for a row's missing negative, and is masked

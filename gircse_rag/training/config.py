@@ -106,11 +106,11 @@ class TrainConfig:
         """The lowest and highest K."""
         return (self.steps, self.steps) if isinstance(self.steps, int) else self.steps
 
-    def rate(self, cursor: int) -> float:
-        """Learning rate for the batch that starts at row `cursor`."""
+    def rate(self, cursor: int, started: int = 0) -> float:
+        """Learning rate for the batch that starts at row `cursor`, with an optimiser that began at row `started`."""
         # Capped, so that a short run reaches its rate with the defaults of a long one.
         warmup_rows, decay_rows = min(self.warmup_rows, self.rows / 5), min(self.decay_rows, self.rows / 2)
-        warm = min(1.0, (cursor + self.batch_size) / warmup_rows) if warmup_rows else 1.0
+        warm = min(1.0, (cursor - started + self.batch_size) / warmup_rows) if warmup_rows else 1.0
         decay = min(1.0, (self.rows - cursor) / decay_rows) if decay_rows else 1.0
         return self.learning_rate * warm * max(0.0, decay)
 

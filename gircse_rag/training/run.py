@@ -19,8 +19,9 @@ from gircse_rag.checkpoint import SPEC_FILE, Checkpoint, load_checkpoint, read_s
 from gircse_rag.errors import CheckpointError, InputError, require
 from gircse_rag.hardware import device_of, dtype_of
 from gircse_rag.spec import DEFAULT_STEPS, EmbeddingSpec
+from gircse_rag.training.batches import Batches
 from gircse_rag.training.config import TrainConfig
-from gircse_rag.training.data import Batches, mixed, read_rows, read_tasks
+from gircse_rag.training.data import mixed, read_rows, read_tasks
 from gircse_rag.training.saving import find_state, replacing, save_adapter, save_record, save_spec
 from gircse_rag.training.trainer import Trainer
 from gircse_rag.training.unrolled import UnrolledRefinement

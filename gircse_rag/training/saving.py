@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from gircse_rag.checkpoint import SPEC_FILE, SPEC_FILE_FIELDS
 from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.spec import EmbeddingSpec
+from gircse_rag.training.batches import Batches
 from gircse_rag.training.config import TrainConfig
-from gircse_rag.training.data import Batches
 
 RECORD = "training.json"
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from gircse_rag.errors import CheckpointError, InputError
+from gircse_rag.training.batches import Batch, Batches
 from gircse_rag.training.config import TrainConfig
-from gircse_rag.training.data import Batch, Batches
 from gircse_rag.training.losses import IcrLoss, icr_loss
 from gircse_rag.training.saving import find_state, load_state, save_state
 from gircse_rag.training.unrolled import UnrolledRefinement

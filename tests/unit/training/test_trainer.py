@@ -22,8 +22,9 @@ from transformers import LlamaForCausalLM
 from gircse_rag.errors import CheckpointError, GircseError, InputError
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.training.baseline import Baseline, trained_pooling
+from gircse_rag.training.batches import Batches
 from gircse_rag.training.config import TrainConfig
-from gircse_rag.training.data import Batches, Row, Task, mixed
+from gircse_rag.training.data import Row, Task, mixed
 from gircse_rag.training.run import _alone, train
 from gircse_rag.training.trainer import Trainer, read_log
 from gircse_rag.training.unrolled import UnrolledRefinement
@@ -277,6 +278,7 @@ def test_the_rate_warms_up_stays_and_decays():
     assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.5, 0.25])
     short = replace(config, warmup_rows=2_000, decay_rows=10_000)  # the defaults
     assert [short.rate(cursor) / config.learning_rate for cursor in (0, 10, 50, 75)] == pytest.approx([0.5, 1, 1, 0.5])
+    assert config.rate(50, started=50) == pytest.approx(0.5 * config.learning_rate)
 
 
 @pytest.mark.parametrize(
