@@ -30,6 +30,8 @@ def take(made, cursor, count):
 
 
 def test_a_row_that_nothing_can_be_told_apart_from_is_refused():
+    with pytest.raises(InputError, match="no rows"):
+        batches([])
     bare = [Row("find", f"q{i}", f"p{i}", None) for i in range(5)]
     full = [row._replace(negative="n") for row in bare]
     for data, size in ((bare[:1], 4), (bare, 1), (full[:2] + bare[2:3], 2)):
