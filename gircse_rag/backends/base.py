@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gircse_rag.errors import GircseError
+from gircse_rag.errors import GircseError, InputError
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,25 @@ class Refinement:
     def steps(self) -> int:
         """The number of refinement steps used."""
         return len(self.trajectory)
+
+
+def check_request(request: Request, vocabulary: int) -> None:
+    """Refuse what no model could compute, before it meets the requests of others.
+
+    Raises:
+        InputError: no tokens, an id outside the vocabulary, or no number of steps or soft tokens.
+    """
+    if not request.token_ids:
+        raise InputError("a prompt needs at least one token")
+    for token in (min(request.token_ids), max(request.token_ids)):
+        if not 0 <= token < vocabulary:
+            raise InputError(
+                f"token id {token} is outside the model's vocabulary of {vocabulary}; use the model's own tokenizer"
+            )
+    if not isinstance(request.steps, int) or request.steps < 1:
+        raise InputError(f"a request's steps must be an integer from 1 on, not {request.steps!r}")
+    if not 0 <= request.soft_tokens <= vocabulary:
+        raise InputError(f"soft_tokens must be from 0 to the vocabulary's {vocabulary}, not {request.soft_tokens!r}")
 
 
 class Backend(Protocol):

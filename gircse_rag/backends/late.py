@@ -50,10 +50,12 @@ class LateBackend:
                         f"({self._spec.describe()}): did they change meanwhile? run again"
                     )
                 self._backend = embedder.backend
-        return self._backend.refine(requests)
+            backend = self._backend
+        return backend.refine(requests)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             if self._backend is not None:
                 self._backend.close()
+                self._backend = None

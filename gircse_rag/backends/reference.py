@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from gircse_rag.backends.base import Refinement, Request
+from gircse_rag.backends.base import Refinement, Request, check_request
 from gircse_rag.errors import GircseError, InputError
 from gircse_rag.refinement import pool, settled, soft_token
 
@@ -28,33 +28,44 @@ class ReferenceBackend:
     def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0) -> None:
         self._model = model
         self._temperature = temperature
+        self._vocabulary, self._dimension = map(int, model.get_input_embeddings().weight.shape)
         self._window = int(model.config.max_position_embeddings)
         self._lock = threading.Lock()  # one forward at a time: more would only fight for the same cores
         self._closed = False
 
     @property
     def dimension(self) -> int:
-        return int(self._model.get_input_embeddings().weight.shape[1])
+        return self._dimension
 
     def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
         for index, request in enumerate(requests):
-            if self._closed:
-                raise GircseError("this embedder is closed; load a new one with Embedder.from_pretrained")
-            outcome: Refinement | GircseError
-            try:
-                with self._lock:
-                    outcome = self._refine_one(request)
-            except GircseError as error:
-                outcome = error
+            with self._lock:
+                if self._closed:
+                    raise GircseError("this embedder is closed; load a new one with Embedder.from_pretrained")
+                outcome = self._outcome(request)
             yield index, outcome
 
     def close(self) -> None:
-        self._closed = True
+        self._closed = True  # before the lock: whoever computes in another thread ends with the text it is at
+        with self._lock:
+            if hasattr(self, "_model"):
+                del self._model
+
+    def _outcome(self, request: Request) -> Refinement | GircseError:
+        try:
+            return self._refine_one(request)
+        except GircseError as error:
+            return error
+        except Exception as error:  # such as no memory left
+            failure = GircseError(f"the forward pass failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            return failure
 
     @torch.inference_mode()
     def _refine_one(self, request: Request) -> Refinement:
+        check_request(request, self._vocabulary)
         length = len(request.token_ids)
-        if not 0 < length <= self._window - request.steps:
+        if length > self._window - request.steps:
             raise InputError(
                 f"a prompt of {length} tokens and {request.steps} refinement steps do not fit the model's window of "
                 f"{self._window} positions; use fewer steps or a smaller max_length"

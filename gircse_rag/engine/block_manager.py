@@ -132,6 +132,12 @@ class BlockManager:
         self._key_of.clear()
         self._block_of.clear()
 
+    def reset(self) -> None:
+        """Take all blocks from everybody: an error may have come in the middle of the bookkeeping."""
+        self.forget_prefixes()
+        self._references = [0] * self.num_blocks
+        self._free = list(range(self.num_blocks - 1, 0, -1))
+
     def check_integrity(self, sequences: list[Sequence]) -> None:
         """Check every invariant of this file against the sequences that hold blocks.
 

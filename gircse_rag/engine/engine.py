@@ -7,11 +7,12 @@ in parallel sweeps (sweeps.py).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Hashable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gircse_rag.backends.base import Refinement
@@ -48,6 +49,10 @@ class Engine:
         token_budget: rows a forward at most.
         max_running: sequences that hold blocks at once.
         sweeping: whether a few sequences may refine in parallel sweeps; False is for comparisons.
+
+    Attributes:
+        undelivered: the sequences that are done, each with its result or its own error. Whoever takes one from here
+            has delivered it; after an interrupt the same sequence may come twice, and the first counts.
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class Engine:
         self.runner = runner
         self.sweeping = sweeping
         self.scheduler = Scheduler(blocks, token_budget=token_budget, max_running=max_running)
-        self._undelivered: list[Outcome] = []
+        self.undelivered: deque[Outcome] = deque()
         self._drafts = Drafts()
         self._settled_a_sweep = 2.0  # running mean; begins as a trained model would
 
@@ -69,35 +74,30 @@ class Engine:
         self.scheduler.cancel(owner)
 
     @torch.inference_mode()
-    def step(self) -> list[Outcome]:
-        """One forward; the sequences that are done with it, each with its result or its own error.
-
-        A forward that raises ends every sequence with an error and leaves an empty, usable engine. An interrupt does
-        the same and is raised; the errors then come with the next step, for whoever else was waiting.
-        """
-        outcomes, self._undelivered = self._undelivered, []
+    def step(self) -> None:
+        """One forward; those that are done with it are in `undelivered`. One that raises fails all (`fail`)."""
         try:
-            return outcomes + self._step()
-        except BaseException as error:
-            failure = GircseError(f"the forward pass failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            outcomes += [(sequence, failure) for sequence in self.scheduler.drain()]
-            if isinstance(error, Exception):
-                return outcomes
-            self._undelivered = outcomes
-            raise
+            self._step()
+        except Exception as error:
+            self.fail(error)
 
-    def _step(self) -> list[Outcome]:
+    def fail(self, error: BaseException) -> None:
+        """End every sequence with an error, and leave an empty, usable engine."""
+        failure = GircseError(f"the forward pass failed: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        self.undelivered.extend((sequence, failure) for sequence in self.scheduler.drain())
+
+    def _step(self) -> None:
         self._draft()
         chunks = self.scheduler.schedule()
         if not chunks:
-            return []
+            return
         outputs = self.runner.forward(chunks)
         ended = [chunk.sequence for chunk in chunks if chunk.is_last]
         for sequence, num_rows in chunks:
             sequence.num_cached += num_rows
         if not ended:
-            return []
+            return
         states = torch.split(outputs, [sequence.num_outputs for sequence in ended])
         finished: list[Sequence] = []
         refining: dict[int, list[tuple[Sequence, Tensor]]] = defaultdict(list)
@@ -111,7 +111,7 @@ class Engine:
         for top, members in refining.items():
             self._refine(members, top)
             finished += [sequence for sequence, _ in members if sequence.is_refined]
-        return self._finish(finished)
+        self._finish(finished)
 
     def _refine(self, members: list[tuple[Sequence, Tensor]], top: int) -> None:
         """Make each member's next soft tokens: one, or in a sweep those of all open positions but the first."""
@@ -176,20 +176,20 @@ class Engine:
         previous, current = pool(torch.stack(sequence.states[1:]))[-2:]
         return bool(settled(previous, current, sequence.tolerance))
 
-    def _finish(self, sequences: list[Sequence]) -> list[Outcome]:
-        outcomes: list[Outcome] = []
+    def _finish(self, sequences: list[Sequence]) -> None:
+        trajectories: dict[Sequence, NDArray[np.float32]] = {}  # all first: what may raise must not lose a sequence
         by_steps: dict[int, list[Sequence]] = defaultdict(list)
         for sequence in sequences:
             by_steps[len(sequence.states)].append(sequence)
         for members in by_steps.values():
             states = torch.stack([state for sequence in members for state in sequence.states[1:]])
-            trajectories = pool(states.view(len(members), -1, states.shape[-1])).cpu().numpy()
-            for sequence, trajectory in zip(members, trajectories, strict=True):
-                good = bool(np.isfinite(trajectory).all())  # a NaN in any row reaches all later ones, and no others
-                self.scheduler.finish(sequence, forget=not good)
-                heaviest = sequence.heaviest if sequence.num_heaviest else None
-                if good:
-                    self._drafts.learn(sequence.soft)
-                failure = GircseError("the model produced NaN or infinity for this text; try dtype='float32'")
-                outcomes.append((sequence, Refinement(trajectory.copy(), heaviest) if good else failure))
-        return outcomes
+            rows = pool(states.view(len(members), -1, states.shape[-1])).cpu().numpy()
+            trajectories.update(zip(members, rows, strict=True))
+        for sequence, trajectory in trajectories.items():
+            good = bool(np.isfinite(trajectory).all())  # a NaN in any row reaches all later ones, and no others
+            heaviest = sequence.heaviest if sequence.num_heaviest else None
+            failure = GircseError("the model produced NaN or infinity for this text; try dtype='float32'")
+            self.undelivered.append((sequence, Refinement(trajectory.copy(), heaviest) if good else failure))
+            self.scheduler.finish(sequence, forget=not good)
+            if good:
+                self._drafts.learn(sequence.soft)

@@ -52,7 +52,8 @@ def fused_copy(model: PreTrainedModel, *, pack: bool) -> PreTrainedModel:
     """A copy of the model that shares its parameters, with faster modules and the paged attention.
 
     Args:
-        pack: reorder weights for oneDNN; the copy then holds its own, and the original stays usable.
+        pack: reorder weights for oneDNN; the copy then holds its own. Without it a layer's merged weights take the
+            place of the original's, which become views of them, so that none is held twice.
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     twin: PreTrainedModel = copy.deepcopy(model, memo=shared)
@@ -117,7 +118,7 @@ class FusedAttention(_Direct):
     def __init__(self, attention: Any, product: Callable[..., nn.Module]) -> None:
         super().__init__()
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self._qkv = product(*_merged(projections))
+        self._qkv = product(*_merged(projections, views=product is PlainLinear))
         self._output = product(attention.o_proj.weight, attention.o_proj.bias)
         self._q_norm = getattr(attention, "q_norm", None)  # Qwen3
         self._k_norm = getattr(attention, "k_norm", None)
@@ -150,7 +151,7 @@ class SwiGLU(_Direct):
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self._gate_up = PlainLinear(*_merged([mlp.gate_proj, mlp.up_proj]))
+        self._gate_up = PlainLinear(*_merged([mlp.gate_proj, mlp.up_proj], views=True))
         self._down = PlainLinear(mlp.down_proj.weight, mlp.down_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,9 +186,13 @@ class FusedRMSNorm(_Direct):
         return rms_norm(x, self._weight.shape, self._weight, self._epsilon)
 
 
-def _merged(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """Their weights and biases one below the other."""
+def _merged(linears: list[nn.Linear], *, views: bool) -> tuple[Tensor, Tensor | None]:
+    """Their weights and biases one below the other; with `views` their own weights are views of that from then on."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
+    if views:
+        parts = torch.split(weight, [linear.out_features for linear in linears])
+        for linear, part in zip(linears, parts, strict=True):
+            linear.weight.data = part
     if all(linear.bias is None for linear in linears):
         return weight, None
     return weight, torch.cat([linear.bias.detach() for linear in linears])

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gircse_rag.engine.attention import PagedPlan, Plan, Segment
-from gircse_rag.engine.fused import PackedLinear, can_pack, fused_copy
+from gircse_rag.engine.fused import PackedLinear, can_pack
 from gircse_rag.engine.gathered import GatheredPlan
 from gircse_rag.engine.kv_cache import KVCache
 from gircse_rag.engine.scheduler import Chunk
@@ -20,10 +20,10 @@ class ModelRunner:
     """Packs chunks of sequences into one row of a batch, without padding, and runs the model over it.
 
     Args:
-        model: a supported causal LM in eval mode; left as it is.
+        model: what `fused_copy` made.
         cache: where keys and values go.
         temperature: tau of the soft token's softmax.
-        pack: reorder weights for oneDNN.
+        pack: reorder the vocabulary for oneDNN, as `fused_copy` did the layers.
     """
 
     def __init__(self, model: PreTrainedModel, cache: KVCache, *, temperature: float, pack: bool) -> None:
@@ -31,7 +31,7 @@ class ModelRunner:
         self._head: Tensor = model.get_output_embeddings().weight.detach()
         if self._head.data_ptr() == self._embeddings.data_ptr():
             self._head = self._embeddings
-        self._body = fused_copy(model, pack=pack).model
+        self._body = model.model
         self._cache = cache
         self._temperature = temperature
         self._num_heads = model.config.num_attention_heads

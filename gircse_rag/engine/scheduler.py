@@ -83,7 +83,7 @@ class Scheduler:
             while not self.blocks.grow(sequence, sequence.num_cached + num_rows):
                 preempted = True
                 behind -= self.running[-1].num_outputs if len(self.running) > position + 1 else 0
-                self._preempt(self.running.pop())
+                self._preempt(self.running[-1])
                 if position == len(self.running):  # it was the last itself
                     break
             else:
@@ -114,11 +114,9 @@ class Scheduler:
         self._waiting.pop(owner, None)
 
     def drain(self) -> list[Sequence]:
-        """Take out everything and trust nothing in the cache: a forward failed."""
-        sequences = [*self.running, *self.waiting()]
-        for sequence in self.running:
-            self.blocks.release(sequence)
-        self.blocks.forget_prefixes()
+        """Take out everything, and trust neither the cache nor who holds it: a forward failed, or was interrupted."""
+        sequences = list(dict.fromkeys([*self.running, *self.waiting()]))  # one on the move is in both
+        self.blocks.reset()
         self.running.clear()
         self._preempted.clear()
         self._waiting.clear()
@@ -145,25 +143,29 @@ class Scheduler:
         self.num_preemptions += 1
         self.blocks.release(sequence)
         del sequence.soft[len(sequence.states) :]  # a parallel sweep's drafts are not worth replaying
-        self._preempted.appendleft(sequence)
+        self._preempted.appendleft(sequence)  # before it is taken out elsewhere: an interrupt must not lose it
+        self.running.pop()
 
     def _admit_next(self) -> Sequence | None:
         if self._preempted:
-            if not self.blocks.admit(self._preempted[0]):
+            sequence = self._preempted[0]
+            if not self.blocks.admit(sequence):
                 return None
-            sequence = self._preempted.popleft()
+            self.running.append(sequence)  # likewise before it is taken out
+            self._preempted.popleft()
         elif self._waiting:
             owner, queue = next(iter(self._waiting.items()))
-            if not self.blocks.admit(queue[0]):
+            sequence = queue[0]
+            if not self.blocks.admit(sequence):
                 return None  # nobody overtakes: the blocks it needs come free
-            sequence = queue.popleft()
+            self.running.append(sequence)
+            queue.popleft()
             if queue:
                 self._waiting.move_to_end(owner)
             else:
                 del self._waiting[owner]
         else:
             return None
-        self.running.append(sequence)
         return sequence
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from transformers import AutoConfig
 
 from gircse_rag.backends.base import Refinement, Request
@@ -51,7 +52,7 @@ class VllmBackend:
         try:
             self._llm = vllm.LLM(model=str(folder), runner="pooling", **options)
         except (ValueError, RuntimeError, OSError) as error:
-            raise GircseError(f"vLLM could not start: {str(error).strip().splitlines()[0]}") from error
+            raise GircseError(f"vLLM could not start: {reason(error)}") from error
         self._window = int(self._llm.model_config.max_model_len)
         self._dimension = spec.dimension
         self._lock = threading.Lock()
@@ -95,7 +96,20 @@ class VllmBackend:
                 pooling_task="embed",
                 use_tqdm=False,
             )
+        if len(outputs) != len(requests):  # else vectors would go to other texts
+            raise GircseError(
+                f"vLLM answered {len(outputs)} requests where {len(requests)} were asked, some of a call that was "
+                "interrupted; embed these texts again"
+            )
         return [output.outputs.data.float().numpy() for output in outputs]
+
+
+def reason(error: Exception) -> str:
+    """The telling line of an error of vLLM's: pydantic's first one only counts."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join([*map(str, first["loc"]), first["msg"]])
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check(request: Request, window: int) -> None:
