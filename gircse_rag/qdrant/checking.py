@@ -79,7 +79,7 @@ class Checker:
             raise InputError(f"its id {document.id!r} holds a lone surrogate: it was decoded wrongly") from error
         check_text(document.text)
         metadata = _json_metadata(document)
-        parts = [document.id, document.text, metadata, document.markdown, self._chunker.recipe_of(document)]
+        parts = [document.id, document.text, metadata, bool(document.markdown), self._chunker.recipe_of(document)]
         version = fingerprint(json.dumps(parts, ensure_ascii=False))
         return Job(document.id, json.loads(metadata), version, self._source)
 

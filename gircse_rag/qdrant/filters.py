@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,6 +42,11 @@ def _condition(key: str, value: object) -> models.FieldCondition:
             if not value or not set(value) <= _BOUNDS:
                 raise InputError(f"query_filter {key!r}: {dict(value)!r} is no range; use {', '.join(sorted(_BOUNDS))}")
             dates = any(isinstance(bound, str) for bound in value.values())
+            if dates and not all(bound is None or _is_date(bound) for bound in value.values()):
+                raise InputError(
+                    f"query_filter {key!r}: {dict(value)!r} is a range neither of numbers nor of dates; give numbers "
+                    'without quotes (1990), or whole ISO dates ("1990-01-01")'
+                )
             return models.FieldCondition(key=field, range=(models.DatetimeRange if dates else models.Range)(**value))
         if isinstance(value, list | tuple | set | frozenset):
             if not value:
@@ -54,3 +60,11 @@ def _condition(key: str, value: object) -> models.FieldCondition:
             f"query_filter {key!r}: {value!r} cannot be compared; give a string, a number, a boolean, a list of "
             'strings or of integers, or a range such as {"gte": 1990}'
         ) from error
+
+
+def _is_date(bound: object) -> bool:
+    """Not digits alone: pydantic takes them for seconds since 1970."""
+    try:
+        return isinstance(bound, str) and not bound.isdigit() and bool(datetime.fromisoformat(bound))
+    except ValueError:
+        return False

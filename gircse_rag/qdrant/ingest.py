@@ -151,6 +151,7 @@ class _Ingest:
             steps=self._embedder.spec.document_steps,
             on_error="return",
         )
+        self._wait()  # before looking at `failed`: the writer may have failed a document that has chunks in this batch
         embedded: dict[Job, list[int]] = {}
         failed: dict[Job, str] = {}
         for row, (job, number) in enumerate(batch):
@@ -163,6 +164,7 @@ class _Ingest:
                 embedded.setdefault(job, []).append(number)
                 self._report.embedded += 1
                 self._report.prompt_tokens += int(result.prompt_tokens[row])
+        failed = {job: reason for job, reason in failed.items() if not job.failed}
         for job, reason in failed.items():
             job.failed = True
             self._report.failed.append(FailedDocument(job.document, reason))

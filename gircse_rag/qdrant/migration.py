@@ -74,7 +74,7 @@ def migrate(
         deadline: seconds for which a request to the store that fails is repeated, where that helps.
 
     Raises:
-        InputError: `old` and `new` are one collection, or a name or a number is refused.
+        InputError: `old` and `new` are one collection, `new` is an alias, or a name or a number is refused.
         SpecMismatchError: `new` was made with another model than the embedder's.
         StoreError: there is no `old`, `alias` is the name of a collection, or the store does not answer. Run again.
     """
@@ -84,12 +84,16 @@ def migrate(
     with store_errors(client):
         names = {found.name for found in ask(client.get_collections).collections}
         aliases = {found.alias_name: found.collection_name for found in ask(client.get_aliases).aliases}
+        if alias == new:
+            raise InputError(f"the alias and the new collection are both called {new!r}; give one another name")
         if aliases.get(old, old) == aliases.get(new, new):
             raise InputError(f"{old!r} and {new!r} are one collection; give the new one a name of its own")
         if aliases.get(old, old) not in names:
             raise StoreError(f"there is no collection {old!r} (there is: {', '.join(sorted(names)) or 'none'})")
         if alias in names:
             raise StoreError(f"{alias!r} is a collection, and Qdrant takes no alias of that name; choose another")
+        if new in aliases:
+            raise InputError(f"{new!r} is an alias, of {aliases[new]!r}; give the new collection a name of its own")
         ask(ensure_collection, client, new, embedder.spec)
         return _Migration(aliases.get(old, old), new, embedder, client, ask, batch_size, progress).run(alias, aliases)
 

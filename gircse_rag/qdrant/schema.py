@@ -12,8 +12,10 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import grpc
 from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
 from gircse_rag.qdrant.stores import open_client as open_client  # integrations find them here
@@ -41,10 +43,14 @@ def ensure_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> N
         SpecMismatchError, StoreError: as `check_collection`.
     """
     _check_name(name)
-    if client.collection_exists(name):
-        check_collection(client, name, spec)
-    else:
-        _create(client, name, spec, {}, {})
+    if not client.collection_exists(name):
+        try:
+            _create(client, name, spec, {}, {})
+            return
+        except (UnexpectedResponse, grpc.RpcError):
+            if not client.collection_exists(name):  # else another ingest has just made it
+                raise
+    check_collection(client, name, spec)
 
 
 def create_collection(
@@ -96,6 +102,10 @@ def _create(
         params = models.VectorParams(size=spec.dimension, distance=models.Distance.COSINE, **vector)
     except (ValidationError, TypeError) as error:
         raise InputError(f"vector_params {dict(vector)!r} are refused: {error}") from error
+    try:  # here, for every store; over gRPC the client would raise errors of other kinds
+        models.CreateCollection(**{option: value for option, value in options.items() if option != "timeout"})
+    except ValidationError as error:
+        raise InputError(f"options {dict(options)!r} are refused: {error}") from error
     client.create_collection(
         name,
         vectors_config={VECTOR: params},

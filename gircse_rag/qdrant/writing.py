@@ -128,11 +128,15 @@ class Writer:
         self._take_back(job)
 
     def _take_back(self, job: Job) -> None:
-        """As if nothing of it had been written; chunk 0 goes last, for it says where the others are."""
+        """As if nothing of it had been written; chunk 0 goes last, for it says where the others are.
+
+        Where it has the new version's text already it stays: its record reaches over all there is, and neither version
+        is whole under it, so the next run of either goes on from there.
+        """
         places = sorted(set(job.put), reverse=True)
         job.put = []
         self._points.delete(point_id(job.document, place) for place in places if place)
         if job.head is None:
             self._points.delete(point_id(job.document, place) for place in places if not place)
-        elif places:
-            self._points.mark(job.head)
+        elif places and job.there[0].version == job.head.version:
+            self._points.mark(job.head)  # over the new version's text it would call the old one whole

@@ -12,9 +12,9 @@ from gircse_rag.qdrant.edge.store import EdgeStore
 class EdgeClient(QdrantClient):
     """A `QdrantClient` over a folder of edge shards. Safe to use from several threads; one process at a time.
 
-    It has what gircse calls: collections, aliases and payload indexes; upsert, set_payload, delete; retrieve, scroll,
-    count; query_points, its batch and its groups. Anything else raises NotImplementedError, and a setting that only a
-    server has StoreError.
+    It has what gircse calls: collections, aliases and payload indexes; upsert, upload_points, set_payload, delete;
+    retrieve, scroll, count; query_points, its batch and its groups. Anything else raises NotImplementedError, and a
+    setting that only a server has StoreError.
     """
 
     def __init__(self, path: str | Path) -> None:

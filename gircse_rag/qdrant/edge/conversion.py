@@ -17,7 +17,7 @@ from qdrant_client import models
 from gircse_rag.errors import StoreError
 
 _NAMES = {"Range": "RangeFloat", "DatetimeRange": "RangeDateTime"}
-_HARMLESS = frozenset({"wait", "timeout", "ordering", "consistency"})
+_HARMLESS = frozenset({"wait", "timeout", "ordering", "consistency", "parallel", "method", "max_retries"})
 """Settings that one process with acknowledged writes meets by itself."""
 
 

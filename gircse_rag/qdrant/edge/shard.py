@@ -58,10 +58,10 @@ class EdgeShard:
         self._writes = self._unflushed = 0
         with _engine_errors(folder):
             self._name = (folder / "current").read_text()
-            for left in folder.glob("shard-*"):
+            self._engine = edge.EdgeShard.load(str(folder / self._name))
+            for left in folder.glob("shard-*"):  # only now: if `current` cannot be read, one of them may be whole
                 if left.name != self._name:
                     shutil.rmtree(left, ignore_errors=True)
-            self._engine = edge.EdgeShard.load(str(folder / self._name))
 
     @classmethod
     def create(cls, folder: Path, about: dict[str, Any]) -> EdgeShard:
@@ -140,15 +140,22 @@ class EdgeShard:
                     raise StoreError(f"indexing {self.folder} failed; it is as it was. {child.stderr.strip()[-300:]}")
                 if self._writes != writes or child.stdout.strip() != "True":
                     return False
-                fresh = edge.EdgeShard.load(str(copy))
-                replace_text(self.folder / "current", copy.name)
+                fresh, old = edge.EdgeShard.load(str(copy)), self._name
+                try:
+                    replace_text(self.folder / "current", copy.name)
+                finally:  # an interrupt may come when `current` is already another: what it names is the collection
+                    if self._is_current(copy):
+                        self._engine, self._name = fresh, copy.name
                 engine.close()
-                old, self._engine, self._name = self._name, fresh, copy.name
                 shutil.rmtree(self.folder / old, ignore_errors=True)
                 return True
         finally:
-            if self._name != copy.name:
+            if not self._is_current(copy):
                 shutil.rmtree(copy, ignore_errors=True)
+
+    def _is_current(self, shard: Path) -> bool:
+        current = self.folder / "current"
+        return current.exists() and current.read_text() == shard.name
 
     def close(self) -> None:
         """Flush, and release the folder."""

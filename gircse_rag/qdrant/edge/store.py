@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,14 @@ class EdgeStore(QdrantBase):
             raise StoreError(f"an edge store takes a list of points, not {type(points).__name__}")
         made = [to_edge_point(point) for point in points]
         return self.shard(collection_name).write(edge.UpdateOperation.upsert_points(made), len(made))
+
+    def upload_points(
+        self, collection_name: str, points: Iterable[models.PointStruct], batch_size: int = 64, **kwargs: Any
+    ) -> None:
+        refuse(kwargs)
+        rest = iter(points)
+        while batch := list(islice(rest, batch_size)):
+            self.upsert(collection_name, batch)
 
     def set_payload(  # type: ignore[override]
         self, collection_name: str, payload: Any, points: Any, **kwargs: Any

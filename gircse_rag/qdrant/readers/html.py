@@ -20,7 +20,7 @@ def read_html(source: Source) -> Iterator[Document]:
     Of a link and a picture the words are kept, not the address.
 
     Raises:
-        InputError: too large, wrongly encoded, nested too deep, or without text.
+        InputError: too large, wrongly encoded, nested too deep, odd beyond reading, or without text.
     """
     soup_module, markdownify = require("bs4", "html"), require("markdownify", "html")
     data = source.read()
@@ -43,6 +43,10 @@ def read_html(source: Source) -> Iterator[Document]:
         text = _BLANK_LINES.sub("\n\n", converter.convert_soup(part)).strip()
     except RecursionError as error:
         raise InputError("its elements are nested too deep") from error
+    except InputError:
+        raise
+    except Exception as error:  # what is odd enough makes Beautiful Soup and markdownify raise errors of many kinds
+        raise InputError(f"not HTML that can be read: {str(error) or type(error).__name__}") from error
     if not text:
         raise InputError("no text: is the page made by its scripts?")
     yield Document(source.id, text, {"title": title} if title else {}, markdown=True)
@@ -58,6 +62,6 @@ def _decoded(data: bytes, soup_module: object) -> str:
         try:
             if encoding:
                 return stripped.decode(encoding)
-        except (UnicodeDecodeError, LookupError):
+        except (UnicodeError, LookupError):
             continue
     raise InputError(f"neither UTF-8 nor the encoding it declares ({declared or 'none'}); convert it first")

@@ -38,7 +38,7 @@ def read_pdf(source: Source) -> Iterator[Document]:
     except (InputError, OSError):
         raise
     except Exception as error:  # pypdf lets a damaged file raise nearly anything
-        raise InputError(f"not a PDF that can be read: {error or type(error).__name__}") from error
+        raise InputError(f"not a PDF that can be read: {str(error) or type(error).__name__}") from error
     without = [number for number, text in enumerate(pages, start=1) if not text.strip()]
     if len(without) == len(pages):
         raise InputError("no text, only pictures of it, or nothing: run a text recognition (ocrmypdf) first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from haystack.errors import FilterError
 from haystack.testing.document_store import CountDocumentsTest, DeleteDocumentsTest, WriteDocumentsTest
 from haystack.utils import ComponentDevice
 from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
+from qdrant_client import QdrantClient
 
 from haystack_integrations.components.embedders.gircse import GircseDocumentEmbedder, GircseTextEmbedder
 from haystack_integrations.components.retrievers.gircse import GircseQdrantEmbeddingRetriever
@@ -73,6 +75,34 @@ def test_reads_what_gircse_ingested(
     ]
     assert [document.score for document in theirs["documents"]] == pytest.approx([hit.score for hit in ours], abs=1e-6)
     assert len(retriever.run(vector, top_k=1)["documents"]) == 1
+
+
+def test_several_threads_open_it_once(
+    document_store: GircseQdrantDocumentStore, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = document_store.embedder.embedder.embed_queries(["heap"])[0].tolist()
+    document_store.write_documents([Document(content=text) for text in TEXTS])
+    document_store.close()
+    asking, at_once = [0], []
+    query = QdrantClient.query_points
+
+    def watched(*args: Any, **options: Any) -> Any:
+        asking[0] += 1
+        at_once.append(asking[0])
+        time.sleep(0.02)
+        answer = query(*args, **options)
+        asking[0] -= 1
+        return answer
+
+    monkeypatch.setattr(QdrantClient, "query_points", watched)
+    retriever = GircseQdrantEmbeddingRetriever(document_store)
+
+    async def ask() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(retriever.run_async(vector) for _ in range(4)))
+
+    answers = asyncio.run(ask())
+    assert [len(answer["documents"]) for answer in answers] == [3] * 4
+    assert at_once == [1] * 4, "local mode is not safe for several threads"
 
 
 def test_gircse_reads_what_it_writes_and_leaves_it_alone(
@@ -147,6 +177,13 @@ def test_filters_find_whoever_wrote(ingested: GircseQdrantDocumentStore) -> None
     assert found({"field": "content", "operator": "==", "value": TEXTS[0]}) == {TEXTS[0]}
     with pytest.raises(FilterError, match="Unknown operator"):
         ingested.filter_documents({"field": "meta.number", "operator": "~", "value": 1})
+    for value, message in ([], "the list is empty"), ([1.5], "floats only with =="):
+        with pytest.raises(FilterError, match=message):
+            ingested.filter_documents({"field": "meta.number", "operator": "in", "value": value})
+    ingested.write_documents([Document(content="a text with a score", meta={"score": 0.1})])
+    for value, expected in (0.1, {"a text with a score"}), (0.2, set()):
+        assert found({"field": "meta.score", "operator": "==", "value": value}) == expected
+    assert found({"field": "meta.number", "operator": "==", "value": 1.0}) == {TEXTS[1], "a new text"}
     retriever = GircseQdrantEmbeddingRetriever(ingested, filters=one, filter_policy="merge")
     vector = ingested.embedder.embedder.embed_queries(["x"])[0].tolist()
     assert [document.content for document in retriever.run(vector, filters=page)["documents"]] == ["a new text"]

@@ -7,13 +7,15 @@ it, and `gircse ingest` leaves it alone.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
 from gircse_rag.qdrant.foreign import foreign_id, foreign_payload, read_payload
-from gircse_rag.qdrant.schema import VECTOR, ensure_collection
+from gircse_rag.qdrant.schema import VECTOR, check_collection, ensure_collection
 from gircse_rag.qdrant.stores import open_client, store_errors
+from gircse_rag.spec import EmbeddingSpec
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_qdrant import QdrantVectorStore
@@ -41,13 +43,7 @@ class GircseQdrantVectorStore(QdrantVectorStore):
     """
 
     def __init__(self, client: QdrantClient, collection_name: str, embedding: GircseEmbeddings) -> None:
-        if not isinstance(embedding, GircseEmbeddings):
-            raise TypeError(f"embedding has to be GircseEmbeddings, not {type(embedding).__name__}")
-        try:
-            with store_errors(client):
-                ensure_collection(client, collection_name, embedding.embedder.spec)
-        except (InputError, SpecMismatchError, StoreError) as error:
-            raise QdrantVectorStoreError(str(error)) from error
+        _prepare(ensure_collection, client, collection_name, embedding)
         super().__init__(
             client,
             collection_name,
@@ -70,16 +66,23 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         url: str | None = None,
     ) -> GircseQdrantVectorStore:
         """Open the store in the folder `path` or at `url`, and add the texts."""
-        store = cls(open_client(path, url), collection_name, embedding)  # type: ignore[arg-type]
-        store.add_texts(texts, metadatas, ids)
-        return store
+        with _closed_on_error(open_client(path, url)) as client:
+            store = cls(client, collection_name, embedding)  # type: ignore[arg-type]
+            store.add_texts(texts, metadatas, ids)
+            return store
 
     @classmethod
     def from_existing_collection(  # type: ignore[override]
         cls, collection_name: str, embedding: GircseEmbeddings, *, path: str | None = None, url: str | None = None
     ) -> GircseQdrantVectorStore:
-        """Open the store in the folder `path` or at `url`."""
-        return cls(open_client(path, url, create=False), collection_name, embedding)
+        """Open the store in the folder `path` or at `url`.
+
+        Raises:
+            QdrantVectorStoreError: as the constructor, or there is no such collection.
+        """
+        with _closed_on_error(open_client(path, url, create=False)) as client:
+            _prepare(check_collection, client, collection_name, embedding)
+            return cls(client, collection_name, embedding)
 
     def add_texts(  # type: ignore[override]
         self,
@@ -134,3 +137,29 @@ class GircseQdrantVectorStore(QdrantVectorStore):
     ) -> Document:
         own, text, metadata = read_payload(scored_point.id, scored_point.payload)
         return Document(id=own, page_content=text, metadata=metadata)
+
+
+def _prepare(
+    how: Callable[[QdrantClient, str, EmbeddingSpec], None],
+    client: QdrantClient,
+    collection_name: str,
+    embedding: GircseEmbeddings,
+) -> None:
+    """Check, or make, the collection, with errors as LangChain's callers know them."""
+    if not isinstance(embedding, GircseEmbeddings):
+        raise TypeError(f"embedding has to be GircseEmbeddings, not {type(embedding).__name__}")
+    try:
+        with store_errors(client):
+            how(client, collection_name, embedding.embedder.spec)
+    except (InputError, SpecMismatchError, StoreError) as error:
+        raise QdrantVectorStoreError(str(error)) from error
+
+
+@contextmanager
+def _closed_on_error(client: QdrantClient) -> Iterator[QdrantClient]:
+    """A client that nobody else has: left open, it would keep its folder from everybody."""
+    try:
+        yield client
+    except BaseException:
+        client.close()
+        raise

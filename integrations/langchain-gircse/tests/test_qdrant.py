@@ -95,3 +95,26 @@ def test_made_from_texts_and_opened_again(embeddings: GircseEmbeddings, tmp_path
     opened = GircseQdrantVectorStore.from_existing_collection("new", embeddings, path=str(tmp_path))
     assert {document.page_content for document in opened.similarity_search("x")} == set(TEXTS)
     opened.client.close()
+
+
+def test_what_cannot_be_opened_is_not_made_and_leaves_the_store_free(
+    embeddings: GircseEmbeddings, tmp_path: Path, tiny_folder: Path
+) -> None:
+    store, path = GircseQdrantVectorStore, str(tmp_path)
+    other = GircseEmbeddings(model=str(tiny_folder), steps=DEFAULT_STEPS + 1, dtype="float32", device="cpu")
+    fake = DeterministicFakeEmbedding(size=3)
+    with pytest.raises(GircseInvalidRequestError, match="text 1 is empty"):
+        store.from_texts(["good", ""], embeddings, collection_name="new", path=path)
+    with pytest.raises(QdrantVectorStoreError, match=r"no collection 'knew' \(there is: new\)"):
+        store.from_existing_collection("knew", embeddings, path=path)
+    for embedding, error, message in (
+        (other, QdrantVectorStoreError, "document_steps"),
+        (fake, TypeError, "has to be GircseEmbeddings"),
+    ):
+        with pytest.raises(error, match=message):
+            store.from_existing_collection("new", embedding, path=path)  # type: ignore[arg-type]
+        with pytest.raises(error, match=message):
+            store.from_texts(["text"], embedding, collection_name="new", path=path)
+    client = open_client(tmp_path)
+    assert [there.name for there in client.get_collections().collections] == ["new"]
+    client.close()

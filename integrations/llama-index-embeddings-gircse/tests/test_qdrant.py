@@ -111,6 +111,16 @@ def test_nodes_come_back_whole(store: GircseQdrantVectorStore, embed_model: Girc
     assert (found.text, found.metadata, found.ref_doc_id) == ("a new text", {"tags": ["a", "b"]}, "mine")
 
 
+def test_an_edge_store_takes_nodes(embed_model: GircseEmbedding, tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
+    client = open_client(tmp_path / "edge", engine="edge")
+    store = GircseQdrantVectorStore("docs", client, embed_model)
+    index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
+    index.insert(LlamaDocument(text="a new text"))
+    assert [node.text for node in index.as_retriever().retrieve("x")] == ["a new text"]
+    client.close()
+
+
 def test_another_model_is_refused(store: GircseQdrantVectorStore, client: QdrantClient, tiny_folder: Path) -> None:
     other = GircseEmbedding(model_name=str(tiny_folder), steps=7, dtype="float32", device="cpu")
     with pytest.raises(ValueError, match="document_steps: this embedder 7"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from gircse_rag.embedder import Embedder
-from gircse_rag.errors import GircseError, GircseWarning
+from gircse_rag.errors import GircseError, GircseWarning, InputError
 from gircse_rag.prompts import INSTRUCTIONS, Role
 from gircse_rag.tokens import check_text, without_controls
 from mteb.abstasks.task_metadata import TaskMetadata
@@ -94,7 +94,11 @@ class GircseEncoder(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> NDArray[np.float32]:
-        """(n, d) float32, unit rows. Benchmarks hold empty texts: what is refused gets zeros, and a GircseWarning."""
+        """(n, d) float32, unit rows. Benchmarks hold empty texts: what is refused gets zeros, and a GircseWarning.
+
+        Raises:
+            GircseError: a text was not refused and could not be embedded, such as for want of memory.
+        """
         texts = [without_controls(text) for batch in inputs for text in batch["text"]]
         role: Role = "symmetric" if prompt_type is None else "query"
         instruction: str | None = None
@@ -103,6 +107,9 @@ class GircseEncoder(AbsEncoder):
         else:
             instruction = self.get_instruction(task_metadata, prompt_type) or None
         result = self.model.embed(texts, role=role, instruction=instruction, on_error="return")
+        for error in result.errors.values():
+            if not isinstance(error, InputError):
+                raise error
         if result.errors:
             warnings.warn(
                 f"{task_metadata.name}: {len(result.errors)} of {len(texts)} texts count as unlike any other, first: "

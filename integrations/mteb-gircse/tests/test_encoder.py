@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from gircse_rag import INSTRUCTIONS, Embedder
-from gircse_rag.errors import GircseWarning
+from gircse_rag.errors import GircseError, GircseWarning
 from gircse_rag.evaluation.readers import read_pairs, read_retrieval
 from gircse_rag.evaluation.scoring import pairs, retrieval
 from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, Watched, rendered, run_page
@@ -132,6 +132,19 @@ def test_an_empty_text_is_zeros_and_a_warning(encoder: GircseEncoder, tiny_embed
         vectors = encode(encoder, ["one", "", "two"], PromptType.document)
     assert not vectors[1].any()
     np.testing.assert_allclose(vectors[[0, 2]], tiny_embedder.embed_documents(["one", "two"]), atol=1e-6, rtol=0)
+
+
+def test_what_was_not_refused_and_failed_is_raised(encoder: GircseEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = encoder.model.embed
+
+    def failing(*args: Any, **options: Any) -> Any:
+        result = plain(*args, **options)
+        result.errors[2] = GircseError("the forward pass failed: OutOfMemory")
+        return result
+
+    monkeypatch.setattr(encoder.model, "embed", failing)
+    with pytest.raises(GircseError, match="OutOfMemory"):
+        encode(encoder, ["one", "", "two"], PromptType.document)
 
 
 def test_a_control_character_counts_as_a_space(encoder: GircseEncoder, tiny_embedder: Embedder) -> None:

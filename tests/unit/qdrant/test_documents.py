@@ -87,8 +87,7 @@ def test_a_loop_of_links_ends_and_every_folder_is_read_once(tmp_path: Path) -> N
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "zb").symlink_to(tmp_path / "b")
     documents, skipped = _read(tmp_path)
-    assert [d.id for d in documents] == ["a/one.txt", "a/zb/two.txt"]
-    assert [Path(s.path).relative_to(tmp_path).as_posix() for s in skipped] == ["a/up", "b"]
+    assert [d.id for d in documents] == ["a/one.txt", "a/zb/two.txt"] and skipped == []
 
 
 def test_a_file_name_that_is_no_text_is_skipped_readably(tmp_path: Path) -> None:

@@ -220,6 +220,11 @@ def test_a_bad_document_is_reported_and_the_rest_goes_on(
     assert embedder.embedded == ["one", "two"]
 
 
+def test_a_flag_of_numpys_is_a_flag(client: QdrantClient, embedder: StandIn) -> None:
+    assert _counts(_ingest(client, embedder, Document("a", "# One", markdown=np.True_))) == (1, 0, 0, 0, 0)  # type: ignore[arg-type]
+    assert _counts(_ingest(client, embedder, Document("a", "# One", markdown=True))) == (0, 0, 1, 0, 0)
+
+
 def test_an_id_used_twice_for_different_texts_is_reported_and_alike_is_one(
     client: QdrantClient, embedder: StandIn
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import httpx
 import pytest
 from qdrant_client import QdrantClient
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.qdrant import Document, ingest
 from gircse_rag.qdrant.points import read_record
@@ -97,6 +100,56 @@ def test_what_is_taken_back_leaves_what_was_there(client: QdrantClient) -> None:
     assert report.embedded > 40
     assert_same(state(client), before)
     assert _bring(client, BEFORE, Exact()).unchanged == len(BEFORE)
+
+
+def _refuse(client: QdrantClient, patch: pytest.MonkeyPatch, word: str, seconds: float = 0) -> None:
+    """Let the store refuse every request with a text that holds `word`, after so many seconds."""
+    upsert = client.upsert
+
+    def refusing(collection: str, points: Any, **options: Any) -> Any:
+        if any(word in point.payload["page_content"] for point in points):
+            time.sleep(seconds)
+            raise UnexpectedResponse(413, "too large", b"", httpx.Headers())
+        return upsert(collection, points, **options)
+
+    patch.setattr(client, "upsert", refusing)
+
+
+@pytest.mark.parametrize("then", ["the old version", "the new version"])
+def test_a_replacement_refused_half_way_is_not_taken_for_the_old_version(
+    client: QdrantClient, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    old, new = _one("d", *"ABCDEF"), _one("d", *"XYZUVW")
+    _bring(client, [old], Exact())
+    with monkeypatch.context() as patch:
+        _refuse(client, patch, "paragraph V")
+        report = _bring(client, [new], Exact())
+    assert [failure.id for failure in report.failed] == ["d"] and report.updated == 0
+    wanted, expected = old if then == "the old version" else new, QdrantClient(":memory:")
+    _bring(expected, [wanted], Exact())
+    again = _bring(client, [wanted], Exact())
+    assert (again.updated, again.unchanged, again.failed) == (1, 0, [])
+    assert_same(state(client), state(expected))
+    assert _bring(client, [wanted], Exact()).unchanged == 1
+
+
+@pytest.mark.parametrize("chunks", [12, 20])
+def test_a_document_that_the_store_refused_is_not_written_again(
+    client: QdrantClient, monkeypatch: pytest.MonkeyPatch, chunks: int
+) -> None:
+    """Its later chunks are embedded while the slow store still thinks about its fifth."""
+    _refuse(client, monkeypatch, "paragraph 5 ", seconds=0.3)
+    embedder = Exact()
+    report = _bring(client, [_one("d", *range(chunks))], embedder)
+    assert len(embedder.embedded) == 12, "a batch was on its way, and no more"
+    assert [failure.id for failure in report.failed] == ["d"]
+    assert state(client) == {}
+
+
+def test_a_document_that_fails_twice_is_counted_once(client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    _refuse(client, monkeypatch, "paragraph 5 ", seconds=0.3)
+    report = _bring(client, [_one("d", *range(10), POISON, *range(11, 20))], Exact())
+    assert [failure.id for failure in report.failed] == ["d"] and state(client) == {}
 
 
 def test_while_a_long_document_is_replaced_its_old_version_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,14 +133,18 @@ def test_points_the_old_one_has_not_are_told_and_the_alias_stays(client: QdrantC
 
 def test_what_is_refused(client: QdrantClient) -> None:
     _fill(client)
-    create = models.CreateAlias(collection_name="old", alias_name="docs")
-    client.update_collection_aliases([models.CreateAliasOperation(create_alias=create)])
+    _fill(client, "third")
+    for collection, alias in (("old", "docs"), ("third", "other")):
+        create = models.CreateAlias(collection_name=collection, alias_name=alias)
+        client.update_collection_aliases([models.CreateAliasOperation(create_alias=create)])
     embedder = _new()
     for old, new, options, error, message in (
         ("old", "old", {}, InputError, "one collection"),
         ("docs", "old", {}, InputError, "one collection"),
         ("nowhere", "new", {}, StoreError, r"no collection 'nowhere' \(there is: old"),
         ("old", "new", {"alias": "old"}, StoreError, "no alias of that name"),
+        ("old", "new", {"alias": "new"}, InputError, "both called 'new'"),
+        ("old", "other", {}, InputError, "'other' is an alias, of 'third'"),
         ("old", "a/b", {}, InputError, "cannot be called"),
         ("old", "new", {"batch_size": 0}, InputError, "batch_size"),
     ):

@@ -8,8 +8,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import grpc
+import httpx
 import pytest
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError, StoreError
 from gircse_rag.qdrant import Document, ingest, open_client, search
@@ -112,6 +115,32 @@ def test_a_missing_collection_is_named_with_those_there_are(client: QdrantClient
     _ingest(client, embedder, "a")
     with pytest.raises(StoreError, match=r"no collection 'docs' \(there is: a, b\); ingest documents first"):
         _search(client, embedder)
+
+
+@pytest.mark.parametrize("answer", [UnexpectedResponse(409, "Conflict", b"exists", httpx.Headers()), grpc.RpcError()])
+def test_a_collection_that_somebody_makes_meanwhile_is_checked_and_taken(
+    client: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch, answer: Exception
+) -> None:
+    create = client.create_collection
+    maker: StandIn | None = embedder
+
+    def too_late(name: str, vectors_config: dict[str, models.VectorParams], **_: object) -> None:
+        if maker is not None:
+            note = {"fingerprint": maker.fingerprint, "spec": maker.spec.to_dict()}
+            create(name, vectors_config, metadata={"gircse": note})
+        raise answer
+
+    monkeypatch.setattr(client, "create_collection", too_late)
+    _ingest(client, embedder)
+    assert client.count("docs").count == 1
+    client.delete_collection("docs")
+    maker = StandIn(temperature=0.5)
+    with pytest.raises(SpecMismatchError, match="temperature"):
+        _ingest(client, embedder)
+    client.delete_collection("docs")
+    maker = None
+    with pytest.raises(StoreError, match=r"HTTP 409|refuses"):
+        _ingest(client, embedder)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", 'a"b', "x" * 256])

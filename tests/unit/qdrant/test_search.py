@@ -129,8 +129,9 @@ def test_a_filter_keeps_what_its_metadata_meet(filled: QdrantClient, embedder: S
 def test_a_filter_compares_dates(either: QdrantClient, embedder: StandIn) -> None:
     documents = [Document(day, "same text", {"day": day}) for day in ("2024-05-01", "2025-05-01")]
     ingest(documents, collection="docs", embedder=embedder, client=either)  # type: ignore[arg-type]
-    hits = _search(either, embedder, "same", query_filter={"day": {"gte": "2025-01-01T00:00:00Z"}})
-    assert [hit.document for hit in hits] == ["2025-05-01"]
+    for bounds in ({"gte": "2025-01-01T00:00:00Z"}, {"gte": "2025-01-01", "lt": None}):
+        hits = _search(either, embedder, "same", query_filter={"day": bounds})
+        assert [hit.document for hit in hits] == ["2025-05-01"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,11 @@ def test_a_filter_compares_dates(either: QdrantClient, embedder: StandIn) -> Non
         ({"legs": []}, "'legs': the list is empty"),
         ({"legs": {}}, "no range"),
         ({"legs": {"above": 3}}, "no range; use gt, gte, lt, lte"),
-        ({"legs": {"gte": "tall"}}, "'legs'.*cannot be compared"),
+        ({"legs": {"gte": "tall"}}, "'legs'.*neither of numbers nor of dates"),
+        ({"year": {"gte": "1990"}}, r"'year'.*give numbers without quotes \(1990\), or whole ISO dates"),
+        ({"year": {"gte": "19900101"}}, "'year'.*neither of numbers nor of dates"),
+        ({"year": {"gte": 5, "lt": "2025-01-01"}}, "'year'.*neither of numbers nor of dates"),
+        ({"year": {"gte": ["2025"]}}, "'year'.*cannot be compared"),
         ({"legs": None}, "'legs': None cannot be compared"),
         ({"legs": [1.5]}, "cannot be compared"),
         ({"legs": ["a", 1]}, "cannot be compared"),

@@ -222,6 +222,14 @@ def test_a_setting_that_is_none_is_refused(embedder: StandIn) -> None:
         create_collection(client, "docs", made, shards=3)
     with pytest.raises(InputError, match="vector_params"):
         create_collection(client, "docs", made, vector_params={"on_disc": True})
+    for options in (
+        {"shard_number": "many"},
+        {"hnsw_config": {"mm": 1}},
+        {"quantization_config": "int8", "timeout": 5},
+    ):
+        with pytest.raises(InputError, match=f"options .*{next(iter(options))}.* are refused"):
+            create_collection(client, "docs", made, **options)
+    assert not client.collection_exists("docs")
     create_collection(client, "docs", made)
     with pytest.raises(StoreError, match="'docs' exists"):
         create_collection(client, "docs", made)

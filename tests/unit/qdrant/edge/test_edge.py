@@ -23,6 +23,7 @@ from tests.unit.qdrant.standin import StandIn
 pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
 
 from gircse_rag.qdrant.edge import EdgeClient
+from gircse_rag.qdrant.edge import shard as shard_module
 from gircse_rag.qdrant.edge.shard import RESERVED
 
 DIMENSION, MANY = 1024, 2_700
@@ -76,6 +77,17 @@ def test_the_reserved_point_is_nobodys_answer(client: EdgeClient) -> None:
     client.delete("docs", models.FilterSelector(filter=models.Filter()))
     assert client.count("docs").count == 0
     assert client.get_collection("docs").config.metadata == {"of": {"whom": "ours"}}
+
+
+def test_points_are_uploaded_in_batches(client: EdgeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LlamaIndex's own store does it."""
+    sizes, upsert = [], client._store.upsert
+    monkeypatch.setattr(client._store, "upsert", lambda name, points: sizes.append(len(points)) or upsert(name, points))
+    client.upload_points("docs", iter(_points(_vectors(10))), batch_size=4, parallel=1, max_retries=3, wait=True)
+    assert client.count("docs").count == 10 and sizes == [4, 4, 2]
+    client.upload_points("docs", [])
+    with pytest.raises(StoreError, match="does not know update_mode"):
+        client.upload_points("docs", _points(_vectors(1)), update_mode=models.UpdateMode.INSERT_ONLY)
 
 
 def test_vectors_come_back_bit_for_bit(client: EdgeClient, tmp_path: Path) -> None:
@@ -144,6 +156,60 @@ def test_an_index_that_fails_changes_nothing(client: EdgeClient, monkeypatch: py
     with pytest.raises(StoreError, match=r"indexing .* failed; it is as it was"):
         client.build_index("docs")
     assert client.count("docs").count == MANY
+
+
+@pytest.mark.parametrize("moment", ["before `current` is replaced", "after it", "while the old one is closed"])
+def test_an_interrupt_while_the_index_is_put_in_place_loses_nothing(
+    client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    _write(client, _vectors(MANY))
+    shard = client._store.shard("docs")
+
+    class Interrupting:
+        def __init__(self, engine: object) -> None:
+            self._engine = engine
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._engine, name)
+
+        def close(self) -> None:
+            self.close = self._engine.close  # type: ignore[method-assign,attr-defined]  # interrupted once
+            raise KeyboardInterrupt
+
+    def replace_text(path: Path, text: str) -> None:
+        if not moment.startswith("before"):
+            plain(path, text)
+        if not moment.startswith("while"):
+            raise KeyboardInterrupt
+
+    plain = shard_module.replace_text
+    if moment.startswith("while"):
+        shard._engine = Interrupting(shard._engine)  # type: ignore[assignment]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shard_module, "replace_text", replace_text)
+        client.build_index("docs")
+    client.upsert("docs", _points(_vectors(1, seed=1), 50_000))
+    client.close()
+    again = open_client(tmp_path / "store", create=False)
+    assert again.count("docs").count == MANY + 1 and again.retrieve("docs", [50_000])
+    again.close()
+    assert len(list((tmp_path / "store/collections/docs").glob("shard-*"))) == 1
+
+
+def test_what_cannot_be_opened_leaves_the_other_shards(client: EdgeClient, tmp_path: Path) -> None:
+    _write(client, _vectors(10))
+    client.close()
+    current = tmp_path / "store/collections/docs/current"
+    whole = current.read_text()
+    current.write_text("shard-gone")
+    again = open_client(tmp_path / "store")
+    with pytest.raises(StoreError, match="restore it"):
+        again.count("docs")
+    again.close()
+    current.write_text(whole)
+    again = open_client(tmp_path / "store")
+    assert again.count("docs").count == 10
+    again.close()
 
 
 WRITER = """

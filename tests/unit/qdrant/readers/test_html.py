@@ -71,6 +71,10 @@ def test_encodings(tmp_path: Path, page: bytes) -> None:
         (b"<body><script>draw()</script><div id=app></div></body>", "no text"),
         (b"", "no text"),
         (b"<div>" * 20_000 + b"deep", "nested too deep"),
+        (b"<p>hello</p><![foo bar]>", "not HTML that can be read: "),
+        (b'<meta charset="undefined"><p>caf\xe9</p>', "the encoding it declares (undefined)"),
+        ("<ol start='²'><li>one</li></ol>".encode(), "not HTML that can be read: invalid literal"),
+        ("<table><tr><td colspan='²'>one</td></tr></table>".encode(), "not HTML that can be read: invalid literal"),
     ],
 )
 def test_what_gives_no_document(tmp_path: Path, page: bytes, expected: str) -> None:

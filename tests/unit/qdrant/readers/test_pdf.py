@@ -11,7 +11,7 @@ from tests.unit.qdrant.readers import read, read_one, reason
 from tests.unit.qdrant.test_chunking import SPEC, TOKENIZER
 
 pytest.importorskip("fpdf")
-pytest.importorskip("pypdf")
+pypdf = pytest.importorskip("pypdf")
 
 
 def test_a_pdf_is_one_document_whose_chunks_know_their_page(tmp_path: Path) -> None:
@@ -56,6 +56,12 @@ def test_any_damage_is_survived(tmp_path: Path) -> None:
         (tmp_path / "a.pdf").write_bytes(whole[:place] + b"\xff<<[" + whole[place + 4 :])
         documents, skipped = read(tmp_path)
         assert len(documents) + len(skipped) == 1
+
+
+def test_an_error_without_a_message_is_named_by_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_pdf(tmp_path / "a.pdf", "Words.")
+    monkeypatch.setattr(pypdf, "PdfReader", lambda file: next(iter(())))
+    assert reason(path) == "not a PDF that can be read: StopIteration"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ import csv
 import datetime
 import io
 import json
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 import uuid
 from decimal import Decimal
@@ -166,6 +169,32 @@ def test_a_damaged_parquet_gives_the_rows_before_the_damage(tmp_path: Path) -> N
     path.write_bytes(data)
     documents, (skipped,) = read(path)
     assert len(documents) == 50 and skipped.reason.startswith("damaged after row 50")
+
+
+FOOTERS = """
+    import sys
+    from pathlib import Path
+    from tests.unit.qdrant.readers import read
+
+    path = Path(sys.argv[1])
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    named = 0
+    for at in range(footer, footer + 60):
+        for flip in (0x01, 0x10, 0xFF):
+            path.write_bytes(data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :])
+            named += len(read(path)[1])
+    print(named)
+"""
+
+
+def test_a_parquet_with_a_damaged_footer_ends_nothing(tmp_path: Path) -> None:
+    """pyarrow may abort the process over one, hence the child."""
+    path = _parquet(tmp_path / "a.parquet", {"text": ["one", "two"], "n": [1, 2], "other": ["x", "y"]})
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FOOTERS), str(path)], capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0 and int(child.stdout) > 50, child.stderr[-500:]
 
 
 def test_a_parquet_that_unpacks_to_far_more_is_refused_by_what_it_declares(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ ingest` leaves it alone.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Self
 
@@ -53,6 +54,7 @@ class GircseQdrantDocumentStore:
         self.path = path
         self.url = url
         self._client: QdrantClient | None = None
+        self._lock = threading.RLock()
 
     @property
     def client(self) -> QdrantClient:
@@ -61,8 +63,8 @@ class GircseQdrantDocumentStore:
         :raises DocumentStoreError: the collection was made with another model or spec (both are named) or is not one of
             gircse's, the embedded store is open elsewhere, or the server does not answer.
         """
-        if self._client is None:
-            with _errors():
+        with self._lock, _errors():
+            if self._client is None:
                 client = open_client(self.path, self.url)
                 try:
                     with store_errors(client):
@@ -70,14 +72,15 @@ class GircseQdrantDocumentStore:
                 except BaseException:
                     client.close()  # or nobody else could open the folder
                     raise
-            self._client = client
-        return self._client
+                self._client = client
+            return self._client
 
     def close(self) -> None:
         """Closes the client, if it is open; the next use opens it again."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
 
     def to_dict(self) -> dict[str, Any]:
         """Serializes the store."""
@@ -92,7 +95,7 @@ class GircseQdrantDocumentStore:
 
     def count_documents(self) -> int:
         """How many points there are."""
-        with _errors(self.client) as client:
+        with self._asking() as client:
             return int(client.count(self.collection, exact=True).count)
 
     def filter_documents(self, filters: dict[str, Any] | None = None) -> list[Document]:
@@ -101,7 +104,7 @@ class GircseQdrantDocumentStore:
         :raises FilterError: the filter is not one.
         """
         wanted, found, offset = to_qdrant(filters), [], None
-        with _errors(self.client) as client:
+        with self._asking() as client:
             while True:
                 points, offset = client.scroll(self.collection, wanted, limit=_PAGE, offset=offset, with_payload=True)
                 found += [_document(point.id, point.payload) for point in points]
@@ -135,20 +138,20 @@ class GircseQdrantDocumentStore:
             models.PointStruct(id=point, vector={VECTOR: each.embedding}, payload=payload)
             for (point, each), payload in zip(chosen.items(), payloads, strict=True)
         ]
-        with _errors(self.client) as client:
+        with self._asking() as client:
             for start in range(0, len(points), _PAGE):
                 client.upsert(self.collection, points[start : start + _PAGE], wait=True)
         return len(points)
 
     def delete_documents(self, document_ids: list[str]) -> None:
         """Deletes by ids; ids that are not there do no harm."""
-        with _errors(self.client) as client:
+        with self._asking() as client:
             points = models.PointIdsList(points=[foreign_id(own) for own in document_ids])
             client.delete(self.collection, points, wait=True)
 
     def query(self, embedding: Sequence[float], filters: dict[str, Any] | None, top_k: int) -> list[Document]:
         """The documents most similar to an embedding, best first; their score is the cosine."""
-        with _errors(self.client) as client:
+        with self._asking() as client:
             points = client.query_points(
                 self.collection,
                 query=list(embedding),
@@ -159,10 +162,18 @@ class GircseQdrantDocumentStore:
             ).points
         return [replace(_document(point.id, point.payload), score=point.score) for point in points]
 
+    @contextmanager
+    def _asking(self) -> Iterator[QdrantClient]:
+        """The client; of an embedded store for one caller at a time, for `run_async` asks from several threads."""
+        client = self.client
+        one_at_a_time = self._lock if client.init_options.get("path") else nullcontext()
+        with one_at_a_time, _errors(), store_errors(client):
+            yield client
+
     def _choose(self, documents: list[Document], policy: DuplicatePolicy) -> dict[str, Document]:
         """The documents to write, by the id of their point."""
         ids = [foreign_id(document.id) for document in documents]
-        with _errors(self.client) as client:
+        with self._asking() as client:
             there = {str(point.id) for point in client.retrieve(self.collection, ids, with_payload=False)}
         chosen: dict[str, Document] = {}
         for point, document in zip(ids, documents, strict=True):
@@ -188,13 +199,9 @@ def _document(point_id: object, payload: dict[str, Any] | None) -> Document:
 
 
 @contextmanager
-def _errors(client: QdrantClient | None = None) -> Iterator[Any]:
+def _errors() -> Iterator[None]:
     """What goes wrong in the store, as Haystack's callers know it."""
     try:
-        if client is None:
-            yield None
-        else:
-            with store_errors(client):
-                yield client
+        yield
     except GircseError as error:
         raise DocumentStoreError(str(error)) from error

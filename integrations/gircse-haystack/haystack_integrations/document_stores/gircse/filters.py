@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from haystack.errors import FilterError
 from haystack_integrations.document_stores.qdrant.filters import convert_filters_to_qdrant
+from pydantic import ValidationError
 from qdrant_client import models
 
 _FIELDS = {"content": "page_content", "id": "own_id"}
@@ -15,7 +17,13 @@ def to_qdrant(filters: dict[str, Any] | None) -> models.Filter | None:
 
     :raises FilterError: the filter is not one.
     """
-    return cast("models.Filter | None", convert_filters_to_qdrant(_renamed(filters) if filters else None))
+    try:
+        return cast("models.Filter | None", convert_filters_to_qdrant(_renamed(filters) if filters else None))
+    except ValidationError as error:
+        raise FilterError(
+            f"{filters!r} has a value that Qdrant cannot compare so: it takes strings, integers and booleans, and "
+            "floats only with ==, >, >=, < and <="
+        ) from error
 
 
 def _renamed(filters: dict[str, Any]) -> dict[str, Any]:
@@ -24,4 +32,9 @@ def _renamed(filters: dict[str, Any]) -> dict[str, Any]:
         renamed["field"] = _FIELDS.get(field, f"metadata.{field.removeprefix('meta.')}")
     if isinstance(conditions := filters.get("conditions"), list):
         renamed["conditions"] = [_renamed(each) for each in conditions]
+    operator, value = filters.get("operator"), filters.get("value")
+    if operator == "in" and value == []:
+        raise FilterError(f"{filters!r}: the list is empty, so nothing could match")
+    if operator == "==" and isinstance(value, float):  # Qdrant matches no floats, and has ranges of them
+        return {"operator": "AND", "conditions": [{**renamed, "operator": bound} for bound in (">=", "<=")]}
     return renamed
