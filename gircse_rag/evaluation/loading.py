@@ -61,9 +61,7 @@ def load_sets(
             f"an instruction is given for {', '.join(unknown)}; the sets there are: {', '.join(available)}"
         )
     if parts := sorted(name for name in overrides if name.startswith("contrast/")):
-        raise InputError(
-            f"{parts[0]} has no instruction of its own: give one for each set that it is made of"
-        )
+        raise InputError(f"{parts[0]} has no instruction of its own: give one for each set that it is made of")
     return [available[name]() for name in _choose(available, sets)]
 
 
