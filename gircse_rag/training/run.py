@@ -78,7 +78,8 @@ def _alone(output: Path) -> Iterator[None]:
     """Two runs in one folder would take each other's states away.
 
     Raises:
-        CheckpointError: another process trains there, or the folder cannot be made.
+        CheckpointError: another process trains there.
+        InputError: the folder cannot be made or written to.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ def _alone(output: Path) -> Iterator[None]:
     except Timeout as error:
         raise CheckpointError(f"another process trains into {output}; wait for it, or take another `output`") from error
     except OSError as error:
-        raise CheckpointError(f"cannot train into {output}: {error}") from error
+        raise InputError(f"could not write to {output}: {error}") from error
     try:
         yield
     finally:

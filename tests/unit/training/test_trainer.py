@@ -146,7 +146,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     with _alone(tmp_path / "out"), pytest.raises(CheckpointError, match="another process trains into"):
         train(TrainConfig.of(values))
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot train into"):
+    with pytest.raises(InputError, match="could not write to"):
         train(TrainConfig.of({**values, "output": str(tmp_path / "file")}))
 
 
