@@ -73,6 +73,17 @@ def wordings(instruction: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
+def flag(value: Any) -> bool:
+    """A task's `"symmetric"` or `"in_batch"` in a tasks.json; null is false.
+
+    Raises:
+        ValueError: it is none: a text, which would count as true, whatever it says.
+    """
+    if value not in (True, False, None):
+        raise ValueError(f"symmetric and in_batch are true or false, not {value!r}")
+    return bool(value)
+
+
 def prefix(template: str, instruction: str | None) -> str:
     """What a template puts in front of the text, with the instruction filled in."""
     return template.removesuffix("{text}").replace("{instruction}", instruction or "")

@@ -99,6 +99,7 @@ class PagedBackend:
         self._abandoned: deque[_Call] = deque()
         self._turn = threading.Condition()
         self._driving = False
+        self._driver = 0  # the thread that drives, or drove last
         self._closed = False
         self._process = os.getpid()
 
@@ -137,10 +138,14 @@ class PagedBackend:
         with self._turn:
             self._closed = True  # first: calls of other threads end, and only the forward under way is waited for
             self._turn.notify_all()
-            while self._driving:
+            while self._driving and self._driver != threading.get_ident():  # a signal's handler may interrupt a forward
                 self._turn.wait()
-            if hasattr(self, "_engine"):
-                del self._engine  # and with it the model and the cache
+            if not self._driving:
+                self._release()
+
+    def _release(self) -> None:
+        if hasattr(self, "_engine"):
+            del self._engine  # and with it the model and the cache
 
     def _submit(self, call: _Call, index: int, request: Request) -> None:
         sequence = Sequence(
@@ -182,7 +187,8 @@ class PagedBackend:
                     self._turn.wait()
                 if call.done or self._closed:
                     return
-                drives = self._driving = True
+                drives, self._driver = True, threading.get_ident()
+                self._driving = True
             self._drive()
             if not call.done and not self._inbox and not self._engine.scheduler.has_work:
                 raise GircseError("the engine lost a text to an interrupt; embed it again")
@@ -190,6 +196,8 @@ class PagedBackend:
             if drives:
                 with self._turn:
                     self._driving = False
+                    if self._closed:
+                        self._release()
                     self._turn.notify_all()
 
     def _drive(self) -> None:

@@ -30,7 +30,8 @@ class ReferenceBackend:
         self._temperature = temperature
         self._vocabulary, self._dimension = map(int, model.get_input_embeddings().weight.shape)
         self._window = int(model.config.max_position_embeddings)
-        self._lock = threading.Lock()  # one forward at a time: more would only fight for the same cores
+        # One forward at a time: more would only fight for the same cores. A signal's handler may close in its middle.
+        self._lock = threading.RLock()
         self._closed = False
 
     @property

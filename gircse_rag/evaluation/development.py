@@ -20,7 +20,7 @@ from gircse_rag.errors import InputError
 from gircse_rag.evaluation.files import records
 from gircse_rag.evaluation.readers import sample
 from gircse_rag.evaluation.sets import Choice, ChoiceContrastSet, EvalSet, RetrievalSet
-from gircse_rag.prompts import wordings
+from gircse_rag.prompts import flag, wordings
 
 # Tasks that exclude each other: what answers one of them is wrong for the others. (`clinc_same_intent` and
 # `clinc_same_domain` do not: a request of the same intent is also one of the same domain.)
@@ -42,11 +42,11 @@ def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[st
         present = {
             name: {
                 "instruction": overrides.get(f"dev/{name}", wordings(task["instruction"])[0]),
-                "symmetric": task.get("symmetric", False),
+                "symmetric": flag(task.get("symmetric")),
                 "source": task["source"],
             }
             for name, task in tasks.items()
-            if task.get("dev_rows") and task["instruction"]
+            if {"dev_rows", "source"} & task.keys() and task["dev_rows"] and task["instruction"]
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

@@ -12,7 +12,7 @@ nest in the other's, also make the contrast set `contrast/X`. Training-format de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import combinations
@@ -57,6 +57,7 @@ def load_sets(
     if not available:
         raise InputError(f"{root} holds no evaluation set; expected one of the folders {', '.join(TASKS[:4])} in it")
     if unknown := sorted(set(overrides) - set(available)):
+        _raise_broken(unknown[0], available)
         raise InputError(
             f"an instruction is given for {', '.join(unknown)}; the sets there are: {', '.join(available)}"
         )
@@ -65,7 +66,7 @@ def load_sets(
     return [available[name]() for name in _choose(available, sets)]
 
 
-def _choose(available: Iterable[str], patterns: Sequence[str] | None) -> list[str]:
+def _choose(available: Mapping[str, Loader], patterns: Sequence[str] | None) -> list[str]:
     names = list(available)
     if patterns is None:
         return [name for name in names if not name.startswith("dev/")]
@@ -75,6 +76,7 @@ def _choose(available: Iterable[str], patterns: Sequence[str] | None) -> list[st
     for pattern in patterns:
         matches = {n for n in names if fnmatchcase(n, pattern) or n.startswith((f"{pattern}/", f"{pattern}:"))}
         if not matches:
+            _raise_broken(pattern, available)
             raise InputError(f"there is no evaluation set {pattern!r}; the sets there are: {', '.join(names)}")
         chosen |= matches
     if not chosen:
@@ -123,7 +125,7 @@ def _find(root: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[s
         try:
             contrast = _nested(name, probes[one](), probes[other]())
         except InputError as error:
-            found[name] = partial(_raise, error)
+            found.setdefault(name, partial(_raise, error))  # another pair may be whole
         else:
             if contrast is not None:
                 found[name] = partial(_given, contrast)
@@ -136,6 +138,14 @@ def _find(root: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[s
 
 def _raise(error: InputError) -> EvalSet:
     raise error
+
+
+def _raise_broken(name: str, available: Mapping[str, Loader]) -> None:
+    """Raise the error of the file that `name` would have come from, if that could not be read."""
+    for known, loader in available.items():
+        beginnings = ("dev/",) if known == "dev/tasks.json" else (f"{known}:", f"{known}_")
+        if isinstance(loader, partial) and loader.func is _raise and name.startswith(beginnings):
+            loader()
 
 
 def _given(evaluation_set: EvalSet) -> EvalSet:

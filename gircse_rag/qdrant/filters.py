@@ -65,6 +65,6 @@ def _condition(key: str, value: object) -> models.FieldCondition:
 def _is_date(bound: object) -> bool:
     """Not digits alone: pydantic takes them for seconds since 1970."""
     try:
-        return isinstance(bound, str) and not bound.isdigit() and bool(datetime.fromisoformat(bound))
+        return isinstance(bound, str) and not bound.isdigit() and bool(datetime.fromisoformat(bound.upper()))
     except ValueError:
         return False

@@ -86,7 +86,9 @@ def _alone(output: Path) -> Iterator[None]:
         lock = FileLock(output / ".lock", timeout=0)
         lock.acquire()
     except Timeout as error:
-        raise CheckpointError(f"another process trains into {output}; wait for it, or take another `output`") from error
+        raise CheckpointError(
+            f"another process trains into {output} (it holds {output / '.lock'}); wait for it, or take another `output`"
+        ) from error
     except OSError as error:
         raise InputError(f"could not write to {output}: {error}") from error
     try:
@@ -107,7 +109,8 @@ def _spec(base: Checkpoint, config: TrainConfig) -> EmbeddingSpec:
     spec = replace(base.spec, **{**chosen, "max_length": config.max_length, "document_steps": steps})
     if spec.temperature != 1:
         raise InputError(f"{SPEC_FILE} sets temperature {spec.temperature}; soft tokens are trained with 1")
-    window, longest = base.model.config.max_position_embeddings, max(config.step_range[1], steps)
+    window = base.model.config.max_position_embeddings
+    longest = max(config.step_range[1], steps) if config.pooling == "refine" else 0
     if config.max_length + longest > window:
         raise InputError(
             f"max_length {config.max_length} plus {longest} steps exceed the window of {config.model}, {window} "
@@ -136,7 +139,7 @@ def _adapted(model: Any, config: TrainConfig) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, _folder(config.adapter), is_trainable=True)
+            adapted = PeftModel.from_pretrained(model, str(_folder(config.adapter)), is_trainable=True)
     except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
         raise CheckpointError(f"the adapter {config.adapter} cannot be trained further: {error}") from error
     return adapted.float()

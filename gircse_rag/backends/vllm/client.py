@@ -65,6 +65,7 @@ class ServerBackend:
         )
         self._closed = threading.Event()
         self._failing_since: float | None = None
+        self._last_failure = 0.0
         self._same = 0.0  # when the server was last known to have this model
         try:
             known = self._json(self._again(START_DEADLINE, lambda: self._http.get("/v1/gircse")))
@@ -223,7 +224,10 @@ class ServerBackend:
             ) from error
 
     def _failed(self) -> None:
-        self._failing_since, self._same = self._failing_since or time.monotonic(), 0.0
+        now = time.monotonic()
+        if self._failing_since is None or now - self._last_failure > 2 * _LONGEST_WAIT:  # what was long ago is over
+            self._failing_since = now
+        self._last_failure, self._same = now, 0.0
 
     def _json(self, response: httpx.Response) -> Any:
         if response.status_code == httpx.codes.NOT_FOUND and response.url.path == "/v1/gircse":

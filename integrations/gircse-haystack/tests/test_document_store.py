@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,14 @@ def test_reads_what_gircse_ingested(
     ]
     assert [document.score for document in theirs["documents"]] == pytest.approx([hit.score for hit in ours], abs=1e-6)
     assert len(retriever.run(vector, top_k=1)["documents"]) == 1
+
+
+def test_a_copy_opens_its_own(document_store: GircseQdrantDocumentStore) -> None:
+    document_store.write_documents([Document(content=text) for text in TEXTS])
+    document_store.close()
+    twin = copy.copy(document_store)
+    assert twin.count_documents() == len(TEXTS)
+    twin.close()
 
 
 def test_several_threads_open_it_once(

@@ -66,7 +66,7 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         url: str | None = None,
     ) -> GircseQdrantVectorStore:
         """Open the store in the folder `path` or at `url`, and add the texts."""
-        with _closed_on_error(open_client(path, url)) as client:
+        with _opened(path, url) as client:
             store = cls(client, collection_name, embedding)  # type: ignore[arg-type]
             store.add_texts(texts, metadatas, ids)
             return store
@@ -80,7 +80,7 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         Raises:
             QdrantVectorStoreError: as the constructor, or there is no such collection.
         """
-        with _closed_on_error(open_client(path, url, create=False)) as client:
+        with _opened(path, url, create=False) as client:
             _prepare(check_collection, client, collection_name, embedding)
             return cls(client, collection_name, embedding)
 
@@ -145,19 +145,26 @@ def _prepare(
     collection_name: str,
     embedding: GircseEmbeddings,
 ) -> None:
-    """Check, or make, the collection, with errors as LangChain's callers know them."""
+    """Check, or make, the collection."""
     if not isinstance(embedding, GircseEmbeddings):
         raise TypeError(f"embedding has to be GircseEmbeddings, not {type(embedding).__name__}")
+    with _as_langchain_says(), store_errors(client):
+        how(client, collection_name, embedding.embedder.spec)
+
+
+@contextmanager
+def _as_langchain_says() -> Iterator[None]:
     try:
-        with store_errors(client):
-            how(client, collection_name, embedding.embedder.spec)
+        yield
     except (InputError, SpecMismatchError, StoreError) as error:
         raise QdrantVectorStoreError(str(error)) from error
 
 
 @contextmanager
-def _closed_on_error(client: QdrantClient) -> Iterator[QdrantClient]:
-    """A client that nobody else has: left open, it would keep its folder from everybody."""
+def _opened(path: str | None, url: str | None, *, create: bool = True) -> Iterator[QdrantClient]:
+    """A client that nobody else has: left open after an error, it would keep its folder from everybody."""
+    with _as_langchain_says():
+        client = open_client(path, url, create=create)
     try:
         yield client
     except BaseException:

@@ -105,6 +105,8 @@ def test_what_cannot_be_opened_is_not_made_and_leaves_the_store_free(
     fake = DeterministicFakeEmbedding(size=3)
     with pytest.raises(GircseInvalidRequestError, match="text 1 is empty"):
         store.from_texts(["good", ""], embeddings, collection_name="new", path=path)
+    with pytest.raises(QdrantVectorStoreError, match="there is no Qdrant store in"):
+        store.from_existing_collection("new", embeddings, path=str(tmp_path / "nowhere"))
     with pytest.raises(QdrantVectorStoreError, match=r"no collection 'knew' \(there is: new\)"):
         store.from_existing_collection("knew", embeddings, path=path)
     for embedding, error, message in (

@@ -19,6 +19,7 @@ import torch
 from gircse_rag.backends import paged as module
 from gircse_rag.backends.base import Refinement, Request
 from gircse_rag.backends.paged import PagedBackend, _Call
+from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.engine import engine
 from gircse_rag.engine.sequence import Sequence
 from gircse_rag.errors import GircseError
@@ -194,6 +195,23 @@ def test_closing_waits_for_one_forward_and_not_for_the_call(monkeypatch: pytest.
     assert not closing.is_alive()
     assert not caller.is_alive()
     assert "closed" in str(errors[0])
+
+
+@pytest.mark.parametrize("made", [PagedBackend, lambda model, _: ReferenceBackend(model)])
+def test_closing_in_the_middle_of_a_forward(made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal's handler would, in the thread that computes."""
+    backend = made(tiny.model(), SPEC)
+    pooled = torch.nn.functional.normalize
+
+    def closing(*arguments: Any, **options: Any) -> Any:
+        backend.close()
+        return pooled(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "normalize", closing)
+    with pytest.raises(GircseError, match="closed"):
+        within(60, lambda: list(backend.refine([Request((1, 2), 2)] * 3)))
+    backend.close()
+    assert not hasattr(backend, "_engine") and not hasattr(backend, "_model")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

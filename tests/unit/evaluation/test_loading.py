@@ -263,9 +263,19 @@ def test_a_bad_file_stops_only_the_sets_it_is_for(root: Path) -> None:
         "contrast/bank": "test.jsonl",
         "contrast/dev": "tasks.json",
         "dev": "tasks.json",
+        "dev/manual_section": "tasks.json",
+        "contrast/dev_*": "tasks.json",
+        "clustering/one:label": "one.jsonl",
     }.items():
         with pytest.raises(InputError, match=message):
             load_sets(root, [wanted])
+
+
+def test_a_bad_probe_leaves_the_contrast_of_two_others(root: Path) -> None:
+    for part in ("train", "test"):
+        folders.write_lines(root / "classification" / "bank_zzz" / f"{part}.jsonl", ["{"])
+    (contrast,) = load_sets(root, ["contrast/bank"], instructions=folders.NAMED)
+    assert isinstance(contrast, NestedContrastSet)
 
 
 def test_a_sample_without_a_positive_pair_is_refused(root: Path) -> None:
@@ -290,10 +300,14 @@ def test_development_rows_may_leave_out_what_training_lets_them(root: Path) -> N
     folders.write_rows(root.parent / "dev" / "docs.jsonl.gz", [row])
     with pytest.raises(InputError, match=r"docs\.jsonl.*line 1: 'negative' must be a string or null"):
         load_sets(root, ["dev/manual_section"])
-    del tasks["manual_section"]["source"]
-    catalogue.write_text(json.dumps(tasks))
-    with pytest.raises(InputError, match=r"tasks\.json: expected .*'source'"):
-        load_sets(root, ["dev"])
+    for missing in ("source", "dev_rows"):
+        lacking = {key: value for key, value in tasks["manual_section"].items() if key != missing}
+        catalogue.write_text(json.dumps({**tasks, "manual_section": lacking}))
+        with pytest.raises(InputError, match=rf"tasks\.json: expected .*'{missing}'"):
+            load_sets(root, ["dev"])
+    rows = {"instruction": "Find it", "rows": 3}
+    catalogue.write_text(json.dumps({"manual_section": rows}))  # as it may be for training
+    assert "dev/manual_section" not in [s.name for s in load_sets(root)]
 
 
 def test_a_contrast_takes_the_instructions_of_its_parts(root: Path) -> None:

@@ -61,6 +61,9 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
 def test_tasks_need_an_instruction(tmp_path):
     (tmp_path / "tasks.json").write_text(json.dumps({"find": {"instruction": "Find it", "rows": 3}}))
     assert read_tasks(tmp_path / "tasks.json") == {"find": Task(("Find it",), False)}
+    for value, expected in ((None, False), (0, False), (1, True), (True, True)):
+        (tmp_path / "tasks.json").write_text(json.dumps({"find": {"instruction": "Find it", "symmetric": value}}))
+        assert read_tasks(tmp_path / "tasks.json")["find"].symmetric is expected
     wrong = '{"find": {"instruction": "Find it", "symmetric": "false"}}'
     for text in ('{"find": {}}', "{", "[]", '{"find": 1}', wrong):
         (tmp_path / "bad.json").write_text(text)

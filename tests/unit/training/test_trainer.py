@@ -174,6 +174,10 @@ def test_what_the_window_has_no_room_for_is_refused_before_training(tmp_path, ch
         train(TrainConfig.of({**inputs(tmp_path), **change}))
 
 
+def test_a_baseline_needs_no_room_for_steps(tmp_path):
+    train(TrainConfig.of({**inputs(tmp_path), "pooling": "last", "max_length": tiny.WINDOW, "rows": 6}))
+
+
 def test_an_adapter_of_some_layers_is_not_trained_further(tmp_path):
     values = {**inputs(tmp_path), "rows": 6}
     folder = train(TrainConfig.of(values))

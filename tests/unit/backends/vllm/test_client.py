@@ -119,6 +119,14 @@ def test_a_request_that_failed_on_its_way_is_sent_again(stub: Stub, reply: Reply
     backend.close()
 
 
+def test_a_failure_of_long_ago_leaves_time_to_try_again(stub: Stub) -> None:
+    backend = ServerBackend(stub.url)
+    backend._failing_since = backend._last_failure = time.monotonic() - 3600
+    stub.posts = [Handler.hang_up]
+    assert_right(dict(backend.refine(requests(1))), 1)
+    backend.close()
+
+
 def test_a_request_that_keeps_failing_is_an_error_of_its_own_texts(stub: Stub) -> None:
     backend = ServerBackend(stub.url)
     stub.posts = [lambda handler: handler.send(500, "broken")]

@@ -56,6 +56,13 @@ class GircseQdrantDocumentStore:
         self._client: QdrantClient | None = None
         self._lock = threading.RLock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: it opens the store anew."""
+        return {**self.__dict__, "_client": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
     @property
     def client(self) -> QdrantClient:
         """The Qdrant client.
