@@ -313,27 +313,28 @@ def _check_finite(model: nn.Module) -> None:
             )
 
 
-def read_spec_file(folder: Path) -> dict[str, Any]:
-    """The spec's fields that a folder's gircse.json sets, and "pooling" of a baseline; {} without one.
+def read_spec_file(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The spec's fields that a folder's gircse.json sets, {} without one; the pooling of a baseline, else None.
 
     Raises:
         CheckpointError: it is no JSON object, or sets something else.
     """
     path = folder / SPEC_FILE
     if not path.exists():
-        return {}
+        return {}, None
     fields = _read_json(path)
-    if unknown := sorted(set(fields) - SPEC_FILE_FIELDS - {"pooling"}):
+    pooling = fields.pop("pooling", None)
+    if unknown := sorted(set(fields) - SPEC_FILE_FIELDS):
         raise CheckpointError(f"{path} has unknown fields {unknown}; known: {sorted(SPEC_FILE_FIELDS)}")
-    return fields
+    return fields, pooling
 
 
 def _spec(folder: Path, **known: Any) -> EmbeddingSpec:
     """What is known of the weights, and what the folder's gircse.json chose."""
-    fields = read_spec_file(folder)
-    if "pooling" in fields:
+    fields, pooling = read_spec_file(folder)
+    if pooling is not None:
         raise CheckpointError(
-            f"{folder / SPEC_FILE}: trained with pooling {fields['pooling']!r}, a baseline without refinement; "
+            f"{folder / SPEC_FILE}: trained with pooling {pooling!r}, a baseline without refinement; "
             "`gircse eval` scores it"
         )
     try:

@@ -57,9 +57,8 @@ class Baseline:
             raise CheckpointError(f"the adapter in {folder} cannot be loaded: {error}") from error
         self.module = UnrolledRefinement(adapted, dtype=dtype, groups=4)
         self.tokenizer, self.truncated = base.tokenizer, 0
-        chosen = {**read_spec_file(Path(folder)), "max_length": config["max_length"]}
-        chosen.pop("pooling", None)
-        self.spec = replace(base.spec, **chosen)
+        chosen, _ = read_spec_file(Path(folder))
+        self.spec = replace(base.spec, **{**chosen, "max_length": config["max_length"]})
 
     def __call__(self, texts: list[str], role: Role, instruction: str | None, steps: tuple[int, ...]) -> np.ndarray:
         """(n, 1, d) float32, unit rows. `steps` is (0,).

@@ -91,9 +91,9 @@ class Batches:
             InputError: a batch has fewer texts than there are processes: some would have nothing to do.
         """
         for members in self._members:
-            smallest = len(members) // -(-len(members) // self.batch_size)
-            paired = any(self.rows[index].negative is None for index in members)
-            if smallest * (2 if paired else 3) < processes:
+            smallest = self._smallest(len(members))
+            bare = any(self.rows[index].negative is None for index in members)
+            if smallest * (2 if bare else 3) < processes:
                 task = self.rows[members[0]].task
                 raise InputError(
                     f"the task {task!r} makes batches of {smallest} rows, too few for {processes} processes; give it "
@@ -150,9 +150,13 @@ class Batches:
                 found[index] = list(prompt.token_ids)
         return found
 
+    def _smallest(self, rows: int) -> int:
+        """Of the batches that a task of so many rows is cut into."""
+        return rows // -(-rows // self.batch_size)
+
     def _refuse_lonely(self, task: str, members: list[int]) -> None:
         """A row with nothing to be told apart from would be a step on a loss of 0."""
-        smallest = len(members) // -(-len(members) // self.batch_size)
+        smallest = self._smallest(len(members))
         if smallest > 1 and self.tasks[task].in_batch:
             return
         for index in members:

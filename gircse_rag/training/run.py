@@ -103,8 +103,7 @@ def _spec(base: Checkpoint, config: TrainConfig) -> EmbeddingSpec:
     Raises:
         InputError: a temperature that is not trained with, or texts longer than the model's window.
     """
-    chosen = {} if config.adapter is None else read_spec_file(_folder(config.adapter))
-    chosen.pop("pooling", None)
+    chosen = {} if config.adapter is None else read_spec_file(_folder(config.adapter))[0]
     steps = config.steps if isinstance(config.steps, int) else DEFAULT_STEPS
     spec = replace(base.spec, **{**chosen, "max_length": config.max_length, "document_steps": steps})
     if spec.temperature != 1:
