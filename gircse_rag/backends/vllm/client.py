@@ -43,7 +43,8 @@ Outcomes = list[tuple[int, Refinement | GircseError]]
 class ServerBackend:
     """Refines requests over HTTP. Sends token ids, so what the server tokenises with does not matter.
 
-    A request that the server did not answer, or was too busy for, is sent again for up to DEADLINE seconds.
+    A request that the server did not answer, or was too busy for, is sent again for up to DEADLINE seconds. A server
+    that has another model than when this backend was made ends the call, SpecMismatchError, whatever its texts.
 
     Args:
         url: of the server, with or without /v1. If it asks for a key, set VLLM_API_KEY, as for the server.
@@ -156,13 +157,15 @@ class ServerBackend:
             with self._understood():
                 pairs = zip(batch, answer["data"], strict=True)
                 return [(index, self._refinement(entry, request.steps)) for (index, request), entry in pairs]
+        except SpecMismatchError:  # no text of this call can be embedded any more
+            raise
         except GircseError as error:
             return [(index, error) for index, _ in batch]
 
     def _refinement(self, entry: Any, steps: int) -> Refinement | GircseError:
         vector = np.frombuffer(base64.b64decode(entry["embedding"]), dtype="<f4").astype(np.float32)
         if len(vector) != self.dimension:
-            raise GircseError(
+            raise SpecMismatchError(
                 f"{self._url} answered a vector of {len(vector)} numbers, not {self.dimension}: it has another model "
                 "now; load the embedder again"
             )

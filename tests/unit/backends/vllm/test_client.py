@@ -152,14 +152,22 @@ def test_another_model_at_the_same_address_is_noticed(stub: Stub, monkeypatch: p
     backend = ServerBackend(stub.url)
     stub.spec = replace(SPEC, adapter_hash="another")
     stub.posts = [Handler.hang_up]  # it was started again
-    (outcome,) = dict(backend.refine(requests(1))).values()
-    assert isinstance(outcome, SpecMismatchError)
+    with pytest.raises(SpecMismatchError):
+        list(backend.refine(requests(1)))
     stub.spec = SPEC
     assert_right(dict(backend.refine(requests(1))), 1)
     stub.spec = replace(SPEC, adapter_hash="another")
     monkeypatch.setattr(client, "SAME", 0.0)  # and was long silent
-    (outcome,) = dict(backend.refine(requests(1))).values()
-    assert isinstance(outcome, SpecMismatchError)
+    with pytest.raises(SpecMismatchError):
+        list(backend.refine(requests(1)))
+
+
+def test_a_vector_of_another_size_ends_the_call(stub: Stub) -> None:
+    backend = ServerBackend(stub.url)
+    stub.posts = [lambda handler: vector(handler, 1, 0, 0)]
+    with pytest.raises(SpecMismatchError, match="a vector of 3 numbers, not 4"):
+        list(backend.refine(requests(1)))
+    assert_right(dict(backend.refine(requests(1))), 1)
 
 
 def vector(handler: Handler, *numbers: float) -> None:
@@ -170,7 +178,6 @@ def vector(handler: Handler, *numbers: float) -> None:
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        (lambda handler: vector(handler, 1, 0, 0), "a vector of 3 numbers, not 4"),
         (lambda handler: vector(handler, 1, 0, 0, float("nan")), "NaN"),
         (lambda handler: handler.send(200, {"data": []}), "a form that this version does not know"),
         (lambda handler: handler.send(200, {"data": [{"embedding": "A"}]}), "a form that this version does not know"),
