@@ -27,10 +27,19 @@ from gircse_rag.training.trainer import Trainer
 from gircse_rag.training.unrolled import UnrolledRefinement
 
 
-def train(config: TrainConfig, on_step: Callable[[dict[str, Any]], None] | None = None) -> Path:
+def train(
+    config: TrainConfig,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    trainer: type[Trainer] = Trainer,
+) -> Path:
     """Train, or go on where a killed run of the same config stopped.
 
     Under `accelerate launch` (WORLD_SIZE > 1) every process calls this with the same config.
+
+    Args:
+        on_step: called with each log record (main process).
+        trainer: a subclass with an objective of its own (`Trainer.objective`).
 
     Returns:
         `config.output`/checkpoint, the folder of the finished adapter (bfloat16), its tokenizer, spec and model card.
@@ -62,12 +71,12 @@ def train(config: TrainConfig, on_step: Callable[[dict[str, Any]], None] | None 
     batches = Batches(rows, tasks, loaded.tokenizer, spec, batch_size=config.batch_size, seed=config.seed)
     main = accelerator is None or accelerator.is_main_process
     with _alone(Path(config.output)) if main else nullcontext():
-        trainer = Trainer(module, batches, config, accelerator=accelerator, on_step=on_step)
+        loop = trainer(module, batches, config, accelerator=accelerator, on_step=on_step)
         if find_state(Path(config.output)) is not None:
-            trainer.resume(config.output)
-        trainer.run()
+            loop.resume(config.output)
+        loop.run()
         if main:
-            _finish(config, module.model, batches, trainer.cursor)
+            _finish(config, module.model, batches, loop.cursor)
         if accelerator is not None:
             accelerator.wait_for_everyone()
     return Path(config.output) / "checkpoint"

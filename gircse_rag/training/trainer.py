@@ -150,18 +150,15 @@ class Trainer:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
-    def _backward(self, batch: Batch, steps: int) -> IcrLoss:
-        """Gradients of the whole batch's loss into the adapter."""
-        world, rank = (
-            (1, 0) if self.accelerator is None else (self.accelerator.num_processes, self.accelerator.process_index)
-        )
-        chunks = token_chunks(batch.texts, range(rank, len(batch.texts), world), self.config.chunk_tokens)
-        whole = len(chunks) == 1
-        with nullcontext() if whole else torch.no_grad():
-            parts = [self._states(batch, part, steps) for part in chunks]
-        states = self._gather(torch.cat([part.detach() for part in parts]), len(batch.texts)).requires_grad_()
+    def objective(self, batch: Batch, states: Tensor) -> IcrLoss:
+        """The loss of the whole batch, which a subclass may add to: `train` takes it as `trainer`.
+
+        Args:
+            batch: what was refined.
+            states: (len(batch.texts), K, d), h_1..h_K of its texts in their order, with gradients.
+        """
         queries = len(batch.rows)
-        loss = icr_loss(
+        return icr_loss(
             states[:queries],
             states[queries:],
             self.config.temperature,
@@ -172,6 +169,18 @@ class Trainer:
             symmetric=self.config.symmetric,
             dimensions=self.config.dimensions,
         )
+
+    def _backward(self, batch: Batch, steps: int) -> IcrLoss:
+        """Gradients of the whole batch's loss into the adapter."""
+        world, rank = (
+            (1, 0) if self.accelerator is None else (self.accelerator.num_processes, self.accelerator.process_index)
+        )
+        chunks = token_chunks(batch.texts, range(rank, len(batch.texts), world), self.config.chunk_tokens)
+        whole = len(chunks) == 1
+        with nullcontext() if whole else torch.no_grad():
+            parts = [self._states(batch, part, steps) for part in chunks]
+        states = self._gather(torch.cat([part.detach() for part in parts]), len(batch.texts)).requires_grad_()
+        loss = self.objective(batch, states)
         (gradient,) = torch.autograd.grad(loss.total, states)
         # DistributedDataParallel averages over processes; the whole batch's gradient is the sum of the shares.
         gradient = gradient * world

@@ -73,6 +73,23 @@ def test_gradient_caching_changes_memory_and_not_gradients(tmp_path, chunk_token
         assert (one.grad - other.grad).norm() <= 1e-4 * one.grad.norm()
 
 
+def test_a_subclass_trains_on_an_objective_of_its_own(tmp_path):
+    class Reversed(Trainer):
+        def objective(self, batch, states):
+            loss = super().objective(batch, states)
+            return replace(loss, total=-loss.total)
+
+    plain = made(tmp_path)
+    other = Reversed(plain.module, plain.batches, plain.config)
+    batch = next(plain.batches.start())
+    gradients = []
+    for trainer in (plain, other):
+        trainer._backward(batch, 3)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.parameters]))
+        trainer.optimizer.zero_grad(set_to_none=True)
+    torch.testing.assert_close(gradients[0], -gradients[1])
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     straight = made(tmp_path / "a")
     straight.run()
