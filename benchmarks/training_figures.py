@@ -95,28 +95,19 @@ def soft_tokens() -> Any:
 
 
 def compare() -> Any:
-    """The methods at an equal budget: the mean over the quality sets against rows seen, and against K."""
+    """The methods after equally many rows: the mean over the quality sets against K."""
     scored = [one for one in read(TRAINING / "compare_cpu.json")["adapters"] if len(one["sets"]) == QUALITY_SETS]
-    figure, (by_rows, by_steps) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     most = max(one["rows"] for one in scored)
-    for method, label in LABELS.items():
-        mine = sorted((one for one in scored if one["method"] == method), key=lambda one: one["rows"])
-        if not mine:
-            continue
-        means = [_means(one["sets"]) for one in mine]
-        k = 5 if 5 in means[0] else 0
-        (line,) = by_rows.plot([one["rows"] for one in mine], [m[k] for m in means], "o-", markersize=3, label=label)
-        if mine[-1]["rows"] == most and k:
-            depths = sorted(means[-1])
-            y = [means[-1][depth] for depth in depths]
-            by_steps.plot(depths, y, "o-", markersize=3, color=line.get_color(), label=label)
-        elif mine[-1]["rows"] == most:
-            by_steps.axhline(means[-1][0], linestyle="--", color=line.get_color(), label=label)
-    by_rows.set(xlabel="rows seen", ylabel="mean score", title="K=5, or pooled")
-    by_steps.set(xlabel="K at inference", title=f"after {most:,} rows")
-    for panel in (by_rows, by_steps):
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
+    figure, panel = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    for one in (one for one in scored if one["rows"] == most):
+        means, label = _means(one["sets"]), LABELS[one["method"]]
+        if 0 in means:
+            panel.axhline(means[0], linestyle="--", color="grey", label=label)
+        else:
+            panel.plot(sorted(means), [means[k] for k in sorted(means)], "o-", markersize=3, label=label)
+    panel.set(xlabel="K at inference", ylabel="mean score", title=f"after {most:,} rows")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=7)
     return figure
 
 
