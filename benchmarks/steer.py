@@ -14,6 +14,7 @@ import json
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,7 +27,7 @@ PLAN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"
 OTHERS = 120  # rows of each task that steer.json does not name, in 6,400: so that it is not forgotten
 
 
-def tasks(data: Path) -> dict[str, dict[str, object]]:
+def tasks(data: Path) -> dict[str, dict[str, Any]]:
     """tasks.json with every instruction in several wordings."""
     given = json.loads((data / "tasks.json").read_text(encoding="utf-8"))
     more = json.loads((Path(__file__).parent / "training_h100/wordings.json").read_text(encoding="utf-8"))
@@ -40,24 +41,33 @@ def tasks(data: Path) -> dict[str, dict[str, object]]:
     return found
 
 
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """What every run that goes on from an adapter is told."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("folder", type=Path)
+    made.add_argument("adapter", help="to go on from")
+    made.add_argument("--data", type=Path, required=True)
+    made.add_argument("--seed", type=int, required=True)
+    made.add_argument("--rate", type=float, required=True)
+    made.add_argument("--rows", type=int, required=True)
+    return made
+
+
+def going_on(given: argparse.Namespace, mixture: dict[str, float]) -> dict[str, Any]:
+    """The keys of a training config, with FOLDER/tasks.json as its tasks."""
+    return {
+        "output": str(given.folder / "run"), "data": [str(given.data / "train")],
+        "tasks": str(given.folder / "tasks.json"), "adapter": given.adapter, "mixture": mixture,
+        "rows": given.rows, "batch_size": 32, "steps": [2, 8], "level_gradients": True, "save_rows": 1_000,
+        "learning_rate": given.rate, "warmup_rows": 320, "decay_rows": given.rows // 2, "seed": given.seed,
+    }  # fmt: skip
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("adapter", help="to go on from")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--rate", type=float, required=True)
-    parser.add_argument("--rows", type=int, required=True)
-    options = parser.parse_args()
+    options = parser(__doc__).parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     worded = tasks(options.data)
     (options.folder / "tasks.json").write_text(json.dumps(worded, indent=1), encoding="utf-8")
     rows = {name: PLAN[name]["rows"] if name in PLAN else OTHERS for name in worded}
-    config = {
-        "output": str(options.folder / "run"), "data": [str(options.data / "train")],
-        "tasks": str(options.folder / "tasks.json"), "adapter": options.adapter,
-        "mixture": {name: rows[name] / task["rows"] for name, task in worded.items()},
-        "rows": options.rows, "batch_size": 32, "steps": [2, 8], "level_gradients": True, "save_rows": 1_000,
-        "learning_rate": options.rate, "warmup_rows": 320, "decay_rows": options.rows // 2, "seed": options.seed,
-    }  # fmt: skip
+    config = going_on(options, {name: rows[name] / task["rows"] for name, task in worded.items()})
     (options.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
