@@ -90,7 +90,7 @@ class Embedder:
             name: a bundled name (`gircse models`), a local folder (merged model or PEFT adapter), or a Hub id.
             backend: "paged", the engine (gircse_rag/engine), "reference", the paper's loop, one text at a time, or
                 "vllm" (docs/vllm.md), in this process or, with `url`, a server's.
-            device: "auto" (CUDA, then Apple's GPU, then CPU) or what torch calls it.
+            device: "auto" (CUDA, else the CPU) or what torch calls it; Apple's "mps" was never tried.
             dtype: "auto" (bfloat16 where the hardware multiplies it natively, else float32), "float32", "bfloat16"
                 or "float16".
             steps: K for documents, and for queries by default; None takes the checkpoint's own (5, the paper's).

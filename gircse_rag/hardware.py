@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one, else the CPU.
+    """The device of that name; "auto" is CUDA where there is one, else the CPU: Apple's GPU was never tried.
 
     Raises:
         InputError: torch knows no such device, or cannot allocate there.
@@ -19,7 +19,7 @@ def device_of(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -78,7 +78,7 @@ class PagedBackend:
         longest = min(self._window, spec.max_length + MAX_STEPS)
         check_supported(model, longest)
         device, dtype = weights.device, weights.dtype
-        paged = has_paged_kernel(device, dtype)
+        paged = has_paged_kernel(model.config, device, dtype)
         size = block_size or (PAGED_BLOCK_SIZE if paged else GATHERED_BLOCK_SIZE)
         pack = can_pack(weights) and _model_bytes(model) <= PACKED_SHARE * _available_bytes()
         fast = fused_copy(model, pack=pack)  # before the cache, whose size depends on what is then free

@@ -48,7 +48,7 @@ def train(
         GircseError: bad data, a bad config, a loss that is not finite, no disk space; saved states stay whole.
     """
     require("accelerate", "train")
-    accelerator, device = None, _device(config.device)
+    accelerator, device = None, str(device_of(config.device))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import Accelerator
 
@@ -184,10 +184,3 @@ learning rate {config.learning_rate}, LoRA rank {rank}.
 
 {use}
 """
-
-
-def _device(name: str) -> str:
-    """Of training: "auto" is a CUDA GPU or the CPU: nothing here was tried on MPS."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return str(device_of(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from gircse_rag.engine import attention, gathered
 from gircse_rag.engine.attention import PagedPlan, Plan, Segment
 from gircse_rag.engine.gathered import GatheredPlan
 from gircse_rag.engine.kv_cache import KVCache
+from gircse_rag.errors import GircseWarning
 from tests import tiny
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
@@ -26,11 +28,11 @@ MIXES = {
 }
 
 
-def reference(query: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
+def reference(query: Tensor, keys: Tensor, values: Tensor, length: int, scaling: float = SCALING) -> Tensor:
     """softmax(scaling q k^T) v for the last rows of one sequence: (n, H, D), (length, H_kv, D) x2 -> (n, H * D)."""
     repeats = HEADS // KV_HEADS
     k, v = (x.double().repeat_interleave(repeats, dim=1) for x in (keys, values))
-    scores = SCALING * torch.einsum("qhd,khd->hqk", query.double(), k)
+    scores = scaling * torch.einsum("qhd,khd->hqk", query.double(), k)
     positions = torch.arange(length - len(query), length)
     scores = scores.masked_fill(torch.arange(length) > positions[:, None], float("-inf"))
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).reshape(len(query), -1)
@@ -58,8 +60,7 @@ def kernel(
         pages = table[number].long()
         k, v = (pool[pages].flatten(0, 1)[:length] for pool in (key, value))
         rows = query[cu_seq_q[number] : cu_seq_q[number + 1]]
-        assert options["scale"] == SCALING
-        out.append(reference(rows, k, v, length).view(-1, HEADS, WIDTH))
+        out.append(reference(rows, k, v, length, options["scale"]).view(-1, HEADS, WIDTH))
     return torch.cat(out).to(query.dtype)
 
 
@@ -144,4 +145,55 @@ def test_a_nan_reaches_the_rows_that_see_it_and_no_others(where: str) -> None:
 
 
 def test_no_paged_kernel_on_a_cpu() -> None:
-    assert not attention.has_paged_kernel(torch.device("cpu"), torch.bfloat16)
+    assert not attention.has_paged_kernel(tiny.model().config, torch.device("cpu"), torch.bfloat16)
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _as_it_is(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
+    return arguments, options
+
+
+def _lacks_a_key(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
+    return (*arguments[:6], arguments[6] - 1), {**options, "seqused_k": options["seqused_k"] - 1}
+
+
+def _reads_other_blocks(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
+    return arguments, {**options, "block_table": options["block_table"].flip(1)}
+
+
+def _scales_more(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
+    return arguments, {**options, "scale": 1.1 * options["scale"]}
+
+
+@pytest.mark.parametrize("changed", [_as_it_is, _lacks_a_key, _reads_other_blocks, _scales_more])
+def test_a_kernel_that_is_wrong_is_found(
+    changed: Callable[[tuple[Any, ...], dict[str, Any]], Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*arguments: Any, **options: Any) -> Tensor:
+        arguments, options = changed(arguments, options)
+        return kernel(*arguments, **options)
+
+    monkeypatch.setattr(attention, "varlen_attn", faulty)
+    difference = attention.kernel_difference(tiny.model().config, torch.device("cpu"), torch.bfloat16)
+    assert (difference < attention.KERNEL_TOLERANCE) == (changed is _as_it_is)
+
+
+@pytest.mark.parametrize("difference", [0.001, 0.1, float("nan")])
+def test_a_wrong_kernel_is_not_used(difference: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "kernel_difference", lambda *_: difference)
+    config, device = tiny.model().config, torch.device("cuda")
+    if difference == 0.001:
+        assert attention.has_paged_kernel(config, device, torch.bfloat16)
+        return
+    with pytest.warns(GircseWarning, match="gathers keys and values instead"):
+        assert not attention.has_paged_kernel(config, device, torch.bfloat16)
+
+
+def test_a_torch_without_the_kernel_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object, **__: object) -> Tensor:
+        raise TypeError("varlen_attn() got an unexpected keyword argument 'block_table'")
+
+    monkeypatch.setattr(attention, "kernel_difference", refuses)
+    assert not attention.has_paged_kernel(tiny.model().config, torch.device("cuda"), torch.bfloat16)

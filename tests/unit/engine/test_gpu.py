@@ -74,9 +74,9 @@ def test_equals_the_float32_reference(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_kernel_equals_the_gathered_plan(dtype: torch.dtype) -> None:
     device = torch.device("cuda")
-    if not has_paged_kernel(device, dtype):
-        pytest.skip("this torch or GPU has no paged varlen_attn")
     config = model(dtype).config
+    if not has_paged_kernel(config, device, dtype):
+        pytest.skip("this torch or GPU has no paged varlen_attn")
     shapes = [(1, 1), (1, 300), (40, 40), (100, 400), (256, 256), (1, 257), (300, 800)]
     num_blocks = 1 + sum(-(-length // PAGED_BLOCK_SIZE) for _, length in shapes)
     free = iter(range(1, num_blocks))
