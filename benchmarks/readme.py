@@ -109,17 +109,17 @@ def runs(results: Results) -> str:
             continue
         machine, versions = report["machine"], report["versions"]
         load = " to ".join(f"{machine[moment][0]:.1f}" for moment in ("load_before", "load_after"))
-        kept = "locked" if report["idle_lock"] else "shared"
+        kept = ", under an idle lock" if report["idle_lock"] else ""
         peak = ""
         if "peak_gflops" in machine:
             peak = f", {machine['peak_gflops']:.0f} GFLOP/s {report['settings']['dtype']}"
         peak += f", copies {machine['copy_gb_per_second']:.0f} GB/s" if "copy_gb_per_second" in machine else ""
         where = f"{machine['processor']}, {machine['cpus']} cpus{peak}"
-        row = [f"{name}.json", report["date"], where, f"{kept}, load {load}"]
+        row = [f"{name}.json", report["date"], where, f"{load}{kept}"]
         rows.append(
             [*row, f"torch {versions['torch']}, transformers {versions['transformers']}", f"`{report['command']}`"]
         )
-    return table(["file", "date", "machine", "idle", "versions", "command"], rows)
+    return table(["file", "date", "machine", "load", "versions", "command"], rows)
 
 
 SECTIONS = (goals, throughput, latency, cost, prefix_cache, memory, quality, congruence, runs)

@@ -169,9 +169,9 @@ def explain(
     dtype: options.Dtype = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what the model thinks of before it embeds, and what an instruction changes.
+    """Show the soft tokens of a text, and how far instructions move its embedding.
 
-    A soft token is an average over the vocabulary: its heaviest tokens say what a refinement step is about.
+    A soft token is an average over the vocabulary, shown by its heaviest tokens.
     """
     with only_results_on_stdout():
         embedder = options.load(model, backend, device, dtype)
