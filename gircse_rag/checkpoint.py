@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gircse_rag.bundled import BUNDLED, base_folder, ensure_base
-from gircse_rag.errors import CheckpointError, InputError
+from gircse_rag.errors import CheckpointError, InputError, first_line
 from gircse_rag.hashing import hash_lora, hash_model, hash_tokenizer
 from gircse_rag.lora import merge, read_weights
 from gircse_rag.spec import FAMILIES, EmbeddingSpec
@@ -118,7 +118,10 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
             f"{name}: max_length {spec.max_length} plus {spec.document_steps} steps exceed the model's window of "
             f"{window} positions; set max_length in {folder / SPEC_FILE}"
         )
-    return Checkpoint(model.to(device=device, dtype=dtype).eval().requires_grad_(False), tokenizer, spec)
+    model.to(device)
+    for parameter in model.parameters():  # not the buffers: frequencies of positions rounded to bfloat16 turn too far
+        parameter.data = parameter.data.to(dtype)
+    return Checkpoint(model.eval().requires_grad_(False), tokenizer, spec)
 
 
 def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | None]]:
@@ -239,7 +242,7 @@ def _find(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"could not get {name!r} from the Hugging Face Hub: {str(error).splitlines()[0]}; check the name, the "
+            f"could not get {name!r} from the Hugging Face Hub: {first_line(error)}; check the name, the "
             "network and, for a gated model, your token"
         ) from error
 
@@ -272,9 +275,8 @@ def _load_model(folder: Path) -> PreTrainedModel:
     except CheckpointError:
         raise
     except Exception as error:  # a config.json of other types fails in whatever reads it
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"could not load a model from {folder}: {said}{_repair(folder)} (only safetensors are read)"
+            f"could not load a model from {folder}: {first_line(error)}{_repair(folder)} (only safetensors are read)"
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -296,7 +298,7 @@ def _load_tokenizer(adapter: Path | None, base: Path) -> PreTrainedTokenizerBase
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
         raise CheckpointError(
-            f"could not load the tokenizer in {folder}: {str(error).strip().splitlines()[0]}{_repair(folder)}"
+            f"could not load the tokenizer in {folder}: {first_line(error)}{_repair(folder)}"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(f"{folder} has no tokenizer.json; save the tokenizer as a fast one")

@@ -245,6 +245,7 @@ class Embedder:
                     results[index] = outcome
                 else:
                     errors[index] = type(outcome)(f"text {index}: {outcome}", index=index)
+                    errors[index].__cause__ = outcome
         if errors and on_error == "raise":
             raise errors[min(errors)]
         return self._assemble(prompts, results, errors, trajectory=trajectory, soft_tokens=soft_tokens)

@@ -42,6 +42,11 @@ class GircseWarning(UserWarning):
     """Something is legal and probably not what you want."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, which only the optional dependency group `extra` installs.
 

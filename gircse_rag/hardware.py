@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gircse_rag.errors import InputError
+from gircse_rag.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,8 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"device {name!r} is not usable here: {first_line(error)}") from error
     return device
 
 

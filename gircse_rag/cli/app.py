@@ -12,7 +12,7 @@ import typer
 import gircse_rag
 from gircse_rag.cli import embedding, environment, evaluation, ingesting, migrating, searching, serving, training
 from gircse_rag.cli.output import ExitCode, emit, note
-from gircse_rag.errors import GircseError, InputError, SpecMismatchError, StoreError
+from gircse_rag.errors import GircseError, InputError, SpecMismatchError, StoreError, first_line
 
 app = typer.Typer(
     name="gircse",
@@ -68,9 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(error: Exception) -> ExitCode:
     if not isinstance(error, GircseError):
-        said = str(error).strip().splitlines()[:1]
         note(
-            "error", f"unexpected {type(error).__name__}: {''.join(said)}; GIRCSE_DEBUG=1 shows where. Please report it"
+            "error",
+            f"unexpected {type(error).__name__}: {first_line(error)}; GIRCSE_DEBUG=1 shows where. Please report it",
         )
         return ExitCode.BUG
     note("error", str(error))

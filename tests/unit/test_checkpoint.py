@@ -51,6 +51,18 @@ def test_a_merged_model_loads_as_it_was_saved(tmp_path: Path, family: str, tied:
     assert checkpoint.tokenizer("it's")["input_ids"] == tiny.tokenizer()("it's")["input_ids"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_only_weights_are_rounded(base: Path, dtype: torch.dtype) -> None:
+    """The angles of positions are transformers' own, whatever the weights' dtype."""
+    model = load_checkpoint(str(base), dtype=dtype, device="cpu").model
+    theirs = dict(AutoModelForCausalLM.from_pretrained(base, dtype=dtype).named_buffers())
+    ours = dict(model.named_buffers())
+    assert ours.keys() == theirs.keys() and any(name.endswith("inv_freq") for name in ours)
+    assert all(value.dtype == torch.float32 and torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert {value.dtype for value in model.parameters()} == {dtype}
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_an_adapter_is_merged_into_the_base_its_config_names(tmp_path: Path, family: str) -> None:
     base = tiny.folder(tmp_path / "base", family)

@@ -122,6 +122,15 @@ def test_one_bad_text_is_named_before_anything_is_computed(tiny_embedder: Embedd
     assert caught.value.index == 1
 
 
+def test_an_error_keeps_what_caused_it(tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = GircseError("the forward failed")
+    failed.__cause__ = MemoryError("no room")
+    monkeypatch.setattr(tiny_embedder.backend, "refine", lambda requests: iter([(0, failed)]))
+    with pytest.raises(GircseError, match="text 0: the forward failed") as caught:
+        tiny_embedder.embed(["text"])
+    assert caught.value.__cause__ is failed
+
+
 def test_one_bad_text_does_not_spoil_its_batch(tiny_embedder: Embedder) -> None:
     result = tiny_embedder.embed(["fine", "", "fine too"], trajectory=True, soft_tokens=2, on_error="return")
     assert list(result.errors) == [1]

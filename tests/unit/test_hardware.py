@@ -40,3 +40,11 @@ def test_what_does_not_exist_is_named() -> None:
     with pytest.raises(InputError, match=r"abacus.*not usable"):
         hardware.device_of("abacus")
     assert hardware.device_of("cpu") == CPU
+    with pytest.raises(InputError, match=r"None is not usable"):
+        hardware.device_of(None)  # type: ignore[arg-type]
+
+
+def test_auto_is_never_what_was_never_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert hardware.device_of("auto") == CPU

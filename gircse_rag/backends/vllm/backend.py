@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from gircse_rag.backends.base import Refinement, Request
 from gircse_rag.backends.vllm.settings import STEPS
-from gircse_rag.errors import GircseError, InputError, require
+from gircse_rag.errors import GircseError, InputError, first_line, require
 from gircse_rag.spec import MAX_STEPS, EmbeddingSpec
 
 BATCH = 512
@@ -109,7 +109,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return ": ".join([*map(str, first["loc"]), first["msg"]])
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def check(request: Request, window: int) -> None:
