@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.training_h100.common import DEVICE, say
+from benchmarks.training_h100.graphed import GraphedStep, Shape
 from benchmarks.training_h100.module import build
 from gircse_rag.training.batches import Batch
 from gircse_rag.training.config import TrainConfig
-from gircse_rag.training.graphed import GraphedStep, Shape
 from gircse_rag.training.losses import icr_loss
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.training_h100.common import SPEC, say
+from benchmarks.training_h100.graphed import Shape
 from benchmarks.training_h100.rows import Fixed, load
-from gircse_rag.training.graphed import Shape
 
 LIKE = 0.8  # tasks whose tokens a batch differ by more than this share do not meet in a class
 

@@ -189,7 +189,7 @@ def _qdrant() -> list[Check]:
     if not url:
         return [Check("qdrant", "ok", "embedded in the process; QDRANT_URL is not set")]
     from gircse_rag.qdrant import open_client
-    from gircse_rag.qdrant.schema import store_errors
+    from gircse_rag.qdrant.stores import store_errors
 
     with closing(open_client(url=url)) as client, store_errors(client):
         return [Check("qdrant", "ok", f"{url}, {len(client.get_collections().collections)} collections")]

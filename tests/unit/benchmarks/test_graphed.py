@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.training_h100.graphed import GraphedStep, Shape, spread
 from gircse_rag.errors import InputError
-from gircse_rag.training.graphed import GraphedStep, Shape, spread
 from gircse_rag.training.losses import icr_loss
 from gircse_rag.training.unrolled import UnrolledRefinement
 from tests.unit.training.test_unrolled import tiny
