@@ -6,6 +6,7 @@
     embedding.py     embed, explain
     ingesting.py     ingest
     searching.py     search
+    migrating.py     migrate
     training.py      train
     evaluation.py    eval
     serving.py       export, serve

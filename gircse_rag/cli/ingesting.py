@@ -15,12 +15,10 @@ import typer
 from rich.text import Text
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import ExitCode, emit, emit_json, note, only_results_on_stdout, progress
+from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout, progress
 
 if TYPE_CHECKING:
     from gircse_rag.qdrant import IngestReport, Progress
-
-NAMED_AT_MOST = 20
 
 Source = Annotated[
     str | None,
@@ -127,10 +125,10 @@ def ingest(
             except KeyboardInterrupt:
                 note("interrupted", f"{done} documents are done and safe; the same command goes on from there")
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
-    _name("failed", report.failed, len(report.failed))
-    _name("skipped", report.skipped, len(report.skipped))
-    _name("duplicate", report.duplicates, report.duplicated)
-    _name("removed" if report.removed else "gone", report.gone, len(report.gone))
+    note_some("failed", report.failed, len(report.failed))
+    note_some("skipped", report.skipped, len(report.skipped))
+    note_some("duplicate", report.duplicates, report.duplicated)
+    note_some("removed" if report.removed else "gone", report.gone, len(report.gone))
     if report.kept_because and report.gone:
         note("note", f"nothing was removed: {report.kept_because}")
     if as_json:
@@ -143,13 +141,6 @@ def ingest(
 def _source(paths: Sequence[str]) -> str:
     """A name for the documents of these paths: the same in every run over them, and another for other paths."""
     return ", ".join(sorted(str(Path(path).resolve()) for path in paths))
-
-
-def _name(what: str, items: Sequence[object], count: int) -> None:
-    for item in items[:NAMED_AT_MOST]:
-        note(what, str(item))
-    if count > NAMED_AT_MOST:
-        note(what, f"and {count - NAMED_AT_MOST} more; --json names them{'' if count == len(items) else ' in part'}")
 
 
 def _summary(report: IngestReport, collection: str, seconds: float) -> Text:

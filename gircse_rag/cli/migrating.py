@@ -11,9 +11,7 @@ import typer
 from rich.text import Text
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import ExitCode, emit, emit_json, note, only_results_on_stdout, progress
-
-NAMED_AT_MOST = 20
+from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout, progress
 
 
 def migrate(
@@ -48,10 +46,7 @@ def migrate(
                     raise typer.Exit(ExitCode.INTERRUPTED) from None
             if hasattr(client, "build_index"):
                 client.build_index(new)
-    for name, reason in list(report.failed.items())[:NAMED_AT_MOST]:
-        note("failed", f"{name}: {reason}")
-    if len(report.failed) > NAMED_AT_MOST:
-        note("failed", f"and {len(report.failed) - NAMED_AT_MOST} more; --json names them all")
+    note_some("failed", [f"{name}: {reason}" for name, reason in report.failed.items()], len(report.failed))
     if report.extra:
         note(
             "warning", f"{new} has {report.extra} points that {old} has not; delete them, or migrate into another name"

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from gircse_rag.errors import GircseWarning, InputError
+
+_NAMED_AT_MOST = 20
 
 
 class ExitCode(enum.IntEnum):
@@ -39,6 +41,15 @@ def note(kind: str, message: str) -> None:
     colour = {"error": "bold red", "warning": "yellow"}.get(kind, "cyan")
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"[{colour}]{kind}:[/] {escape(message)}")
+
+
+def note_some(kind: str, messages: Sequence[object], count: int) -> None:
+    """The first twenty messages as notes, and how many more there are of `count`; `messages` may lack the last ones."""
+    for message in messages[:_NAMED_AT_MOST]:
+        note(kind, str(message))
+    if count > _NAMED_AT_MOST:
+        part = "" if count == len(messages) else " in part"
+        note(kind, f"and {count - _NAMED_AT_MOST} more; --json names them{part}")
 
 
 def emit_json(value: Any) -> None:

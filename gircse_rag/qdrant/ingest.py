@@ -57,8 +57,8 @@ def ingest(
 
     The same documents again embed nothing and add nothing. A document with another text or other metadata replaces what
     the collection has under its id; the old points go after the new ones are acknowledged. A document that cannot be
-    embedded or stored fails alone: nothing of it is kept. Documents are taken from the iterable as they are needed, on
-    another thread.
+    embedded or stored fails alone: nothing of it is kept, and what the collection had of it is there as before
+    (`FailedDocument`). Documents are taken from the iterable as they are needed, on another thread.
 
     Args:
         documents: what `read_documents` yields, or your own; a SkippedFile goes into the report.
@@ -82,8 +82,7 @@ def ingest(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
     check_source(source, sync)
-    store = client.init_options.get("url") or client.init_options.get("path") or "the store"
-    ask = Retry(str(store), deadline)
+    ask = Retry(store_name(client), deadline)
     report = IngestReport()
     with store_errors(client), closing(Seen()) as seen:
         ask(ensure_collection, client, collection, embedder.spec)
@@ -100,6 +99,11 @@ def ingest(
             remove_gone(points, str(source), seen, report, delete=sync is True)
         report.retries = ask.repeated
     return report
+
+
+def store_name(client: QdrantClient) -> str:
+    """What messages call the store."""
+    return str(client.init_options.get("url") or client.init_options.get("path") or "the store")
 
 
 class _Ingest:

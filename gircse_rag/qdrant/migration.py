@@ -16,6 +16,8 @@ from qdrant_client import QdrantClient, models
 
 from gircse_rag.errors import InputError, StoreError
 from gircse_rag.qdrant.foreign import read_payload
+from gircse_rag.qdrant.ingest import store_name
+from gircse_rag.qdrant.points import Points, RefusedError
 from gircse_rag.qdrant.retry import DEADLINE, Retry
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import store_errors
@@ -35,10 +37,11 @@ class MigrationReport:
         points: of the old collection, in the last pass over it.
         embedded: points that were embedded and written.
         unchanged: points that the new collection had already, from a run that was cut short.
-        failed: id -> why a point could not be embedded; it is missing in the new collection.
+        failed: id -> why a point could not be embedded or stored. The new collection has nothing of it, or what an
+            earlier run wrote.
         extra: points of the new collection that the old one has not.
         alias_moved: whether the alias now names the new collection. It is not moved while anything failed or is extra.
-        prompt_tokens: of the embedded points.
+        prompt_tokens: of the embedded points, also of those that could not be stored.
     """
 
     points: int = 0
@@ -65,11 +68,12 @@ def migrate(
 
     Every point with a text is taken, whoever wrote it, with its id and its payload; `old` stays as it is and answers
     meanwhile. Points that are written into `old` meanwhile are found by another pass. `new` is made if there is none
-    (`create_collection` makes one with a server's own settings), and what it has already is not embedded again.
+    (`create_collection` makes one with a server's own settings), and what it has already is not embedded again. A point
+    that cannot be embedded, or that the store refuses, fails alone.
 
     Args:
         alias: moved in one request, so a search by it always has a whole collection; made if there is none.
-        batch_size: points read, embedded and written at once.
+        batch_size: points read and embedded at once. They are written in as many requests as a server needs.
         progress: called after every batch with the points done and those there are.
         deadline: seconds for which a request to the store that fails is repeated, where that helps.
 
@@ -80,7 +84,7 @@ def migrate(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
-    ask = Retry(str(client.init_options.get("url") or client.init_options.get("path") or "the store"), deadline)
+    ask = Retry(store_name(client), deadline)
     with store_errors(client):
         names = {found.name for found in ask(client.get_collections).collections}
         aliases = {found.alias_name: found.collection_name for found in ask(client.get_aliases).aliases}
@@ -112,7 +116,9 @@ class _Migration:
         self._old, self._new = old, new
         self._embedder, self._client, self._ask = embedder, client, ask
         self._batch_size, self._progress = batch_size, progress
+        self._points = Points(client, new, ask)
         self._report = MigrationReport()
+        self._common = 0  # points of the old collection that the new one has, as the last pass found it
 
     def run(self, alias: str | None, aliases: dict[str, str]) -> MigrationReport:
         report = self._report
@@ -122,7 +128,7 @@ class _Migration:
                 break
         else:
             raise StoreError(f"collection {self._old!r} keeps changing: stop writing into it, and run again")
-        report.extra = self._ask(self._client.count, self._new).count - report.points + len(report.failed)
+        report.extra = self._ask(self._client.count, self._new).count - self._common
         if alias is not None and not report.failed and not report.extra:
             change: list[models.CreateAliasOperation | models.DeleteAliasOperation] = [
                 models.CreateAliasOperation(
@@ -138,13 +144,14 @@ class _Migration:
     def _pass(self, total: int) -> bool:
         """Go once through the old collection; whether anything had to be written."""
         report, before = self._report, self._report.embedded
-        report.points = report.unchanged = 0
+        report.points = report.unchanged = self._common = 0
         for page in self._pages():
             report.points += len(page)
             there = {
                 str(point.id): point.payload
                 for point in self._ask(self._client.retrieve, self._new, [point.id for point in page])
             }
+            self._common += len(there)
             todo = []
             for point in page:
                 if str(point.id) in there and there[str(point.id)] == point.payload:
@@ -194,9 +201,20 @@ class _Migration:
                 vector = {VECTOR: result.vectors[row].tolist()}
                 made.append(models.PointStruct(id=point.id, vector=vector, payload=point.payload or {}))
                 report.prompt_tokens += int(result.prompt_tokens[row])
-        if made:
-            self._ask(self._client.upsert, self._new, made, wait=True)
-        report.embedded += len(made)
+        self._write(made)
+
+    def _write(self, points: list[models.PointStruct]) -> None:
+        """Points that the store refuses are halved until those are found that it refuses alone."""
+        try:
+            self._points.write(points)
+        except RefusedError as error:
+            if len(points) == 1:
+                self._report.failed[str(points[0].id)] = str(error)
+                return
+            self._write(points[: len(points) // 2])
+            self._write(points[len(points) // 2 :])
+        else:
+            self._report.embedded += len(points)
 
     def _refusal(self, text: str) -> str | None:
         """Why a text cannot be embedded, or None."""

@@ -34,8 +34,7 @@ from gircse_rag.qdrant.schema import RECORD, VECTOR
 _NAMESPACE = uuid.UUID("6d0f1b0e-5f0c-5a3b-9f5e-7a1d2c6b9e11")
 _POINTS_PER_REQUEST = 128
 _POINTS_PER_PAGE = 1000
-# Of `_node_content`, about half of a payload; a server takes 32 MiB, and a character may take four bytes.
-_CHARACTERS_PER_REQUEST = 2_000_000
+_CHARACTERS_PER_REQUEST = 4_000_000  # of payloads; a server takes 32 MiB, and a character may take four bytes
 _REFUSED = (400, 413, 422)
 
 P = ParamSpec("P")
@@ -144,6 +143,13 @@ def shared_payload(document: str, node: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def collection_gone(collection: str) -> StoreError:
+    """What to raise when a collection was there a moment ago."""
+    return StoreError(
+        f"collection {collection!r} is gone: something deleted it meanwhile; run again, and all of it is made anew"
+    )
+
+
 class Points:
     """The points of one collection. Every write is acknowledged before a method returns.
 
@@ -173,11 +179,24 @@ class Points:
                     found[str(point.id)] = Stored(record, np.asarray(vector, dtype=np.float32))
         return found
 
+    def copies(self, ids: Iterable[str]) -> dict[str, models.PointStruct]:
+        """The points of ours among `ids`, by id, with all that is in them: `write` puts them back as they were."""
+        found: dict[str, models.PointStruct] = {}
+        for part in _parts(list(ids)):
+            for point in self._call(
+                self._client.retrieve, self._collection, part, with_payload=True, with_vectors=True
+            ):
+                if read_record(point.payload) is not None:
+                    vector: Any = point.vector
+                    found[str(point.id)] = models.PointStruct(id=point.id, vector=vector, payload=point.payload)
+        return found
+
     def write(self, points: Iterable[models.PointStruct]) -> None:
-        """Put points, over what has their ids. They are taken as they are needed.
+        """Put points, over what has their ids, in requests that a server takes. They are taken as they are needed.
 
         Raises:
-            RefusedError: the store does not take one of the points, however often it is asked.
+            RefusedError: the store does not take one of the points, or so many, however often it is asked. Those
+                before it may be written.
         """
         for part in _requests(points):
             try:
@@ -231,10 +250,7 @@ class Points:
         except (UnexpectedResponse, ValueError, grpc.RpcError) as error:
             if not _not_found(error):
                 raise
-            raise StoreError(
-                f"collection {self._collection!r} is gone: something deleted it during the ingest; run again, and all "
-                "of it is made anew"
-            ) from error
+            raise collection_gone(self._collection) from error
 
 
 def _not_found(error: Exception) -> bool:
@@ -254,7 +270,7 @@ def _requests(points: Iterable[models.PointStruct]) -> Iterator[list[models.Poin
     part: list[models.PointStruct] = []
     size = 0
     for point in points:
-        length = len((point.payload or {})["_node_content"])
+        length = _characters(point.payload or {})
         if part and (len(part) == _POINTS_PER_REQUEST or size + length > _CHARACTERS_PER_REQUEST):
             yield part
             part, size = [], 0
@@ -262,3 +278,11 @@ def _requests(points: Iterable[models.PointStruct]) -> Iterator[list[models.Poin
         size += length
     if part:
         yield part
+
+
+def _characters(payload: dict[str, Any]) -> int:
+    """How long a payload is, about."""
+    node = payload.get("_node_content")
+    if isinstance(node, str):  # text and metadata once more: measured, they would hold an ingest up
+        return 2 * len(node)
+    return len(json.dumps(payload, ensure_ascii=False, default=str))

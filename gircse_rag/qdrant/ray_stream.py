@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import QdrantClient
 
-from gircse_rag.errors import GircseError, StoreError
+from gircse_rag.errors import GircseError
 from gircse_rag.qdrant.checking import Checker
 from gircse_rag.qdrant.chunking import Chunker
 from gircse_rag.qdrant.documents import Document, SkippedFile
 from gircse_rag.qdrant.ingest import ingest
+from gircse_rag.qdrant.points import collection_gone
 from gircse_rag.qdrant.report import IngestReport
 from gircse_rag.qdrant.seen import Seen
 
@@ -133,7 +134,4 @@ class Worker:
         return report
 
     def _gone(self, *args: Any, **options: Any) -> None:
-        raise StoreError(
-            f"collection {self._work.collection!r} is gone: something deleted it during the ingest; run again, and "
-            "all of it is made anew"
-        )
+        raise collection_gone(self._work.collection)

@@ -11,7 +11,10 @@ NAMED_DUPLICATES = 1000
 
 @dataclass(frozen=True)
 class FailedDocument:
-    """A document that was not stored; what the collection held of it before is still there.
+    """A document that was not stored; what the collection held of it before is there as it was.
+
+    One exception, which `reason` then names: a store that refused the new version and refuses the old one, too, when it
+    is put back. Then chunks of both are there, and ingesting either version puts it right.
 
     Attributes:
         id: the document's.

@@ -56,7 +56,7 @@ class _UnconfirmedError(Exception):
 
 
 class Retry:
-    """Calls a store's methods: one at a time (the embedded Qdrant is not thread-safe), and again where that helps.
+    """Calls a store's methods: one at a time, so that the one under way can be waited for, and again where that helps.
 
     Attributes:
         repeated: attempts beyond the first, over all calls.

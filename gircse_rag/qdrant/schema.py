@@ -47,8 +47,9 @@ def ensure_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> N
         try:
             _create(client, name, spec, {}, {})
             return
-        except (UnexpectedResponse, grpc.RpcError):
-            if not client.collection_exists(name):  # else another ingest has just made it
+        except (UnexpectedResponse, grpc.RpcError, StoreError, ValueError):
+            # If there is one now, another ingest has just made it; each kind of store says so by another error.
+            if not client.collection_exists(name):
                 raise
     check_collection(client, name, spec)
 

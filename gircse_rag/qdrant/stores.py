@@ -1,17 +1,20 @@
 """Opening a store, and what a store can do wrong.
 
-local    qdrant_client's embedded mode: a folder, one process, exact search by brute force
+local    qdrant_client's embedded mode: a folder, one process, exact search by brute force; see `take_turns`
 edge     Qdrant's own engine in this process (`gircse_rag.qdrant.edge`): a folder, one process, a real index
 server   a Qdrant server or cluster, by url
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import sqlite3
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +117,9 @@ class _Server(QdrantClient):
 
 def _open_local(folder: Path) -> QdrantClient:
     try:
-        return QdrantClient(path=str(folder))
+        client = QdrantClient(path=str(folder))
+        take_turns(client)
+        return client
     except RuntimeError as error:
         if "already accessed" not in str(error):
             raise
@@ -124,6 +129,50 @@ def _open_local(folder: Path) -> QdrantClient:
         ) from error
     except (OSError, ValueError, sqlite3.Error) as error:
         raise StoreError(f"{folder} cannot be opened as a Qdrant store: {error}; name another folder") from error
+
+
+class _InTurn(QdrantLocal):
+    """Local mode, which is not thread-safe, with a lock around each of its public methods (the loop below)."""
+
+    _turn: threading.RLock
+
+    def upload_points(self, collection_name: str, points: Iterable[Any], *args: Any, **kwargs: Any) -> None:
+        # Taken from their iterator before it is our turn: the iterator may wait for another thread that asks us.
+        points = list(points)
+        with self._turn:
+            super().upload_points(collection_name, points, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which has a lock of its own."""
+        return {**vars(self), "_turn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _turn=threading.RLock())
+
+
+def _locked(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def in_turn(self: _InTurn, *args: Any, **kwargs: Any) -> Any:
+        with self._turn:
+            return method(self, *args, **kwargs)
+
+    return in_turn
+
+
+for _name, _method in inspect.getmembers(QdrantLocal, inspect.isfunction):
+    if not _name.startswith("_") and _name not in vars(_InTurn):
+        setattr(_InTurn, _name, _locked(_method))
+
+
+def take_turns(client: QdrantClient) -> None:
+    """From now on several threads may ask this client, whoever made it: in turn if it is one of local mode.
+
+    That holds for all who have the client, such as LangChain. A call that is under way just now is not waited for.
+    """
+    local = client._client
+    if type(local) is QdrantLocal:
+        vars(local).setdefault("_turn", threading.RLock())  # one, whichever thread comes first
+        local.__class__ = _InTurn
 
 
 def _open_edge(folder: Path) -> QdrantClient:
@@ -155,7 +204,9 @@ def warn_if_outgrown(client: QdrantClient, name: str, info: models.CollectionInf
 
 @contextmanager
 def store_errors(client: QdrantClient) -> Iterator[None]:
-    """Turn what a store can do wrong into StoreError: no answer, a refusal, an answer that is none, a damaged file."""
+    """Around all that is asked of a store: turns what it can do wrong into StoreError (no answer, a refusal, an answer
+    that is none, a damaged file), and has threads take turns where it is not thread-safe (`take_turns`)."""
+    take_turns(client)
     try:
         yield
     except ResponseHandlingException as error:

@@ -5,6 +5,8 @@
                            wait behind the old version's points: positions `reach` and up, which chunk 0 is told first
                         2. complete: chunk 0, then the others, in their places
                         3. what lies behind the last chunk is deleted, and chunk 0 told so
+    refused document    1. what 2. has written over is put back, chunk 0 last
+                        2. the new points are deleted, and chunk 0 told so
 
 Chunk 0 alone says how far the document's points may reach (`Record.reach`), so whatever a crash leaves behind is found
 by asking for ids, never by scanning, and a vector that was acknowledged is never computed again.
@@ -15,9 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from qdrant_client import models
+
 from gircse_rag.qdrant.job import Job
-from gircse_rag.qdrant.points import Points, RefusedError, point_id
+from gircse_rag.qdrant.points import Points, RefusedError, point_id, read_record
 from gircse_rag.qdrant.report import FailedDocument, IngestReport
+from gircse_rag.qdrant.schema import RECORD
 
 
 class Writer:
@@ -26,6 +31,7 @@ class Writer:
     def __init__(self, points: Points, report: IngestReport) -> None:
         self._points = points
         self._report = report
+        self._old: dict[Job, dict[int, models.PointStruct]] = {}  # by position, of the documents in this batch
 
     def write(self, complete: Sequence[Job], begun: dict[Job, list[int]], failed: Iterable[Job]) -> None:
         """A batch's outcome.
@@ -35,6 +41,7 @@ class Writer:
             begun: chunks that got a vector, of documents that wait for more.
             failed: what was written of them is taken back.
         """
+        self._old = self._copies(complete)
         self._finish(complete)
         for job, numbers in begun.items():
             try:
@@ -44,6 +51,21 @@ class Writer:
         for job in failed:
             self._take_back(job)
 
+    def _copies(self, jobs: Sequence[Job]) -> dict[Job, dict[int, models.PointStruct]]:
+        """What complete documents are about to write over, as this run found it."""
+        places = {
+            point_id(job.document, place): (job, place)
+            for job in jobs
+            if job.head is not None
+            for place in sorted(job.there.keys() - set(job.put))
+            if place < len(job.chunks)
+        }
+        old: dict[Job, dict[int, models.PointStruct]] = {}
+        for key, point in self._points.copies(places).items():
+            job, place = places[key]
+            old.setdefault(job, {})[place] = point
+        return old
+
     def _finish(self, jobs: Sequence[Job]) -> None:
         try:
             self._settle(jobs)
@@ -52,8 +74,7 @@ class Writer:
                 for job in jobs:
                     self._finish([job])
                 return
-            if jobs[0].head is None:
-                jobs[0].put = list(range(len(jobs[0].chunks)))
+            jobs[0].put += range(len(jobs[0].chunks))  # any may be there: points go in several requests
             self._fail(jobs[0], error)
             return
         for job in jobs:
@@ -124,19 +145,45 @@ class Writer:
 
     def _fail(self, job: Job, error: RefusedError) -> None:
         job.failed = True
-        self._report.failed.append(FailedDocument(job.document, str(error)))
-        self._take_back(job)
+        reason = str(error)
+        try:
+            self._take_back(job)
+        except RefusedError as again:
+            reason += (
+                f"; nor could its older version be put back ({again}): the collection holds chunks of both until one "
+                "of them is ingested"
+            )
+        self._report.failed.append(FailedDocument(job.document, reason))
 
     def _take_back(self, job: Job) -> None:
-        """As if nothing of it had been written; chunk 0 goes last, for it says where the others are.
+        """As if nothing of it had been written.
 
-        Where it has the new version's text already it stays: its record reaches over all there is, and neither version
-        is whole under it, so the next run of either goes on from there.
+        Until its end chunk 0 reaches over all there is, and no version is whole under it: after a crash in between, the
+        next run of either version goes on from there. All texts are back before a copy of one is deleted.
+
+        Raises:
+            RefusedError: the store does not take an older point back. What is there is as after such a crash.
         """
-        places = sorted(set(job.put), reverse=True)
+        if not job.put:
+            return
+        old, new = self._old.get(job, {}), set(job.put)
         job.put = []
-        self._points.delete(point_id(job.document, place) for place in places if place)
-        if job.head is None:
-            self._points.delete(point_id(job.document, place) for place in places if not place)
-        elif places and job.there[0].version == job.head.version:
-            self._points.mark(job.head)  # over the new version's text it would call the old one whole
+        if old:
+            self._put_back(job, old)
+        self._points.delete(point_id(job.document, place) for place in new - old.keys() if place)
+        if 0 in new - old.keys():
+            self._points.delete([point_id(job.document, 0)])
+        elif job.head is not None:
+            self._points.mark(job.head)
+
+    def _put_back(self, job: Job, old: dict[int, models.PointStruct]) -> None:
+        """Those that are not there any more; chunk 0 last, and it still reaches over the new points."""
+        stored = self._points.read(point_id(job.document, place) for place in old)
+        there = {point.record.number: point.record for point in stored.values()}
+        gone = {place: point for place, point in old.items() if there.get(place) != read_record(point.payload)}
+        self._points.write(point for place, point in gone.items() if place)
+        if 0 in gone and job.head is not None:
+            head = replace(job.head, reach=job.record(0, 0).reach)
+            gone[0].payload = {**(gone[0].payload or {}), RECORD: dict(vars(head))}
+            if there.get(0) != head:
+                self._points.write([gone[0]])

@@ -56,7 +56,8 @@ class EdgeShard:
         self.folder = folder
         self._lock = threading.RLock()
         self._writes = self._unflushed = 0
-        with _engine_errors(folder):
+        self._closed = False
+        with engine_errors(folder):
             self._name = (folder / "current").read_text()
             self._engine = edge.EdgeShard.load(str(folder / self._name))
             for left in folder.glob("shard-*"):  # only now: if `current` cannot be read, one of them may be whole
@@ -74,7 +75,7 @@ class EdgeShard:
             name: edge.EdgeVectorParams(size=size, distance=getattr(edge.Distance, distance))
             for name, (size, distance) in about["vectors"].items()
         }
-        with _engine_errors(folder):
+        with engine_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)  # what was killed in here
             name = _new_name()
             (folder / name).mkdir(parents=True)
@@ -99,9 +100,11 @@ class EdgeShard:
         """The engine's shard, for one caller at a time.
 
         Raises:
-            StoreError: what the engine says went wrong.
+            StoreError: it is closed, or what the engine says went wrong.
         """
-        with self._lock, _engine_errors(self.folder):
+        with self._lock, engine_errors(self.folder):
+            if self._closed:
+                raise StoreError(f"the collection in {self.folder} was closed or deleted meanwhile; ask the store anew")
             yield self._engine
 
     def write(self, operation: edge.UpdateOperation, points: int = 1) -> models.UpdateResult:
@@ -154,14 +157,48 @@ class EdgeShard:
                 shutil.rmtree(copy, ignore_errors=True)
 
     def _is_current(self, shard: Path) -> bool:
-        current = self.folder / "current"
-        return current.exists() and current.read_text() == shard.name
+        try:
+            return (self.folder / "current").read_text() == shard.name
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
-        """Flush, and release the folder."""
+        """Flush, and release the folder, also if the flush fails.
+
+        Raises:
+            StoreError: what the engine says went wrong.
+        """
         with self.engine() as engine:
-            engine.flush()
-            engine.close()
+            self._closed = True
+            try:
+                engine.flush()
+            finally:
+                engine.close()
+
+    def delete(self) -> None:
+        """Close it, and remove it from the disk.
+
+        Raises:
+            StoreError: what the engine or the disk says went wrong.
+        """
+        with self.engine() as engine:
+            (self.folder / "current").unlink()  # from here on there is no such collection
+            self._closed = True
+            engine.close()  # without a flush: a full disk must not keep it from making room
+            shutil.rmtree(self.folder / self._name)
+            # The child of a `build_index` may be writing its copy in here still; `build_index` removes that.
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove a collection that is not open.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    with engine_errors(folder):
+        (folder / "current").unlink()
+        shutil.rmtree(folder)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -188,7 +225,7 @@ def _new_name() -> str:
 
 
 @contextmanager
-def _engine_errors(folder: Path) -> Iterator[None]:
+def engine_errors(folder: Path) -> Iterator[None]:
     """The engine raises bare Exceptions, with a message; what has a class of its own is not the engine's."""
     try:
         yield

@@ -10,9 +10,9 @@ A setting that only a server has is refused, never ignored. `QdrantClient` calls
 from __future__ import annotations
 
 import json
-import shutil
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from gircse_rag.qdrant.edge.conversion import (
     to_edge_filter,
     to_edge_point,
 )
-from gircse_rag.qdrant.edge.shard import RESERVED, EdgeShard, replace_text
+from gircse_rag.qdrant.edge.shard import RESERVED, EdgeShard, engine_errors, remove, replace_text
 
 MARK = "edge.json"
 """The file that says that a folder is an edge store."""
@@ -62,19 +62,27 @@ class EdgeStore(QdrantBase):
             replace_text(folder / MARK, json.dumps({"aliases": {}}))
         self._aliases: dict[str, str] = json.loads((folder / MARK).read_text())["aliases"]
         self._shards: dict[str, EdgeShard] = {}
-        self._opening = threading.Lock()
+        self._lock = threading.RLock()
 
     def close(self, **kwargs: Any) -> None:
-        while self._shards:
-            self._shards.popitem()[1].close()
-        self._process.release()
+        """Close every shard and release the folder, whatever goes wrong; then say what did."""
+        with self._lock, ExitStack() as stack:
+            stack.callback(self._process.release)
+            while self._shards:
+                stack.callback(self._shards.popitem()[1].close)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Collections and aliases come, go and are opened in here: by one thread, while the store is open."""
+        with self._lock:
+            if not self._process.is_locked:
+                raise StoreError(f"the edge store in {self._folder} was closed; open it again")
+            yield
 
     def shard(self, name: str) -> EdgeShard:
         """The collection called `name`, or that an alias of this name stands for."""
-        if not self._process.is_locked:
-            raise StoreError(f"the edge store in {self._folder} was closed; open it again")
-        name = self._aliases.get(name, name)
-        with self._opening:
+        with self._alone():
+            name = self._aliases.get(name, name)
             if name not in self._shards:
                 if not self._there(name):
                     raise StoreError(f"the edge store in {self._folder} has no collection {name!r}")
@@ -106,33 +114,37 @@ class EdgeStore(QdrantBase):
         refuse(kwargs)
         if not isinstance(vectors_config, Mapping):
             raise StoreError("an edge store takes named vectors")
-        if self.collection_exists(collection_name):
-            raise StoreError(f"collection {collection_name!r} is there already")
         for params in vectors_config.values():
             refuse({name: value for name, value in params if name not in ("size", "distance")})
         about = {
             "metadata": metadata or {},
             "vectors": {name: [params.size, params.distance.value] for name, params in vectors_config.items()},
         }
-        self._shards[collection_name] = EdgeShard.create(self._collections / collection_name, about)
+        with self._alone():
+            if self.collection_exists(collection_name):
+                raise StoreError(f"collection {collection_name!r} is there already")
+            self._shards[collection_name] = EdgeShard.create(self._collections / collection_name, about)
         return True
 
     def update_collection(self, collection_name: str, metadata: Any = None, **kwargs: Any) -> bool:
         refuse(kwargs)
         shard = self.shard(collection_name)
-        merged = {**shard.about["metadata"], **(metadata or {})}
-        shard.write(edge.UpdateOperation.set_payload([RESERVED], {"metadata": merged}))
+        with shard.engine():  # nobody else's change may come between
+            merged = {**shard.about["metadata"], **(metadata or {})}
+            shard.write(edge.UpdateOperation.set_payload([RESERVED], {"metadata": merged}))
         return True
 
     def delete_collection(self, collection_name: str, **kwargs: Any) -> bool:
-        if not self._there(collection_name):
-            return False
-        self._save({alias: name for alias, name in self._aliases.items() if name != collection_name})
-        folder = self._collections / collection_name
-        (folder / "current").unlink()
-        if (shard := self._shards.pop(collection_name, None)) is not None:
-            shard.close()
-        shutil.rmtree(folder)
+        with self._alone():
+            if not self._there(collection_name):
+                return False
+            aliases = {alias: name for alias, name in self._aliases.items() if name != collection_name}
+            if aliases != self._aliases:
+                self._save(aliases)
+            if (shard := self._shards.pop(collection_name, None)) is not None:
+                shard.delete()
+            else:
+                remove(self._collections / collection_name)
         return True
 
     def get_aliases(self, **kwargs: Any) -> models.CollectionsAliasesResponse:
@@ -143,8 +155,13 @@ class EdgeStore(QdrantBase):
         self, change_aliases_operations: Sequence[models.AliasOperations], **kwargs: Any
     ) -> bool:
         """All of them, or, refused or killed, none."""
+        with self._alone():
+            self._save(self._changed(change_aliases_operations))
+        return True
+
+    def _changed(self, operations: Sequence[models.AliasOperations]) -> dict[str, str]:
         aliases = dict(self._aliases)
-        for operation in change_aliases_operations:
+        for operation in operations:
             if isinstance(operation, models.DeleteAliasOperation):
                 aliases.pop(operation.delete_alias.alias_name, None)
                 continue
@@ -158,11 +175,11 @@ class EdgeStore(QdrantBase):
             if self._there(wanted.alias_name):
                 raise StoreError(f"{wanted.alias_name!r} is a collection, and so no alias")
             aliases[wanted.alias_name] = wanted.collection_name
-        self._save(aliases)
-        return True
+        return aliases
 
     def _save(self, aliases: dict[str, str]) -> None:
-        replace_text(self._folder / MARK, json.dumps({"aliases": aliases}))
+        with engine_errors(self._folder):
+            replace_text(self._folder / MARK, json.dumps({"aliases": aliases}))
         self._aliases = aliases
 
     # Writes

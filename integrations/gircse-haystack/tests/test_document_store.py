@@ -22,7 +22,7 @@ from haystack.errors import FilterError
 from haystack.testing.document_store import CountDocumentsTest, DeleteDocumentsTest, WriteDocumentsTest
 from haystack.utils import ComponentDevice
 from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
-from qdrant_client import QdrantClient
+from qdrant_client.local.local_collection import LocalCollection
 
 from haystack_integrations.components.embedders.gircse import GircseDocumentEmbedder, GircseTextEmbedder
 from haystack_integrations.components.retrievers.gircse import GircseQdrantEmbeddingRetriever
@@ -93,7 +93,7 @@ def test_several_threads_open_it_once(
     document_store.write_documents([Document(content=text) for text in TEXTS])
     document_store.close()
     asking, at_once = [0], []
-    query = QdrantClient.query_points
+    query = LocalCollection.query_points
 
     def watched(*args: Any, **options: Any) -> Any:
         asking[0] += 1
@@ -103,7 +103,7 @@ def test_several_threads_open_it_once(
         asking[0] -= 1
         return answer
 
-    monkeypatch.setattr(QdrantClient, "query_points", watched)
+    monkeypatch.setattr(LocalCollection, "query_points", watched)
     retriever = GircseQdrantEmbeddingRetriever(document_store)
 
     async def ask() -> list[dict[str, Any]]:
@@ -193,6 +193,10 @@ def test_filters_find_whoever_wrote(ingested: GircseQdrantDocumentStore) -> None
     for value, expected in (0.1, {"a text with a score"}), (0.2, set()):
         assert found({"field": "meta.score", "operator": "==", "value": value}) == expected
     assert found({"field": "meta.number", "operator": "==", "value": 1.0}) == {TEXTS[1], "a new text"}
+    ingested.write_documents([Document(content="a text with a date", meta={"Release Date": "2020"})])
+    assert found({"field": "meta.Release Date", "operator": "==", "value": "2020"}) == {"a text with a date"}
+    with pytest.raises(FilterError, match="no filter reaches"):
+        found({"field": 'meta.in 3"', "operator": "==", "value": 1})
     retriever = GircseQdrantEmbeddingRetriever(ingested, filters=one, filter_policy="merge")
     vector = ingested.embedder.embedder.embed_queries(["x"])[0].tolist()
     assert [document.content for document in retriever.run(vector, filters=page)["documents"]] == ["a new text"]
@@ -205,6 +209,7 @@ def test_refusals_write_nothing(ingested: GircseQdrantDocumentStore, settings: d
         (Document(content=""), "text 1 is empty"),
         (Document(content="short", embedding=[1.0]), "has an embedding of 1 numbers"),
         (Document(content="text", meta={"a": object()}), "cannot be stored"),
+        (Document(content="text", meta={"a": float("nan")}), "cannot be stored"),
     ]:
         with pytest.raises(ValueError, match=message):
             ingested.write_documents([good, bad])

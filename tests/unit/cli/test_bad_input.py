@@ -134,8 +134,7 @@ def test_a_collection_deleted_under_the_run_is_named_and_made_anew(
         deleting.join()
         assert (ran.code, ran.out) == (4, "")
         assert ran.err == (
-            "error: collection 'docs' is gone: something deleted it during the ingest; run again, and all of it is "
-            "made anew\n"
+            "error: collection 'docs' is gone: something deleted it meanwhile; run again, and all of it is made anew\n"
         )
         again = gircse(*command)
         assert (again.code, again.json["added"]) == (0, 1000)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gircse_rag.cli.output import note_some
 from gircse_rag.qdrant import open_client
 from tests.qdrant_shim import Shim
 from tests.unit.cli.conftest import Gircse
@@ -103,6 +104,18 @@ def test_a_point_that_cannot_be_embedded_is_named_and_the_exit_code_tells(
     assert (ran.code, ran.json["embedded"], ran.json["alias_moved"]) == (1, COUNT - 1, False)
     assert list(ran.json["failed"]) == [point.id]
     assert f"failed: {point.id}: there is no text in its payload" in ran.err
+
+
+def test_twenty_are_named_and_the_rest_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"name {number}" for number in range(30)]
+    for count, last in ((20, "failed: name 19"), (30, "failed: and 10 more; --json names them")):
+        note_some("failed", names[:count], count)
+        assert capsys.readouterr().err.splitlines()[19:][-1] == last
+    note_some("duplicate", names, 100)
+    assert capsys.readouterr().err.splitlines()[19:] == [
+        "duplicate: name 19",
+        "duplicate: and 80 more; --json names them in part",
+    ]
 
 
 @pytest.mark.parametrize(

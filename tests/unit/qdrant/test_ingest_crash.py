@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +12,8 @@ import pytest
 from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from gircse_rag.qdrant import Document, ingest
+from gircse_rag.qdrant import Document, ingest, open_client
+from gircse_rag.qdrant import points as points_module
 from gircse_rag.qdrant.points import read_record
 from tests.soak.kills import Exact, assert_same, state
 from tests.unit.qdrant.standin import POISON, StandIn
@@ -115,22 +117,80 @@ def _refuse(client: QdrantClient, patch: pytest.MonkeyPatch, word: str, seconds:
     patch.setattr(client, "upsert", refusing)
 
 
-@pytest.mark.parametrize("then", ["the old version", "the new version"])
-def test_a_replacement_refused_half_way_is_not_taken_for_the_old_version(
-    client: QdrantClient, monkeypatch: pytest.MonkeyPatch, then: str
+REPLACEMENTS = ["XYZUVW", "FEDCBX", "XABCDEF", "XY", "AXC", "ABCDEFXY", "XYZUVWKLMN"]
+"""Versions of the document ABCDEF: new, reversed, shifted, shorter, both, longer, and longer than two batches."""
+
+
+@pytest.mark.parametrize("kind", ["local", "edge"])
+@pytest.mark.parametrize("letters", REPLACEMENTS)
+def test_a_refused_replacement_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, letters: str, kind: Any
+) -> None:
+    """Whichever of its chunks the store does not take."""
+    if kind == "edge":
+        pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
+    client = open_client(tmp_path / "store", engine=kind)
+    old, other = _one("d", *"ABCDEF"), _one("other", 1, 2)
+    _bring(client, [old, other], Exact())
+    before = state(client)
+    for refused in letters:
+        with monkeypatch.context() as patch:
+            patch.setattr(points_module, "_POINTS_PER_REQUEST", 2)  # some are taken and some refused
+            _refuse(client, patch, f"d: paragraph {refused}")
+            report = _bring(client, [_one("d", *letters), _one("other", refused, 3)], Exact())
+        assert [failure.id for failure in report.failed] == ["d"] and report.updated == 1
+        assert "put back" not in report.failed[0].reason
+        _bring(client, [other], Exact())
+        assert_same(state(client), before)
+        assert _bring(client, [old], Exact()).unchanged == 1
+    assert _bring(client, [_one("d", *letters)], Exact()).updated == 1
+    client.close()
+
+
+@pytest.mark.parametrize(("letters", "refused"), [("XYZUVW", "V"), ("FEDCBX", "X"), ("YABCDX", "X"), ("AXC", "X")])
+def test_after_a_crash_while_a_refused_replacement_is_put_back_either_version_goes_on(
+    monkeypatch: pytest.MonkeyPatch, letters: str, refused: str
+) -> None:
+    old, new = _one("d", *"ABCDEF"), _one("d", *letters)
+    common = {f"d: paragraph {letter} of a document of mine." for letter in {*"ABCDEF"} & {*letters}}
+    number, ended = 0, False
+    while not ended:
+        number += 1
+        for wanted in (old, new):
+            client, expected, embedder = QdrantClient(":memory:"), QdrantClient(":memory:"), Exact()
+            _bring(client, [old], Exact())
+            with monkeypatch.context() as patch:
+                patch.setattr(points_module, "_POINTS_PER_REQUEST", 2)
+                _refuse(client, patch, f"d: paragraph {refused}")
+                _crash_at(client, patch, number, applied=number % 2 == 0)
+                try:
+                    ended = _bring(client, [new], Exact()).failed != []
+                except CrashError:
+                    texts = {payload["page_content"] for payload, _ in state(client).values()}
+                    assert texts >= common, "a vector that both versions need was lost"
+            _bring(client, [wanted], embedder)
+            _bring(expected, [wanted], Exact())
+            assert_same(state(client), state(expected))
+            assert len(embedder.embedded) <= 2 * BATCH and _bring(client, [wanted], embedder).unchanged == 1
+    assert number > 3
+
+
+def test_an_older_version_that_the_store_does_not_take_back_either_is_told(
+    client: QdrantClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = _one("d", *"ABCDEF"), _one("d", *"XYZUVW")
-    _bring(client, [old], Exact())
-    with monkeypatch.context() as patch:
-        _refuse(client, patch, "paragraph V")
-        report = _bring(client, [new], Exact())
-    assert [failure.id for failure in report.failed] == ["d"] and report.updated == 0
-    wanted, expected = old if then == "the old version" else new, QdrantClient(":memory:")
-    _bring(expected, [wanted], Exact())
-    again = _bring(client, [wanted], Exact())
-    assert (again.updated, again.unchanged, again.failed) == (1, 0, [])
-    assert_same(state(client), state(expected))
-    assert _bring(client, [wanted], Exact()).unchanged == 1
+    for wanted in (old, new):
+        _bring(client, [old, _one("other", 1)], Exact())
+        with monkeypatch.context() as patch:
+            _refuse(client, patch, "paragraph V")
+            _refuse(client, patch, "paragraph A")
+            report = _bring(client, [new, _one("other", 2)], Exact())
+        assert [failure.id for failure in report.failed] == ["d"] and report.updated == 1
+        assert "nor could its older version be put back" in report.failed[0].reason
+        assert _bring(client, [wanted], Exact()).updated == 1
+        expected = QdrantClient(":memory:")
+        _bring(expected, [wanted, _one("other", 2)], Exact())
+        assert_same(state(client), state(expected))
 
 
 @pytest.mark.parametrize("chunks", [12, 20])

@@ -9,13 +9,17 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
 from gircse_rag.qdrant import Document, MigrationReport, ingest, migrate, open_client, search
+from gircse_rag.qdrant.schema import ensure_collection
 from tests.qdrant_shim import Shim
 from tests.unit.qdrant.standin import POISON, StandIn
 
@@ -212,3 +216,68 @@ def test_the_alias_is_moved_in_one_request(monkeypatch: pytest.MonkeyPatch) -> N
     assert [[type(change).__name__ for change in request] for request in asked] == [
         ["DeleteAliasOperation", "CreateAliasOperation"]
     ]
+
+
+def _limit(client: QdrantClient, patch: pytest.MonkeyPatch, size: int) -> list[int]:
+    """Let the store refuse a request of more bytes than `size`; how many points each request has that it takes."""
+    upsert, taken = client.upsert, []
+
+    def limited(collection: str, points: list[models.PointStruct], **options: Any) -> Any:
+        if sum(len(point.model_dump_json()) for point in points) > size:
+            raise UnexpectedResponse(413, "Payload Too Large", b"", httpx.Headers())
+        taken.append(len(points))
+        return upsert(collection, points, **options)
+
+    patch.setattr(client, "upsert", limited)
+    return taken
+
+
+def _add_foreign(client: QdrantClient, *sizes: int) -> None:
+    """Points with so many characters of metadata, of which none was written by us."""
+    vector = {"gircse": _old().vector("x").tolist()}
+    payloads = [
+        {"page_content": f"foreign {number}", "metadata": {"x": "x" * size}} for number, size in enumerate(sizes)
+    ]
+    made = [models.PointStruct(id=number, vector=vector, payload=payload) for number, payload in enumerate(payloads)]
+    client.upsert("old", made)
+
+
+def test_a_request_is_never_larger_than_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = QdrantClient(":memory:")
+    ensure_collection(client, "old", _old().spec)
+    large = [Document(f"d{n}", f"text number {n}", {"blob": "x" * 200_000}) for n in range(90)]
+    ingest(large, collection="old", embedder=_old(), client=client)  # type: ignore[arg-type]
+    _add_foreign(client, *[400_000] * 90)
+    taken, embedder = _limit(client, monkeypatch, 8 * 2**20), _new()
+    report = _migrate(client, embedder, alias="docs")
+    assert (report.embedded, report.failed, report.alias_moved) == (180, {}, True)
+    assert sum(taken) == 180, "nothing was sent twice"
+    old, new = _points(client, "old"), _points(client, "new")
+    assert {key: point.payload for key, point in new.items()} == {key: point.payload for key, point in old.items()}
+
+
+def test_a_point_that_the_store_refuses_is_named_and_the_rest_goes_in(
+    client: QdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(client)
+    _add_foreign(client, 10, 50_000, 10, 60_000)
+    with monkeypatch.context() as patch:
+        _limit(client, patch, 40_000)
+        report = _migrate(client, _new(), alias="docs", batch_size=16)
+        assert report.failed.keys() == {"1", "3"} and "HTTP 413" in report.failed["1"]
+        assert (report.points, report.embedded, report.extra, report.alias_moved) == (54, 52, 0, False)
+        assert client.count("new").count == 52
+    report = _migrate(client, _new(), alias="docs")
+    assert (report.embedded, report.unchanged, report.alias_moved) == (2, 52, True)
+
+
+def test_a_point_that_changed_and_is_refused_is_not_taken_for_one_that_the_old_one_has_not(
+    client: QdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(client)
+    _add_foreign(client, 10)
+    _migrate(client, _new())
+    _add_foreign(client, 50_000)
+    _limit(client, monkeypatch, 40_000)
+    report = _migrate(client, _new(), alias="docs")
+    assert (list(report.failed), report.extra, report.unchanged, report.alias_moved) == (["0"], 0, 50, False)

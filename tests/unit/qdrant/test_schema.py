@@ -5,8 +5,10 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import httpx
@@ -15,7 +17,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError, StoreError
-from gircse_rag.qdrant import Document, ingest, open_client, search
+from gircse_rag.qdrant import Document, IngestReport, ingest, open_client, search
 from gircse_rag.spec import EmbeddingSpec
 from tests.unit.qdrant.standin import StandIn
 
@@ -117,7 +119,15 @@ def test_a_missing_collection_is_named_with_those_there_are(client: QdrantClient
         _search(client, embedder)
 
 
-@pytest.mark.parametrize("answer", [UnexpectedResponse(409, "Conflict", b"exists", httpx.Headers()), grpc.RpcError()])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        UnexpectedResponse(409, "Conflict", b"exists", httpx.Headers()),
+        grpc.RpcError(),
+        StoreError("collection 'docs' is there already"),
+        ValueError("Collection docs already exists"),
+    ],
+)
 def test_a_collection_that_somebody_makes_meanwhile_is_checked_and_taken(
     client: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch, answer: Exception
 ) -> None:
@@ -139,8 +149,33 @@ def test_a_collection_that_somebody_makes_meanwhile_is_checked_and_taken(
         _ingest(client, embedder)
     client.delete_collection("docs")
     maker = None
-    with pytest.raises(StoreError, match=r"HTTP 409|refuses"):
+    with pytest.raises((StoreError, ValueError), match=r"HTTP 409|refuses|there already|already exists"):
         _ingest(client, embedder)
+
+
+@pytest.mark.parametrize("engine", ["local", "edge"])
+def test_two_ingests_that_make_one_collection_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Literal["local", "edge"]
+) -> None:
+    if engine == "edge":
+        pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
+    client = open_client(tmp_path / "store", engine=engine)
+    exists, both, asked = client.collection_exists, threading.Barrier(2, timeout=30), threading.local()
+
+    def ask(name: str) -> bool:
+        there = exists(name)
+        if not hasattr(asked, "once"):
+            asked.once = both.wait()  # until the other has been told, too, that there is none
+        return there
+
+    def run(name: str) -> IngestReport:
+        return ingest([Document(name, name)], collection="docs", embedder=StandIn(), client=client)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client, "collection_exists", ask)
+    with ThreadPoolExecutor(2) as threads:
+        reports = list(threads.map(run, ["a", "b"]))
+    assert [report.added for report in reports] == [1, 1] and client.count("docs").count == 2
+    client.close()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", 'a"b', "x" * 256])

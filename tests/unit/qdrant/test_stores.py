@@ -6,12 +6,15 @@ and on the server that QDRANT_URL names.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 import os
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
+from qdrant_client.local.local_collection import LocalCollection
+from qdrant_client.local.qdrant_local import QdrantLocal
 
 from gircse_rag.errors import GircseWarning, InputError, StoreError
 from gircse_rag.qdrant import Document, create_collection, ingest, migrate, open_client, search, search_batch, stores
@@ -266,6 +271,76 @@ def test_grpc_is_asked_for_and_its_errors_are_ours(embedder: StandIn) -> None:
     assert client._client._prefer_grpc  # type: ignore[attr-defined]
     with pytest.raises(StoreError, match=r"http://127.0.0.1:1 .*run again"):
         search("text", collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+
+
+# Several threads
+
+LOCAL: dict[str, Callable[[Path], QdrantClient]] = {
+    "open_client": open_client,
+    "a folder": lambda folder: QdrantClient(path=str(folder)),
+    "memory": lambda _: QdrantClient(":memory:"),
+}
+
+
+@pytest.fixture(params=LOCAL)
+def local(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
+    """Of local mode, made by us or by somebody else, and used by us once."""
+    made = LOCAL[request.param](tmp_path / "store")
+    _ingest(made, "docs", *DOCUMENTS)
+    yield made
+    made.close()
+
+
+def test_local_mode_reads_nothing_while_it_writes(local: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, read = LocalCollection.upsert, LocalCollection.query_points
+    writing, has_read, done = threading.Event(), threading.Event(), []
+
+    def watched_write(*args: Any, **options: Any) -> Any:
+        writing.set()
+        has_read.wait(0.3)  # time enough for a read that nothing holds back
+        answer = write(*args, **options)
+        done.append("written")
+        return answer
+
+    def watched_read(*args: Any, **options: Any) -> Any:
+        done.append("read")
+        has_read.set()
+        return read(*args, **options)
+
+    monkeypatch.setattr(LocalCollection, "upsert", watched_write)
+    monkeypatch.setattr(LocalCollection, "query_points", watched_read)
+    new = models.PointStruct(id=7, vector={"gircse": StandIn().vector("something new").tolist()}, payload={})
+    with ThreadPoolExecutor(2) as threads:
+        written = threads.submit(local.upsert, "docs", [new])
+        assert writing.wait(30)
+        (found,) = threads.submit(_search, local, "docs", "something new", limit=1).result(30)
+        written.result(30)
+    assert done == ["written", "read"] and found is None  # the new point, which has no document
+
+
+def test_every_call_of_local_mode_takes_its_turn(local: QdrantClient) -> None:
+    for name, method in inspect.getmembers(QdrantLocal, inspect.isfunction):
+        if not name.startswith("_"):
+            assert getattr(type(local._client), name) is not method, name
+    assert isinstance(local, QdrantClient) and isinstance(local._client, QdrantLocal)
+
+
+def test_an_iterator_of_points_may_wait_for_a_thread_that_asks(local: QdrantClient) -> None:
+    def points() -> Iterator[models.PointStruct]:
+        with ThreadPoolExecutor(1) as thread:
+            before = thread.submit(local.count, "docs").result(30).count
+        yield models.PointStruct(id=before, vector={"gircse": [1.0] * 16}, payload={})
+
+    local.upload_points("docs", points())
+    assert local.count("docs").count == 7 and local.retrieve("docs", [6])
+
+
+def test_a_copy_of_a_client_in_memory_is_its_own() -> None:
+    client = QdrantClient(":memory:")
+    _ingest(client, "docs", *DOCUMENTS)
+    twin = copy.deepcopy(client)
+    twin.delete_collection("docs")
+    assert client.count("docs").count == 6 and not twin.collection_exists("docs")
 
 
 # Which store a folder is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,8 +10,10 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,13 +141,7 @@ def test_a_write_outdates_the_index_under_way_and_is_kept(
     client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(client, _vectors(MANY))
-    run = subprocess.run
-
-    def meanwhile(*arguments: object, **options: object) -> object:
-        client.upsert("docs", _points(_vectors(1, seed=1), 50_000))
-        return run(*arguments, **options)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(subprocess, "run", meanwhile)
+    _meanwhile(monkeypatch, lambda: client.upsert("docs", _points(_vectors(1, seed=1), 50_000)))
     assert not client.build_index("docs")
     assert client.count("docs").count == MANY + 1 and client.retrieve("docs", [50_000])
     assert len(list((tmp_path / "store/collections/docs").glob("shard-*"))) == 1
@@ -194,6 +191,173 @@ def test_an_interrupt_while_the_index_is_put_in_place_loses_nothing(
     assert again.count("docs").count == MANY + 1 and again.retrieve("docs", [50_000])
     again.close()
     assert len(list((tmp_path / "store/collections/docs").glob("shard-*"))) == 1
+
+
+def test_a_collection_that_two_threads_make_is_made_once(client: EdgeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, second_makes, first_wrote = shard_module.EdgeShard.create, threading.Event(), threading.Event()
+    making: list[Path] = []
+
+    def create(folder: Path, about: dict[str, Any]) -> shard_module.EdgeShard:
+        making.append(folder)
+        if len(making) == 1:
+            second_makes.wait(0.3)  # time enough for one that nothing holds back
+        else:
+            second_makes.set()
+            first_wrote.wait(30)
+        return make(folder, about)
+
+    def first() -> None:
+        client.create_collection("new", VECTORS)
+        client.upsert("new", _points(_vectors(1)))
+        first_wrote.set()
+
+    monkeypatch.setattr(shard_module.EdgeShard, "create", create)
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(first)
+        while not making:
+            time.sleep(0.01)
+        two = threads.submit(client.create_collection, "new", VECTORS)
+        one.result(60)
+        with pytest.raises(StoreError, match="'new' is there already"):
+            two.result(60)
+    assert client.count("new").count == 1 and client.retrieve("new", [0])
+
+
+@pytest.mark.parametrize("change", ["aliases", "metadata"])
+def test_what_two_threads_change_has_both_changes(
+    client: EdgeClient, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    first, second = threading.Event(), threading.Event()
+
+    def held(plain: Callable[..., Any]) -> Callable[..., Any]:
+        """The first to have read what is there waits a little for the second to read it as well."""
+
+        def call(*args: Any) -> Any:
+            if first.is_set():
+                second.set()
+            else:
+                first.set()
+                second.wait(0.3)
+            return plain(*args)
+
+        return call
+
+    def run(name: str) -> None:
+        if change == "metadata":
+            client.update_collection("docs", metadata={name: 1})
+            return
+        wanted = models.CreateAlias(collection_name="docs", alias_name=name)
+        client.update_collection_aliases([models.CreateAliasOperation(create_alias=wanted)])
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as threads:
+        if change == "metadata":
+            shard = client._store.shard("docs")
+            patch.setattr(shard, "write", held(shard.write))
+        else:
+            patch.setattr(client._store, "_save", held(client._store._save))
+        list(threads.map(run, ["a", "b"]))
+    if change == "metadata":
+        assert client.get_collection("docs").config.metadata == {"of": {"whom": "ours"}, "a": 1, "b": 1}
+    else:
+        assert {alias.alias_name for alias in client.get_aliases().aliases} == {"a", "b"}
+
+
+@pytest.mark.parametrize("broken", ["docs", "more"])
+def test_a_shard_that_cannot_be_closed_keeps_nothing_else_open(client: EdgeClient, tmp_path: Path, broken: str) -> None:
+    client.create_collection("more", VECTORS)
+    for name in ("docs", "more"):
+        client.upsert(name, _points(_vectors(3)))
+    shards = dict(client._store._shards)
+
+    class Full:
+        def __init__(self, engine: object) -> None:
+            self._engine = engine
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._engine, name)
+
+        def flush(self) -> None:
+            raise Exception("no space left")
+
+    shards[broken]._engine = Full(shards[broken]._engine)  # type: ignore[assignment]
+    with pytest.raises(StoreError, match=rf"collections/{broken}: no space left"):
+        client.close()
+    for shard in shards.values():
+        with pytest.raises(StoreError, match="was closed or deleted"), shard.engine():
+            pass
+    again = open_client(tmp_path / "store")
+    assert [again.count(name).count for name in ("docs", "more")] == [3, 3]
+    again.close()
+
+
+def _meanwhile(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Do this while `build_index` waits for its child."""
+    run = subprocess.run
+
+    def acting(*arguments: object, **options: object) -> object:
+        action()
+        return run(*arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "run", acting)
+
+
+def test_a_store_closed_while_it_is_indexed_is_as_it_was(
+    client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(client, _vectors(MANY))
+    _meanwhile(monkeypatch, client.close)
+    with pytest.raises(StoreError, match="was closed or deleted"):
+        client.build_index("docs")
+    assert len(list((tmp_path / "store/collections/docs").glob("shard-*"))) == 1
+    again = open_client(tmp_path / "store", create=False)
+    assert again.count("docs").count == MANY
+    again.close()
+
+
+def test_a_collection_deleted_while_it_is_indexed_is_gone(
+    client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the child writes another file just when its folder has been emptied."""
+    _write(client, _vectors(MANY))
+    folder, remove = tmp_path / "store/collections/docs", os.rmdir
+    late: list[Path] = []
+
+    def removing(path: str, **options: Any) -> None:
+        copies = {there.name for there in folder.glob("shard-*")} - {client_shard}
+        if not late and Path(path).name in copies:
+            late.append(folder / Path(path).name / "late")
+            late[0].write_text("...")
+        remove(path, **options)
+
+    client_shard = (folder / "current").read_text()
+    monkeypatch.setattr(os, "rmdir", removing)
+    _meanwhile(monkeypatch, lambda: client.delete_collection("docs"))
+    with pytest.raises(StoreError, match="was closed or deleted"):
+        client.build_index("docs")
+    assert late and not client.collection_exists("docs") and not list(folder.glob("shard-*"))
+    client.create_collection("docs", VECTORS)
+    assert client.count("docs").count == 0
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_folder_that_cannot_be_removed_is_named(
+    client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
+    if not opened:
+        client._store._shards.pop("docs").close()
+    remove = os.rmdir
+
+    def busy(path: str, **options: Any) -> None:
+        if Path(path).name.startswith("shard-"):
+            raise OSError(errno.EBUSY, "busy")
+        remove(path, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"collections/docs: .*busy"):
+        patch.setattr(os, "rmdir", busy)
+        client.delete_collection("docs")
+    assert not client.collection_exists("docs")
+    client.create_collection("docs", VECTORS)
+    assert client.count("docs").count == 0
 
 
 def test_what_cannot_be_opened_leaves_the_other_shards(client: EdgeClient, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -171,10 +171,8 @@ class GircseQdrantDocumentStore:
 
     @contextmanager
     def _asking(self) -> Iterator[QdrantClient]:
-        """The client; of an embedded store for one caller at a time, for `run_async` asks from several threads."""
         client = self.client
-        one_at_a_time = self._lock if client.init_options.get("path") else nullcontext()
-        with one_at_a_time, _errors(), store_errors(client):
+        with _errors(), store_errors(client):
             yield client
 
     def _choose(self, documents: list[Document], policy: DuplicatePolicy) -> dict[str, Document]:
