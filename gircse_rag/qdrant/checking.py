@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from gircse_rag.errors import InputError
 from gircse_rag.qdrant.chunking import Chunker
 from gircse_rag.qdrant.documents import Document, SkippedFile
 from gircse_rag.qdrant.job import Job, fingerprint
+from gircse_rag.qdrant.metadata import json_text
 from gircse_rag.qdrant.report import DuplicateDocument, FailedDocument, IngestReport
 from gircse_rag.qdrant.seen import Seen
 from gircse_rag.tokens import check_text
 
-_MAX_DEPTH = 64
 # Documents are checked and looked up together, to save round trips; few enough, and few enough characters, to bound
 # the memory.
 _GROUP_DOCUMENTS = 64
@@ -78,7 +77,9 @@ class Checker:
         except UnicodeEncodeError as error:
             raise InputError(f"its id {document.id!r} holds a lone surrogate: it was decoded wrongly") from error
         check_text(document.text)
-        metadata = _json_metadata(document)
+        metadata = json_text(document.metadata)
+        if "_chunk" in document.metadata:
+            raise InputError("its metadata has the key '_chunk', where gircse keeps the chunk's place; rename it")
         parts = [document.id, document.text, metadata, bool(document.markdown), self._chunker.recipe_of(document)]
         version = fingerprint(json.dumps(parts, ensure_ascii=False))
         return Job(document.id, json.loads(metadata), version, self._source)
@@ -104,32 +105,3 @@ class Checker:
             if twin is not None:
                 self.report.duplicate(DuplicateDocument(job.document, twin))
         return passed
-
-
-def _json_metadata(document: Document) -> str:
-    if not isinstance(document.metadata, Mapping):
-        raise InputError(f"its metadata is a {type(document.metadata).__name__}, not a mapping")
-    if bad := [key for key in document.metadata if not isinstance(key, str)]:
-        raise InputError(f"its metadata has the key {bad[0]!r}, not a string")
-    if "_chunk" in document.metadata:
-        raise InputError("its metadata has the key '_chunk', where gircse keeps the chunk's place; rename it")
-    try:
-        text = json.dumps(dict(document.metadata), allow_nan=False, ensure_ascii=False, sort_keys=True)
-        text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"its metadata is not JSON: {error}; use strings and numbers") from error
-    if _depth(document.metadata) > _MAX_DEPTH:  # the embedded store pickles payloads, and Python's recursion is bounded
-        raise InputError(f"its metadata is nested more than {_MAX_DEPTH} levels deep; flatten it")
-    return text
-
-
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level := [
-        inner
-        for outer in level
-        if isinstance(outer, Mapping | list | tuple)
-        for inner in (outer.values() if isinstance(outer, Mapping) else outer)
-    ]:
-        depth += 1
-    return depth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -14,14 +15,19 @@ from gircse_rag.errors import InputError
 Filter = models.Filter | Mapping[str, Any]
 
 _BOUNDS = frozenset({"gt", "gte", "lt", "lte"})
+# A name, in double quotes or not, and which items of its list. A server knows no escapes: nothing stands for " or \.
+_PART = re.compile(
+    r'(?:"([^"\\\ud800-\udfff]*)"|([^".\\\ud800-\udfff]+?))((?:\[[0-9]{0,18}\])*)(?:\.(?=.)|\Z)', re.DOTALL
+)
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def as_filter(query_filter: Filter | None) -> models.Filter | None:
     """Qdrant's filter for `query_filter`.
 
-    A mapping names keys of the documents' metadata (dots reach inside it), all of which must match: a string, a number
-    or a boolean exactly, a list by any of its items, and {"gt", "gte", "lt", "lte"} is a range of numbers, or of dates
-    in ISO 8601. A `models.Filter` says more (should, must_not, geo, other payload keys) and passes unchanged.
+    A mapping names keys of the documents' metadata (`field_path`), all of which must match: a string, a number or a
+    boolean exactly, a list by any of its items, and {"gt", "gte", "lt", "lte"} is a range of numbers, or of dates in
+    ISO 8601. A `models.Filter` says more (should, must_not, geo, other payload keys) and passes unchanged.
 
     Raises:
         InputError: neither of the two, or a value that cannot be compared; names the key.
@@ -33,10 +39,34 @@ def as_filter(query_filter: Filter | None) -> models.Filter | None:
     return models.Filter(must=[_condition(key, value) for key, value in query_filter.items()])
 
 
-def _condition(key: str, value: object) -> models.FieldCondition:
+def field_path(key: str) -> str:
+    """Qdrant's path to a key of the metadata: `Release Date` is `metadata."Release Date"`.
+
+    Dots reach inside objects, `tags[0]` is an item of a list and `tags[]` any of them. In double quotes, a name is what
+    it says: `"No. of pages"`.
+
+    Raises:
+        InputError: it names none, or one that Qdrant has no path to.
+    """
     if not isinstance(key, str) or not key:
-        raise InputError(f"query_filter has the key {key!r}; a key is the name of a metadata field")
-    field = f"metadata.{key}"
+        raise InputError(f"a filter has the key {key!r}; a key is the name of a metadata field")
+    path, end = "metadata", 0
+    while end < len(key):
+        part = _PART.match(key, end)
+        # White space beside a dot: that dot is likely to belong to the name, and no answer would say so.
+        if part is None or ("." in key and part[2] and part[2] != part[2].strip()):
+            raise InputError(
+                f"a filter has the key {key!r}: dots reach inside an object, so a name that holds dots goes into "
+                'double quotes ("No. of pages"); no filter reaches a name with a double quote, \\ or a lone surrogate'
+            )
+        quoted, bare, items = part.groups()
+        name = bare if bare and _BARE.fullmatch(bare) else f'"{bare or quoted}"'
+        path, end = f"{path}.{name}{items}", part.end()
+    return path
+
+
+def _condition(key: str, value: object) -> models.FieldCondition:
+    field = field_path(key)
     try:
         if isinstance(value, Mapping):
             if not value or not set(value) <= _BOUNDS:

@@ -13,6 +13,7 @@ import uuid
 from typing import Any
 
 from gircse_rag.errors import InputError
+from gircse_rag.qdrant.metadata import json_text
 from gircse_rag.qdrant.points import shared_payload
 
 _NAMESPACE = uuid.UUID("0c9d5f53-5a2e-5d0f-8f0e-3f6f1f1f7c55")
@@ -28,11 +29,21 @@ def foreign_id(own: str) -> str:
 
 
 def foreign_payload(own: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """The payload of a point whose writer calls it `own`.
+    """The payload of a point that is to be written, and whose writer calls it `own`.
 
     Raises:
-        InputError: the metadata holds something that JSON does not know.
+        InputError: the metadata is no JSON (`json_text`), as NaN is none; or `own` holds a lone surrogate.
     """
+    try:
+        json_text(metadata)
+        own.encode()
+    except ValueError as error:  # InputError, or a lone surrogate
+        raise InputError(f"{own!r} cannot be stored: {error}") from error
+    return payload_of(own, text, metadata)
+
+
+def payload_of(own: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    """That payload, unchecked: of a point that is there already."""
     node = {
         "id_": foreign_id(own),
         "metadata": metadata,
@@ -40,10 +51,7 @@ def foreign_payload(own: str, text: str, metadata: dict[str, Any]) -> dict[str, 
         "text": text,
         "class_name": "TextNode",
     }
-    try:
-        return {**shared_payload(own, node), _OWN_ID: own}
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the metadata of {own!r} cannot be stored: {error}; use JSON values") from error
+    return {**shared_payload(own, node), _OWN_ID: own}
 
 
 def read_payload(point_id: object, payload: dict[str, Any] | None) -> tuple[str, str, dict[str, Any]]:

@@ -27,7 +27,7 @@ def read_html(source: Source) -> Iterator[Document]:
     if b"\0" in data and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError("binary: it holds zero bytes")
     try:
-        soup = soup_module.BeautifulSoup(_decoded(data, soup_module), "html.parser")
+        soup = soup_module.BeautifulSoup(_decoded(data), "html.parser")
         title = " ".join(soup.title.get_text().split()) if soup.title else ""
         for tag in soup(_UNSEEN):
             tag.decompose()
@@ -52,7 +52,7 @@ def read_html(source: Source) -> Iterator[Document]:
     yield Document(source.id, text, {"title": title} if title else {}, markdown=True)
 
 
-def _decoded(data: bytes, soup_module: object) -> str:
+def _decoded(data: bytes) -> str:
     """A byte order mark decides, then UTF-8, then what the page declares: in this order none is taken for another."""
     from bs4.dammit import EncodingDetector
 

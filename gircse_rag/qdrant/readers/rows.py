@@ -14,11 +14,11 @@ import numpy as np
 
 from gircse_rag.errors import InputError
 from gircse_rag.qdrant.documents import Document
+from gircse_rag.qdrant.metadata import MAX_DEPTH
 from gircse_rag.qdrant.readers.source import MAX_BYTES, Source
 
 # A float holds this many decimal digits exactly.
 _FLOAT_DIGITS = 15
-_MAX_DEPTH = 64
 
 
 def row_document(row: Mapping[str, Any], source: Source, number: int) -> Document:
@@ -57,11 +57,11 @@ def check_columns(columns: Collection[str], source: Source) -> None:
             raise InputError(f"it has no column {needed!r}; {option} names another of its columns: {shown}")
 
 
-def json_value(value: object, depth: int = 0) -> Any:
-    """The value as JSON holds it, where that has an obvious form; nothing is rounded.
+def json_value(value: object, depth: int = 1) -> Any:
+    """The value as JSON holds it, `depth` levels below, where that has an obvious form; nothing is rounded.
 
     Dates and times become ISO 8601; a decimal a number, or a string if a float would round it; a UUID or a path a
-    string; NaN null; NumPy's scalars and arrays their values.
+    string; NaN null, as tables mean it: no value; NumPy's scalars and arrays their values.
 
     Raises:
         InputError: there is no obvious form: bytes, durations, infinities, objects.
@@ -79,14 +79,14 @@ def json_value(value: object, depth: int = 0) -> Any:
             return float(value) if len(value.as_tuple().digits) <= _FLOAT_DIGITS else str(value)
         case uuid.UUID() | os.PathLike():
             return str(value)
-        case Mapping() if depth < _MAX_DEPTH:
+        case Mapping() if depth < MAX_DEPTH:
             if bad := [key for key in value if not isinstance(key, str)]:
                 raise InputError(f"the key {bad[0]!r} is not a string")
             return {key: json_value(inner, depth + 1) for key, inner in value.items()}
-        case list() | tuple() if depth < _MAX_DEPTH:
+        case list() | tuple() if depth < MAX_DEPTH:
             return [json_value(inner, depth + 1) for inner in value]
-    if depth == _MAX_DEPTH:
-        raise InputError(f"a value is nested more than {_MAX_DEPTH} levels deep")
+    if depth == MAX_DEPTH:
+        raise InputError(f"a value is nested more than {MAX_DEPTH} levels deep")
     shown = f" ({value})" if isinstance(value, float | Decimal) else ""
     raise InputError(f"JSON has no form for a {type(value).__name__}{shown}")
 

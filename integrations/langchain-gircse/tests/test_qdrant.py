@@ -84,6 +84,9 @@ def test_another_model_is_refused(store: GircseQdrantVectorStore, tiny_folder: P
 def test_a_bad_text_writes_nothing(store: GircseQdrantVectorStore) -> None:
     with pytest.raises(GircseInvalidRequestError, match="text 1 is empty"):
         store.add_texts(["good", ""])
+    for bad in ({"score": float("nan")}, {"by": "\ud800"}, {"sizes": {1: "a"}}):
+        with pytest.raises(GircseInvalidRequestError, match="'b' cannot be stored: its metadata"):
+            store.add_texts(["good", "too"], [{}, bad], ["a", "b"])
     with pytest.raises(ValueError, match="2 texts, 1 ids"):
         store.add_texts(["good", "too"], ids=["one"])
     assert store.client.count("docs").count == 3

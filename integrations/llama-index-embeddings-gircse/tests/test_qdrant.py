@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from llama_index.core.schema import NodeRelationship, QueryBundle, RelatedNodeIn
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
+from qdrant_client.models import PointStruct
 
 from llama_index.embeddings.gircse import GircseEmbedding
 from llama_index.embeddings.gircse.qdrant import GircseQdrantVectorStore
@@ -79,6 +82,27 @@ def test_filters_find_whoever_wrote(index: VectorStoreIndex) -> None:
     assert {node.text for node in found} == {TEXTS[1], "a new text"}
 
 
+def test_a_filter_reaches_a_name_that_is_no_word(index: VectorStoreIndex) -> None:
+    index.insert(LlamaDocument(text="a new text", metadata={"Release Date": "2020"}))
+    filters = MetadataFilters(filters=[MetadataFilter(key="Release Date", value="2020")])
+    assert [node.text for node in index.as_retriever(filters=filters).retrieve("x")] == ["a new text"]
+
+
+def test_metadata_are_stored_as_json(store: GircseQdrantVectorStore, embed_model: GircseEmbedding) -> None:
+    made = datetime.datetime(2020, 1, 2)
+    node = TextNode(text="a new text", metadata={"made": made, "score": float("nan"), "sizes": {1: "a"}})
+    store.add(embed_model([node]))
+    (point,) = store.client.retrieve("docs", [node.node_id])
+    metadata = {"made": "2020-01-02T00:00:00", "score": None, "sizes": {"1": "a"}}
+    assert point.payload["metadata"] == json.loads(point.payload["_node_content"])["metadata"] == metadata
+    assert point.payload["own_id"] == node.node_id
+    for bad in ("\ud800", object()):
+        with pytest.raises(ValueError, match=r"not JSON|unknown type"):
+            node = TextNode(text="bad", metadata={"bad": bad}, excluded_embed_metadata_keys=["bad"])
+            store.add(embed_model([TextNode(text="good"), node]))
+    assert store.client.count("docs").count == 4
+
+
 def test_two_instructions(index: VectorStoreIndex, embed_model: GircseEmbedding, watched: Watched) -> None:
     other = embed_model.model_copy(update={"query_instruction": INSTRUCTION})
     index.as_retriever().retrieve("x")
@@ -125,3 +149,11 @@ def test_another_model_is_refused(store: GircseQdrantVectorStore, client: Qdrant
     other = GircseEmbedding(model_name=str(tiny_folder), steps=7, dtype="float32", device="cpu")
     with pytest.raises(ValueError, match="document_steps: this embedder 7"):
         GircseQdrantVectorStore("docs", client, other)
+
+
+def test_points_of_others_are_read_whatever_they_hold(index: VectorStoreIndex, client: QdrantClient) -> None:
+    vector = index._embed_model.get_text_embedding("x")
+    payload = {"page_content": "x", "metadata": {"score": float("inf")}}
+    client.upsert("docs", [PointStruct(id=7, vector={"gircse": vector}, payload=payload)])
+    (best, *_) = index.as_retriever().retrieve("x")
+    assert (best.text, best.metadata) == ("x", {"score": float("inf")})

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from gircse_rag.bundled import BUNDLED
 from gircse_rag.embedder import Embedder, Steps
 from gircse_rag.errors import GircseError
 from gircse_rag.prompts import INSTRUCTIONS, prefix
 from gircse_rag.tokens import check_text
+from gircse_rag.training.saving import replacing
 from sentence_transformers.base.modules import InputModule
 from sentence_transformers.util import get_device_name, load_dir_path
 
@@ -111,14 +113,18 @@ class GircseModule(InputModule):
         return features
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write which checkpoint this is; one that came from a local folder is copied."""
-        folder, source, name = Path(output_path), Path(self.name), self.name
-        if source.is_dir():
-            target, name = folder / _CHECKPOINT, _CHECKPOINT
-            target.mkdir(exist_ok=True)
-            if target.resolve() != source.resolve():
-                for path in (path for pattern in _FILES for path in source.glob(pattern)):
-                    shutil.copy(path, target)
+        """Write which checkpoint this is; one that came from a local folder is copied, over what was saved before.
+
+        Raises:
+            CheckpointError: it could not be written; what was saved before is whole.
+        """
+        folder, source, name = Path(output_path), Path(self.name).expanduser(), self.name
+        if name not in BUNDLED and source.is_dir():  # as `load_checkpoint` understands a name
+            name = _CHECKPOINT
+            if (folder / name).resolve() != source.resolve():
+                with replacing(folder, name) as fresh:
+                    for path in (path for pattern in _FILES for path in source.glob(pattern)):
+                        shutil.copy(path, fresh)
         config = {"name": name, "steps": self.embedder.spec.document_steps}
         (folder / self.config_file_name).write_text(json.dumps(config, indent=2), encoding="utf-8")
 

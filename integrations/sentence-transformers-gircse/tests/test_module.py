@@ -94,6 +94,31 @@ def test_a_name_is_saved_as_a_name(tiny_folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gircse_module.json"]
 
 
+def test_a_bundled_name_is_saved_as_a_name_beside_a_folder_of_that_name(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = GircseModule(str(tiny_folder), device="cpu")
+    module.name = "smollm2-135m"  # as if it had been loaded so
+    (tmp_path / "smollm2-135m").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Path("saved").mkdir()
+    module.save("saved")
+    assert [path.name for path in Path("saved").iterdir()] == ["gircse_module.json"]
+
+
+def test_a_folder_below_home_is_copied_over_what_was_saved_before(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny_folder.parent))
+    module = GircseModule(f"~/{tiny_folder.name}", device="cpu")
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "adapter_config.json").write_text("{}")  # an adapter was saved here
+    module.save(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "gircse_module.json"}
+    assert not (tmp_path / "checkpoint" / "adapter_config.json").exists()
+    assert GircseModule.load(str(tmp_path)).embedder.spec.base_hash == module.embedder.spec.base_hash
+
+
 @pytest.mark.parametrize("bad", ["", " \n", "a\x00b", "\ud800"])
 def test_refused_texts(bad: str, model: SentenceTransformer, watched: Watched) -> None:
     for encode in (model.encode, model.encode_query, model.encode_document):

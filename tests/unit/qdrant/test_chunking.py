@@ -197,6 +197,20 @@ def test_source_code_is_cut_at_its_definitions() -> None:
         Chunker(TOKENIZER, SPEC).cut(replace(document, language="klingon"))
 
 
+def test_code_that_is_nested_too_deep_is_cut_as_text() -> None:
+    chunker = Chunker(TOKENIZER, SPEC, by="sentences")
+
+    def code(levels: int) -> Document:
+        text = "def first(a):\n    return a + 1\n\n\nx = " + "[ " * levels + "1" + " ]" * levels + "\n"
+        return Document("a.py", text, language="python")
+
+    for levels in (5, 64):
+        assert chunker.recipe_of(code(levels)) == f"{chunker.recipe}/python"  # of stored chunks too: never another one
+    assert chunker.recipe_of(code(65)) == f"{chunker.recipe}/python/flat"
+    assert chunker.cut(code(65)) == Chunker(TOKENIZER, SPEC).cut(replace(code(65), language=None))
+    assert chunker.cut(code(64)) != Chunker(TOKENIZER, SPEC).cut(replace(code(64), language=None))
+
+
 def test_chunks_know_the_page_on_which_they_begin() -> None:
     document = Document("a.pdf", "one\n\f\n\f" + "three " * 20 + "\n\ffour", paged=True)
     chunks = Chunker(TOKENIZER, SPEC, max_tokens=30).cut(document)

@@ -134,10 +134,41 @@ def test_a_filter_compares_dates(either: QdrantClient, embedder: StandIn) -> Non
         assert [hit.document for hit in hits] == ["2025-05-01"]
 
 
+def test_a_filter_reaches_names_that_are_no_words(either: QdrantClient, embedder: StandIn) -> None:
+    metadata = {
+        "Release Date": "2020",
+        "a/b": {"c d": ["x", "y"]},
+        "price [EUR]": 7,
+        "No. of pages": 9,
+        "größe": 1,
+        "parts": [{"my name": "wheel"}, {"my name": "door"}],
+        "tags": ["new", "old"],
+    }
+    documents = [Document("it", "this one", metadata), Document("other", "another one", {"Release Date": "2021"})]
+    ingest(documents, collection="docs", embedder=embedder, client=either)  # type: ignore[arg-type]
+    for key, value in [
+        ("Release Date", "2020"),
+        ("a/b.c d", "y"),
+        ("a/b.c d[0]", "x"),
+        ("price [EUR]", {"gte": 6}),
+        ('"No. of pages"', [8, 9]),
+        ("größe", 1),
+        ("parts[].my name", "door"),
+        ("parts[0].my name", "wheel"),
+        ("tags", "old"),
+        ("tags[]", "old"),
+    ]:
+        hits = _search(either, embedder, "one", query_filter={key: value})
+        assert [hit.document for hit in hits] == ["it"], key
+    assert _search(either, embedder, "one", query_filter={"parts[1].my name": "wheel"}) == []
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
         ("legs", "must be a mapping"),
+        ({"No. of pages": 1}, "dots reach inside an object"),
+        ({'in 3" steps': 1}, "no filter reaches a name with a double quote"),
         ({"": 1}, "name of a metadata field"),
         ({1: 1}, "name of a metadata field"),
         ({"legs": []}, "'legs': the list is empty"),

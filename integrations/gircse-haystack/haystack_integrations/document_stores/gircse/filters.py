@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from gircse_rag.errors import InputError
+from gircse_rag.qdrant.filters import field_path
 from haystack.errors import FilterError
 from haystack_integrations.document_stores.qdrant.filters import convert_filters_to_qdrant
 from pydantic import ValidationError
@@ -19,6 +21,8 @@ def to_qdrant(filters: dict[str, Any] | None) -> models.Filter | None:
     """
     try:
         return cast("models.Filter | None", convert_filters_to_qdrant(_renamed(filters) if filters else None))
+    except InputError as error:
+        raise FilterError(str(error)) from error
     except ValidationError as error:
         raise FilterError(
             f"{filters!r} has a value that Qdrant cannot compare so: it takes strings, integers and booleans, and "
@@ -29,7 +33,7 @@ def to_qdrant(filters: dict[str, Any] | None) -> models.Filter | None:
 def _renamed(filters: dict[str, Any]) -> dict[str, Any]:
     renamed = dict(filters)
     if isinstance(field := filters.get("field"), str):
-        renamed["field"] = _FIELDS.get(field, f"metadata.{field.removeprefix('meta.')}")
+        renamed["field"] = _FIELDS.get(field) or field_path(field.removeprefix("meta."))
     if isinstance(conditions := filters.get("conditions"), list):
         renamed["conditions"] = [_renamed(each) for each in conditions]
     operator, value = filters.get("operator"), filters.get("value")

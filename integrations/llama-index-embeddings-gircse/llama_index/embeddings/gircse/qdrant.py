@@ -1,15 +1,17 @@
 """GircseQdrantVectorStore: LlamaIndex's Qdrant store on the collections of `gircse ingest`.
 
-What it writes has the payload that `gircse_rag.qdrant.points` describes, without a `gircse` record: `gircse search`
-and LangChain read it, and `gircse ingest` leaves it alone.
+What it writes has the payload that `gircse_rag.qdrant.foreign` describes: `gircse search`, LangChain and Haystack read
+it, and `gircse ingest` leaves it alone.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 from gircse_rag.errors import GircseError
-from gircse_rag.qdrant.foreign import foreign_payload, read_payload
+from gircse_rag.qdrant.filters import field_path
+from gircse_rag.qdrant.foreign import foreign_payload, payload_of, read_payload
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import store_errors
 from llama_index.core.schema import BaseNode, MetadataMode
@@ -59,25 +61,28 @@ class GircseQdrantVectorStore(QdrantVectorStore):
     def _build_points(
         self, nodes: list[BaseNode], sparse_vector_name: str
     ) -> tuple[list[models.PointStruct], list[str]]:
+        """
+        Raises:
+            ValueError: a node's metadata has no JSON form.
+        """
         points, ids = super()._build_points(nodes, sparse_vector_name)
         for node, point in zip(nodes, points, strict=True):
-            point.payload = {
-                "page_content": node.get_content(metadata_mode=MetadataMode.NONE),
-                "metadata": node.metadata,
-                **{key: point.payload[key] for key in _BESIDE_THE_METADATA},
-            }
+            text = node.get_content(metadata_mode=MetadataMode.NONE)
+            metadata = json.loads(point.payload["_node_content"])["metadata"]  # LlamaIndex's JSON form of node.metadata
+            own = {key: point.payload[key] for key in _BESIDE_THE_METADATA}
+            point.payload = {**foreign_payload(node.node_id, text, metadata), **own}
         return points, ids
 
     def parse_to_query_result(self, response: list[Any]) -> VectorStoreQueryResult:
         """As LlamaIndex's own, for points without a node too: LangChain's own store writes such."""
         for point in response:
             if "_node_content" not in (point.payload or {}):
-                point.payload = foreign_payload(*read_payload(point.id, point.payload))
+                point.payload = payload_of(*read_payload(point.id, point.payload))
         return super().parse_to_query_result(response)
 
     def _build_subfilter(self, filters: MetadataFilters) -> models.Filter:
         named: list[Any] = [
-            each.model_copy(update={"key": f"metadata.{each.key}"})
+            each.model_copy(update={"key": field_path(each.key)})
             if isinstance(each, MetadataFilter) and each.key not in _BESIDE_THE_METADATA
             else each
             for each in filters.filters
