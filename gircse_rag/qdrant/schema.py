@@ -18,9 +18,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
-from gircse_rag.qdrant.stores import open_client as open_client  # integrations find them here
-from gircse_rag.qdrant.stores import store_errors as store_errors
-from gircse_rag.qdrant.stores import warn_if_outgrown
+from gircse_rag.qdrant.stores import store_errors, warn_if_outgrown
 from gircse_rag.spec import EmbeddingSpec
 
 if TYPE_CHECKING:

@@ -97,6 +97,6 @@ def test_quality_is_judged_against_the_reference_of_the_same_dtype() -> None:
 def test_runs_tell_date_machine_idleness_and_command() -> None:
     table = readme.runs({"memory": MACHINE})
     line = next(line for line in table.splitlines() if "memory.json" in line)
-    for part in ("2026-11-24", "x, 2 cpus", "locked, load 0.0 to 1.0", "`python benchmarks/memory.py`"):
+    for part in ("2026-11-24", "x, 2 cpus", "0.0 to 1.0, under an idle lock", "`python benchmarks/memory.py`"):
         assert part in line
     assert "| cost.json | not measured |" in table
