@@ -184,10 +184,13 @@ INTERRUPTED = """
 def test_an_interrupt_ends_it_though_its_iterator_be_stuck(stuck: str) -> None:
     program = textwrap.dedent(INTERRUPTED).format(stuck=stuck)
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 99
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 99
+    finally:
+        process.kill()  # it has no end of its own
 
 
 def test_ahead_gives_the_items_in_order_and_then_the_error() -> None:

@@ -155,6 +155,16 @@ def test_an_index_that_fails_changes_nothing(client: EdgeClient, monkeypatch: py
     assert client.count("docs").count == MANY
 
 
+class _Engine:
+    """An engine's shard, of which a test replaces a method."""
+
+    def __init__(self, engine: object) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+
 @pytest.mark.parametrize("moment", ["before `current` is replaced", "after it", "while the old one is closed"])
 def test_an_interrupt_while_the_index_is_put_in_place_loses_nothing(
     client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -162,13 +172,7 @@ def test_an_interrupt_while_the_index_is_put_in_place_loses_nothing(
     _write(client, _vectors(MANY))
     shard = client._store.shard("docs")
 
-    class Interrupting:
-        def __init__(self, engine: object) -> None:
-            self._engine = engine
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._engine, name)
-
+    class Interrupting(_Engine):
         def close(self) -> None:
             self.close = self._engine.close  # type: ignore[method-assign,attr-defined]  # interrupted once
             raise KeyboardInterrupt
@@ -269,13 +273,7 @@ def test_a_shard_that_cannot_be_closed_keeps_nothing_else_open(client: EdgeClien
         client.upsert(name, _points(_vectors(3)))
     shards = dict(client._store._shards)
 
-    class Full:
-        def __init__(self, engine: object) -> None:
-            self._engine = engine
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._engine, name)
-
+    class Full(_Engine):
         def flush(self) -> None:
             raise Exception("no space left")
 
