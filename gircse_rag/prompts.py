@@ -37,8 +37,8 @@ INSTRUCTIONS: dict[str, str] = {
 }
 """Task instructions by name: `embed_queries(texts, instruction=INSTRUCTIONS["python_code"])`.
 
-The bundled checkpoint was trained with all of them but `question_answering`, `web_search` and `similar_sentence`. Any
-sentence is taken; what it does is another matter (docs/instructions.md).
+The bundled checkpoint was trained with all of them. Any sentence is taken; what it does is another matter
+(docs/instructions.md).
 """
 
 

@@ -24,15 +24,15 @@ from gircse_rag.engine.sweeps import Drafts, advance
 from gircse_rag.errors import GircseError
 from gircse_rag.refinement import pool, settled
 
-# Up to how many sequences under way, and output rows, sequences sweep. Time against sequential, bundled adapter,
-# bfloat16, one CPU thread: K=5 and 1, 4, 8, 16 queries at once 0.57, 1.04, 1.26, 1.17 (they wait for the one that
-# settles last); K=20 and 1, 2 queries 0.45, 0.48, and where only two of four sweep 1.54.
+# Up to how many sequences under way, and output rows, sequences sweep. Time against sequential, `averaged`
+# (docs/checkpoint.md), bfloat16, one CPU thread: K=5 and 1, 4, 8, 16 queries at once 0.57, 1.04, 1.26, 1.17 (they wait
+# for the one that settles last); K=20 and 1, 2 queries 0.45, 0.48, and where only two of four sweep 1.54.
 SWEEP_SEQUENCES = 2
 SWEEP_ROWS = 48
 
 # Positions that a sweep has to settle, on a running mean, for the engine to go on sweeping; below, it stops for good.
 # Float32 on one Zen 3 thread, one query: 2.1 settled a sweep take 0.75 of the sequential time (`batch384`, K=5), 1.0
-# take 1.30 (raw base model). In bfloat16 1.0 take 1.00, and the bundled adapter's 1.9 (K=5) 0.57.
+# take 1.30 (raw base model). In bfloat16 1.0 take 1.00, and 1.9 (`averaged`, K=5) 0.57.
 WORTH_SWEEPING = 1.4
 
 FEWEST_STEPS = 4  # of a sequence that sweeps: with fewer there is hardly a forward to save

@@ -31,7 +31,7 @@ from gircse_rag.qdrant.report import FailedDocument, IngestReport, Progress
 from gircse_rag.qdrant.retry import DEADLINE, Retry
 from gircse_rag.qdrant.schema import ensure_collection
 from gircse_rag.qdrant.seen import Seen
-from gircse_rag.qdrant.stores import store_errors
+from gircse_rag.qdrant.stores import store_errors, store_name
 from gircse_rag.qdrant.sync import check_source
 from gircse_rag.qdrant.sync import sync as remove_gone
 from gircse_rag.qdrant.writing import Writer
@@ -99,11 +99,6 @@ def ingest(
             remove_gone(points, str(source), seen, report, delete=sync is True)
         report.retries = ask.repeated
     return report
-
-
-def store_name(client: QdrantClient) -> str:
-    """What messages call the store."""
-    return str(client.init_options.get("url") or client.init_options.get("path") or "the store")
 
 
 class _Ingest:

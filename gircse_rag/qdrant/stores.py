@@ -202,6 +202,11 @@ def warn_if_outgrown(client: QdrantClient, name: str, info: models.CollectionInf
     warnings.warn(f"collection {name!r} has {points:,} points, and {advice}", GircseWarning, stacklevel=4)
 
 
+def store_name(client: QdrantClient) -> str:
+    """What messages call the store."""
+    return str(client.init_options.get("url") or client.init_options.get("path") or "the store")
+
+
 @contextmanager
 def store_errors(client: QdrantClient) -> Iterator[None]:
     """Around all that is asked of a store: turns what it can do wrong into StoreError (no answer, a refusal, an answer
