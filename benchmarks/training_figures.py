@@ -58,7 +58,7 @@ def steps() -> Any:
 
 
 def loss() -> Any:
-    """The shipped adapter's training: L_1 and L_K (running medians over 9 batches), gradient norm and rate."""
+    """`batch384`'s training: L_1 and L_K (running medians over 9 batches), gradient norm and rate."""
     log = read(TRAINING / "batch384_log.json")
     rows = [dict(zip(log["columns"], row, strict=True)) for row in log["rows"]]
     x = [row["cursor"] for row in rows]

@@ -23,9 +23,9 @@ POSITION_SETTLED = 0.02
 # In float32 what is left after sweeps is rounding (its users compare vectors at 1e-6).
 SETTLED_FLOAT32 = 0.000002
 
-# Share of its old value that an open position keeps. Soft tokens take turns (a newline, then a word), so their errors
-# change sign from sweep to sweep: without damping K=20 takes 6.9 forwards, with 0.15, 0.25, 0.33 5.2, 4.5, 4.3 (error
-# at most 1e-4, 1e-4, 4e-4); K=5 takes 3.1, 3.2, 3.3, 3.5. Anderson acceleration does no better.
+# Share of its old value that an open position keeps. `averaged`'s soft tokens take turns (a newline, then a word), so
+# their errors change sign from sweep to sweep: without damping K=20 takes 6.9 forwards, with 0.15, 0.25, 0.33 5.2, 4.5,
+# 4.3 (error at most 1e-4, 1e-4, 4e-4); K=5 takes 3.1, 3.2, 3.3, 3.5. Anderson acceleration does no better.
 DAMPING = 0.25
 
 LEARNED = 32  # sequences whose mean the drafts are; with one instead K=20 takes 4.8 forwards, its error at most 3e-4
