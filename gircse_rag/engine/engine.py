@@ -31,9 +31,11 @@ SWEEP_SEQUENCES = 2
 SWEEP_ROWS = 48
 
 # Positions that a sweep has to settle, on a running mean, for the engine to go on sweeping; below, it stops for good.
-# Float32 on one Zen 3 thread, one query: 2.1 settled a sweep take 0.75 of the sequential time (`batch384`, K=5), 1.0
-# take 1.30 (raw base model). In bfloat16 1.0 take 1.00, and 1.9 (`averaged`, K=5) 0.57.
-WORTH_SWEEPING = 1.4
+# In bfloat16 1.0 take 1.00 of the sequential time, and 1.9 (`averaged`, K=5) 0.57. In float32 the rows of a sweep are
+# not free: one Zen 3 thread, one query: 2.1 settled a sweep take 0.75 (`batch384`, K=5), 1.6 take 1.33 (bundled
+# adapter, K=20), 1.0 take 1.30 (raw base model, K=5).
+WORTH_SWEEPING, WORTH_SWEEPING_FLOAT32 = 1.4, 1.8
+FIRST_GUESS = 0.6  # what the running mean begins with, above that: as a trained model would
 
 FEWEST_STEPS = 4  # of a sequence that sweeps: with fewer there is hardly a forward to save
 
@@ -63,7 +65,8 @@ class Engine:
         self.scheduler = Scheduler(blocks, token_budget=token_budget, max_running=max_running)
         self.undelivered: deque[Outcome] = deque()
         self._drafts = Drafts()
-        self._settled_a_sweep = 2.0  # running mean; begins as a trained model would
+        self._worth_sweeping = WORTH_SWEEPING_FLOAT32 if runner.dtype == torch.float32 else WORTH_SWEEPING
+        self._settled_a_sweep = self._worth_sweeping + FIRST_GUESS  # running mean
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. It must fit the cache and the model's window."""
@@ -146,7 +149,7 @@ class Engine:
 
     def _may_sweep(self, sequence: Sequence) -> bool:
         fixed = sequence.tolerance is None and not sequence.num_heaviest and sequence.steps >= FEWEST_STEPS
-        return self.sweeping and fixed and not sequence.soft and self._settled_a_sweep >= WORTH_SWEEPING
+        return self.sweeping and fixed and not sequence.soft and self._settled_a_sweep >= self._worth_sweeping
 
     def _fits_a_sweep(self, more: int) -> bool:
         """Whether few enough run and wait, `more` output rows than they have now included."""

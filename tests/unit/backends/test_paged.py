@@ -31,7 +31,7 @@ from tests import tiny
 def _sweep_until_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compared here is the engine; what its tolerance costs has tests of its own."""
     monkeypatch.setattr(sweeps, "SETTLED_FLOAT32", 0.0)
-    monkeypatch.setattr(engine, "WORTH_SWEEPING", 0.0)
+    monkeypatch.setattr(engine, "WORTH_SWEEPING_FLOAT32", 0.0)
     monkeypatch.setattr(engine, "SWEEP_SEQUENCES", 48)
 
 
@@ -247,6 +247,18 @@ def test_a_model_that_does_not_settle_is_not_swept_for_long(monkeypatch: pytest.
         by_query.append(forwards[:])
     assert 5 in by_query[0], "the first was swept"
     assert by_query[-1][1:] == [1] * 5, "the last was not"
+
+
+@pytest.mark.parametrize(("dtype", "swept"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_the_rows_of_a_sweep_have_a_price_in_float32(
+    dtype: torch.dtype, swept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    paged = backend(tiny.model(tied=False).to(dtype))
+    monkeypatch.setattr(paged._engine, "_settled_a_sweep", 1.6)
+    forwards = counted(paged, monkeypatch)
+    dict(paged.refine([Request(requests(34, 1)[0].token_ids, 5)]))
+    assert (max(forwards[1:]) > 1) == swept
 
 
 def test_sweeps_beside_long_prompts_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
