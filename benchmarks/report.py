@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -59,7 +60,7 @@ class Report:
             return
         self.data = {
             "date": datetime.now(UTC).date().isoformat(),
-            "command": f"python benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
+            "command": f"python benchmarks/{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
             "machine": machine.facts(arguments, measure=measure),
             "versions": {
                 "python": platform.python_version(),
