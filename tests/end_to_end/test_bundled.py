@@ -50,6 +50,14 @@ def test_the_names_load_and_share_their_base(smollm2: Embedder) -> None:
     assert base.tokenizer_hash == smollm2.spec.tokenizer_hash
 
 
+@pytest.mark.parametrize("report", ["retrieval_sts_contrast", "classification_clustering"])
+def test_the_published_scores_are_of_the_weights_that_ship(smollm2: Embedder, report: str) -> None:
+    path = Path(__file__).parents[2] / f"docs/figures/evaluation/smollm2-135m_{report}.json"
+    if not path.exists():
+        pytest.skip("docs/ is not part of this copy")
+    assert json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == smollm2.fingerprint
+
+
 def test_it_is_a_language_model_that_can_count() -> None:
     model, tokenizer = load_hf("smollm2-135m-base")
     ids = tokenizer("one, two, three, four, five, six,", return_tensors="pt")["input_ids"]
