@@ -26,7 +26,8 @@ OBEYED = 80.0
 QUALITY = [one.name for one in OURS.sets if one.in_mean]
 CONTRAST = [one.name for one in OURS.sets if one.task == "contrast"]
 K = 5
-BUDGET = 10_000
+BUDGETS = (2_500, 5_000, 10_000)
+BUDGET = BUDGETS[-1]
 
 
 def score(report: Report, name: str, metric: str | None = None) -> dict[int, Score]:
@@ -126,10 +127,10 @@ def loss() -> str:
     return table(["rows seen", "L_K, median", "gradient norm, median", "learning rate at the end"], rows)
 
 
-def at_budget(method: str) -> dict[str, dict[str, float]]:
-    """By set, then by K as text ("0" for a baseline), after BUDGET rows."""
-    (found,) = (a["sets"] for a in EQUAL_BUDGET["adapters"] if (a["method"], a["rows"]) == (method, BUDGET))
-    return {name: found[name] for name in QUALITY}
+def at_budget(method: str, rows: int = BUDGET) -> dict[str, dict[str, float]]:
+    """By set, then by K as text ("0" for a baseline), after `rows` rows; the sets of QUALITY that were scored."""
+    (found,) = (a["sets"] for a in EQUAL_BUDGET["adapters"] if (a["method"], a["rows"]) == (method, rows))
+    return {name: found[name] for name in QUALITY if name in found}
 
 
 def _mean(sets: dict[str, dict[str, float]], k: int) -> float:
@@ -147,9 +148,24 @@ def equal_budget() -> str:
     return table(["set", "GIRCSE, K=1", f"K={K}", "K=20", "last-token pooling", f"K={K} over it"], rows)
 
 
+def data_size() -> str:
+    """The same methods after fewer rows, on the sets that all of them were scored on."""
+    found = {rows: (at_budget("levelled", rows), at_budget("last", rows)) for rows in BUDGETS}
+    shared = [name for name in QUALITY if all(name in sets for both in found.values() for sets in both)]
+    head = ["rows", "GIRCSE, K=1", f"K={K}", "last-token pooling", f"K={K} over it", f"sets of {len(shared)} it leads"]
+    lines = []
+    for rows, both in found.items():
+        ours, last = ({name: sets[name] for name in shared} for sets in both)
+        means = _mean(ours, 1), _mean(ours, K), _mean(last, 0)
+        leads = sum(ours[name][str(K)] > last[name]["0"] for name in shared)
+        shown = [f"{value:.1f}" for value in means]
+        lines.append([f"{rows:,}", *shown, f"{means[1] - means[2]:+.1f}", str(leads)])
+    return table(head, lines)
+
+
 PAGES = {
     "model_card.md": (targets, scores, other_retrieval, contrast, classification, depth, loss),
-    "checkpoint.md": (equal_budget,),
+    "checkpoint.md": (equal_budget, data_size),
 }
 
 

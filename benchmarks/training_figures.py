@@ -23,7 +23,6 @@ LABELS = {
     "last": "last-token pooling",
     "mean": "mean pooling",
 }
-QUALITY_SETS = 10  # retrieval and similarity
 MINILM = "all-MiniLM-L6-v2"
 
 
@@ -95,26 +94,38 @@ def soft_tokens() -> Any:
 
 
 def compare() -> Any:
-    """The methods after equally many rows: the mean over the quality sets against K."""
-    scored = [one for one in read(TRAINING / "compare_cpu.json")["adapters"] if len(one["sets"]) == QUALITY_SETS]
+    """The methods after equally many rows: the mean over the quality sets against K, and against the rows seen."""
+    scored = read(TRAINING / "compare_cpu.json")["adapters"]
     most = max(one["rows"] for one in scored)
-    figure, panel = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    every = set.intersection(*(set(one["sets"]) for one in scored if one["rows"] == most))
     for one in (one for one in scored if one["rows"] == most):
-        means, label = _means(one["sets"]), LABELS[one["method"]]
+        means, label = _means(one["sets"], every), LABELS[one["method"]]
         if 0 in means:
-            panel.axhline(means[0], linestyle="--", color="grey", label=label)
+            panels[0].axhline(means[0], linestyle="--", color="grey", label=label)
         else:
-            panel.plot(sorted(means), [means[k] for k in sorted(means)], "o-", markersize=3, label=label)
-    panel.set(xlabel="K at inference", ylabel="mean score", title=f"after {most:,} rows")
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize=7)
+            panels[0].plot(sorted(means), [means[k] for k in sorted(means)], "o-", markersize=3, label=label)
+    panels[0].set(xlabel="K at inference", ylabel=f"mean of {len(every)} sets", title=f"after {most:,} rows")
+    shared = set.intersection(*(set(one["sets"]) for one in scored))
+    for method in dict.fromkeys(one["method"] for one in scored):
+        curve = sorted((one["rows"], _means(one["sets"], shared)) for one in scored if one["method"] == method)
+        for k, style in ((0, "s--"), (1, "o:"), (5, "o-")):
+            if k in curve[0][1]:
+                label = LABELS[method] + (f", K={k}" if k else "")
+                color = "grey" if k == 0 else "C0"
+                y = [means[k] for _, means in curve]
+                panels[1].plot([rows for rows, _ in curve], y, style, markersize=3, color=color, label=label)
+    panels[1].set(xlabel="rows seen", ylabel=f"mean of {len(shared)} sets", title="against the data")
+    for panel in panels:
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7)
     return figure
 
 
-def _means(sets: dict[str, dict[str, float]]) -> dict[int, float]:
-    """By K, over the sets."""
-    first = next(iter(sets.values()))
-    return {int(k): sum(one[k] for one in sets.values()) / len(sets) for k in first}
+def _means(sets: dict[str, dict[str, float]], names: set[str]) -> dict[int, float]:
+    """By K, over the sets that are named."""
+    first = sets[next(iter(names))]
+    return {int(k): sum(sets[name][k] for name in names) / len(names) for k in first}
 
 
 def smooth(values: list[float], width: int = 4) -> list[float]:
