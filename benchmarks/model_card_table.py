@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -127,10 +127,14 @@ def loss() -> str:
     return table(["rows seen", "L_K, median", "gradient norm, median", "learning rate at the end"], rows)
 
 
-def at_budget(method: str, rows: int = BUDGET) -> dict[str, dict[str, float]]:
-    """By set, then by K as text ("0" for a baseline), after `rows` rows; the sets of QUALITY that were scored."""
+def at_budget(method: str, rows: int = BUDGET, names: Sequence[str] = QUALITY) -> dict[str, dict[str, float]]:
+    """By set, then by K as text ("0" for a baseline), after `rows` rows.
+
+    Raises:
+        KeyError: one of `names` was not scored.
+    """
     (found,) = (a["sets"] for a in EQUAL_BUDGET["adapters"] if (a["method"], a["rows"]) == (method, rows))
-    return {name: found[name] for name in QUALITY if name in found}
+    return {name: found[name] for name in names}
 
 
 def _mean(sets: dict[str, dict[str, float]], k: int) -> float:
@@ -150,16 +154,14 @@ def equal_budget() -> str:
 
 def data_size() -> str:
     """The same methods after fewer rows, on the sets that all of them were scored on."""
-    found = {rows: (at_budget("levelled", rows), at_budget("last", rows)) for rows in BUDGETS}
-    shared = [name for name in QUALITY if all(name in sets for both in found.values() for sets in both)]
+    shared = [name for name in QUALITY if all(name in one["sets"] for one in EQUAL_BUDGET["adapters"])]
     head = ["rows", "GIRCSE, K=1", f"K={K}", "last-token pooling", f"K={K} over it", f"sets of {len(shared)} it leads"]
     lines = []
-    for rows, both in found.items():
-        ours, last = ({name: sets[name] for name in shared} for sets in both)
-        means = _mean(ours, 1), _mean(ours, K), _mean(last, 0)
+    for rows in BUDGETS:
+        ours, last = at_budget("levelled", rows, shared), at_budget("last", rows, shared)
+        first, deep, theirs = _mean(ours, 1), _mean(ours, K), _mean(last, 0)
         leads = sum(ours[name][str(K)] > last[name]["0"] for name in shared)
-        shown = [f"{value:.1f}" for value in means]
-        lines.append([f"{rows:,}", *shown, f"{means[1] - means[2]:+.1f}", str(leads)])
+        lines.append([f"{rows:,}", f"{first:.1f}", f"{deep:.1f}", f"{theirs:.1f}", f"{deep - theirs:+.1f}", str(leads)])
     return table(head, lines)
 
 
