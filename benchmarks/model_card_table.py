@@ -85,7 +85,7 @@ def targets() -> str:
     for name in CONTRAST:
         found = score(OURS, name)[K]
         rows.append([name, f">= {OBEYED:.0f}", str(found), "reached" if found.value >= OBEYED else "missed"])
-    gain = _mean(at_budget("levelled"), K) - _mean(at_budget("last"), 0)
+    gain = mean(at_budget("levelled"), K) - mean(at_budget("last"), 0)
     holds = "reached" if gain >= 1 else "missed"
     what = f"mean against the better baseline; other adapters, {BUDGET:,} rows each, levelled gradients"
     rows.append([what, ">= +1.0", f"{gain:+.1f}", holds])
@@ -137,14 +137,19 @@ def at_budget(method: str, rows: int = BUDGET, names: Sequence[str] = QUALITY) -
     return {name: found[name] for name in names}
 
 
-def _mean(sets: dict[str, dict[str, float]], k: int) -> float:
+def mean(sets: dict[str, dict[str, float]], k: int) -> float:
     return sum(one[str(k)] for one in sets.values()) / len(sets)
+
+
+def scored_everywhere() -> list[str]:
+    """The sets that every adapter of the equal budget was scored on."""
+    return [name for name in QUALITY if all(name in one["sets"] for one in EQUAL_BUDGET["adapters"])]
 
 
 def equal_budget() -> str:
     ours, last = at_budget("levelled"), at_budget("last")
     lines = [(name, [ours[name][str(k)] for k in (1, K, 20)], last[name]["0"]) for name in QUALITY]
-    lines.append((f"mean of these {len(QUALITY)}", [_mean(ours, k) for k in (1, K, 20)], _mean(last, 0)))
+    lines.append((f"mean of these {len(QUALITY)}", [mean(ours, k) for k in (1, K, 20)], mean(last, 0)))
     rows = [
         [name, *(f"{value:.1f}" for value in (*found, theirs)), f"{found[1] - theirs:+.1f}"]
         for name, found, theirs in lines
@@ -154,12 +159,12 @@ def equal_budget() -> str:
 
 def data_size() -> str:
     """The same methods after fewer rows, on the sets that all of them were scored on."""
-    shared = [name for name in QUALITY if all(name in one["sets"] for one in EQUAL_BUDGET["adapters"])]
+    shared = scored_everywhere()
     head = ["rows", "GIRCSE, K=1", f"K={K}", "last-token pooling", f"K={K} over it", f"sets of {len(shared)} it leads"]
     lines = []
     for rows in BUDGETS:
         ours, last = at_budget("levelled", rows, shared), at_budget("last", rows, shared)
-        first, deep, theirs = _mean(ours, 1), _mean(ours, K), _mean(last, 0)
+        first, deep, theirs = mean(ours, 1), mean(ours, K), mean(last, 0)
         leads = sum(ours[name][str(K)] > last[name]["0"] for name in shared)
         lines.append([f"{rows:,}", f"{first:.1f}", f"{deep:.1f}", f"{theirs:.1f}", f"{deep - theirs:+.1f}", str(leads)])
     return table(head, lines)

