@@ -90,13 +90,14 @@ class Teacher:
 
 
 class Distilled(Trainer):
-    """`teacher` is set before training."""
+    """`teacher` is set before training; tasks of `by_labels` do not hear it."""
 
     teacher: Teacher
+    by_labels = BY_LABELS
 
     def objective(self, batch: Batch, states: Tensor) -> IcrLoss:
         loss, task = super().objective(batch, states), batch.rows[0].task
-        if task in BY_LABELS:
+        if task in self.by_labels:
             return loss
         texts = [row.query for row in batch.rows] + [row.positive for row in batch.rows]
         taught = self.teacher.embed(texts + [row.negative for row in batch.rows if row.negative is not None])

@@ -12,7 +12,8 @@ what distil.py trains:
 * requests and questions by an exact kind and by the broad kind above it, in paths, so that `Batches` knows every text
   of a class as a right answer. (The pairs of clinc_same_domain by themselves fall apart into 368 groups for 10
   domains: many "negatives" of its batches were right answers.)
-* of all contrasted tasks, a loss of the row's own negative alone beside that of the batch.
+* of all contrasted tasks, a loss of the row's own negative alone beside that of the batch. In tasks of the broad kind
+  the "negative" is a text of the same exact kind, which is right, and only may not be nearer than the positive.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ from gircse_rag.training.run import train
 
 OWN_NEGATIVE = 1.0  # weight of the loss of a row's own negative
 EXACT, BROAD = "question_same_exact_kind", "question_same_broad_kind"
-OPPOSED = {"word": 4200, "context": 2400}  # rows of the tasks that begin so
-NESTED = {"clinc_same_intent": 1000, "clinc_same_domain": 1000, EXACT: 1000, BROAD: 1000}
+OPPOSED = {"word": 3600, "context": 1500}  # rows of the tasks that begin so
+NESTED = {("clinc_same_intent", "clinc_same_domain"): 1100, (EXACT, BROAD): 2300}  # rows of each of the two
+EXACTLY, BROADLY = (frozenset(pair[level] for pair in NESTED) for level in (0, 1))
+NESTED_TEMPERATURE = 0.05  # all of a class is to come together, not only what is nearest
 KEPT = {"medical_same_topic": 120, "medical_same_question_type": 120, "aws_same_service": 120, "aws_same_action": 120}
-TAUGHT = 0.55  # of the rows of distil.py's tasks that a teacher helps with
+TAUGHT = 0.27  # of the rows of distil.py's tasks that a teacher helps with
 TEMPLATED = 6000  # questions to make, of which some are drawn
 PHRASES = {
     "clinc_same_intent": ("a request to a voice assistant", "its exact intent", "requests with the same exact intent"),
@@ -73,15 +76,25 @@ QUESTIONS = {
 
 
 class Following(Distilled):
+    by_labels = BY_LABELS | EXACTLY | BROADLY
+
     def objective(self, batch: Batch, states: Tensor) -> IcrLoss:
-        loss = super().objective(batch, states)
+        task = batch.rows[0].task
+        given = self.config
+        if task in EXACTLY | BROADLY:
+            self.config = replace(given, temperature=NESTED_TEMPERATURE)
+        try:
+            loss = super().objective(batch, states)
+        finally:
+            self.config = given
         own = [index for index, row in enumerate(batch.rows) if row.negative is not None]
-        if batch.rows[0].task not in {*BY_LABELS, *NESTED} or not own:
+        if task not in self.by_labels or not own:
             return loss
         z, count = pool(states), len(batch.rows)
-        queries, positives, negatives = z[own], z[[count + index for index in own]], z[2 * count :]
-        margin = ((queries * (negatives - positives)).sum(-1)) / self.config.temperature
-        return replace(loss, total=loss.total + OWN_NEGATIVE * functional.softplus(margin).mean())
+        queries, positives, others = z[own], z[[count + index for index in own]], z[2 * count :]
+        ahead = (queries * (others - positives)).sum(-1) / given.temperature
+        more = functional.relu(ahead) if task in BROADLY else functional.softplus(ahead)
+        return replace(loss, total=loss.total + OWN_NEGATIVE * more.mean())
 
 
 def tasks(data: Path) -> dict[str, dict[str, object]]:
@@ -119,33 +132,33 @@ def opposed(data: Path, start: str, count: int, draw: random.Random) -> list[dic
 
 
 def nested(
-    texts: Mapping[str, tuple[str, str]], exact: str, broad: str, count: Mapping[str, int], draw: random.Random
+    texts: Mapping[str, tuple[str, str]], exact: str, broad: str, count: int, draw: random.Random
 ) -> list[dict[str, str | None]]:
-    """Rows of both tasks from {text: (broad, exact)}: a path through a part of each class, the longer the larger."""
+    """About `count` rows of each task from {text: (broad, exact)}: paths through a part of each exact class of ten or
+    more texts, the longer the larger it is, and through the same texts by broad class.
+    """
+    classes: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for text, kinds in texts.items():
+        classes[kinds].append(text)
+    classes = {kinds: members for kinds, members in classes.items() if len(members) >= 10}
+    scale = count / sum(len(members) ** 0.5 for members in classes.values())
+    parts = {
+        kinds: draw.sample(members, min(len(members), max(3, 1 + round(scale * len(members) ** 0.5))))
+        for kinds, members in classes.items()
+    }
     made = []
-    for task, level in ((exact, 1), (broad, 0)):
-        classes: dict[object, list[str]] = defaultdict(list)
-        for text, kinds in texts.items():
-            classes[kinds[: level + 1]].append(text)
-        classes = {name: members for name, members in classes.items() if len(members) >= 10}
-        scale = count[task] / sum(len(members) ** 0.5 for members in classes.values())
-        for members in classes.values():
-            path = draw.sample(members, min(len(members), 1 + max(2, round(scale * len(members) ** 0.5))))
-            for query, positive in pairwise(path):
-                made.append(
-                    {"task": task, "query": query, "positive": positive, "negative": _other(texts, query, level, draw)}
-                )
+    for within in {kinds[0]: None for kinds in parts}:
+        together = [text for kinds, part in parts.items() if kinds[0] == within for text in part]
+        for kinds, part in parts.items():
+            cousins = [text for text in together if texts[text] != kinds]
+            if kinds[0] == within:
+                for query, positive in pairwise(part):
+                    negative = draw.choice(cousins) if cousins else None
+                    made.append({"task": exact, "query": query, "positive": positive, "negative": negative})
+        for query, positive in pairwise(draw.sample(together, len(together))):
+            mates = [text for text in parts[texts[query]] if text not in (query, positive)]
+            made.append({"task": broad, "query": query, "positive": positive, "negative": draw.choice(mates)})
     return made
-
-
-def _other(texts: Mapping[str, tuple[str, str]], query: str, level: int, draw: random.Random) -> str:
-    """A text of another class: of another broad one, or of another exact one in the same broad one."""
-    known = list(texts)
-    while True:
-        other = draw.choice(known)
-        same_broad, same = texts[other][0] == texts[query][0], texts[other] == texts[query]
-        if (same_broad and not same) if level else not same_broad:
-            return other
 
 
 def requests(data: Path) -> dict[str, tuple[str, str]]:
@@ -173,8 +186,10 @@ def mixture(data: Path, wordnet: Path, teacher: Teacher, seed: int) -> list[dict
     """All rows of the stage."""
     draw = random.Random(seed)
     made = [row for start, count in OPPOSED.items() for row in opposed(data, start, count, draw)]
-    made += nested(requests(data), "clinc_same_intent", "clinc_same_domain", NESTED, draw)
-    made += nested(labelled(data, wordnet, TEMPLATED, seed), EXACT, BROAD, NESTED, draw)
+    for (pair, count), texts in zip(
+        NESTED.items(), (requests(data), labelled(data, wordnet, TEMPLATED, seed)), strict=True
+    ):
+        made += nested(texts, *pair, count, draw)
     given = json.loads((data / "tasks.json").read_text(encoding="utf-8"))
     counts = KEPT | {name: round(TAUGHT * count) for name, count in ROWS.items() if name != SIMILAR}
     for name, count in counts.items():
