@@ -126,18 +126,18 @@ def correlation(wanted: Tensor, found: Tensor) -> Tensor:
     return correlations
 
 
-def similar(data: Path, teacher: Teacher, seed: int) -> list[dict[str, str]]:
+def similar(data: Path, teacher: Teacher, seed: int, rows: int = ROWS[SIMILAR]) -> list[dict[str, str]]:
     """Texts, each with one of its ten nearest (as "positive") and one of the next thirty (as "negative")."""
     draw, texts = random.Random(seed), []
     for source, (most, fields) in POOL.items():
         with gzip.open(data / "train" / f"{source}.jsonl.gz", "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        draw.shuffle(rows)
-        found = dict.fromkeys(row[field] for row in rows for field in fields)
+            given = [json.loads(line) for line in file]
+        draw.shuffle(given)
+        found = dict.fromkeys(row[field] for row in given for field in fields)
         texts += [text for text in found if 3 <= len(text.split()) <= 60][:most]
     texts = list(dict.fromkeys(texts))
     vectors, made = teacher.embed(texts), []
-    for i in draw.sample(range(len(texts)), ROWS[SIMILAR]):
+    for i in draw.sample(range(len(texts)), rows):
         near = [j for j in torch.topk(vectors @ vectors[i], 41).indices.tolist() if j != i]
         positive, negative = near[min(int(draw.expovariate(0.5)), 9)], near[draw.randrange(10, 40)]
         made.append({"task": SIMILAR, "query": texts[i], "positive": texts[positive], "negative": texts[negative]})

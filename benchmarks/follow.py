@@ -51,6 +51,7 @@ NESTED = {("clinc_same_intent", "clinc_same_domain"): 1100, (EXACT, BROAD): 2300
 EXACTLY, BROADLY = (frozenset(pair[level] for pair in NESTED) for level in (0, 1))
 NESTED_TEMPERATURE = 0.05  # all of a class is to come together, not only what is nearest
 KEPT = {"medical_same_topic": 120, "medical_same_question_type": 120, "aws_same_service": 120, "aws_same_action": 120}
+SIMILAR_ROWS = 1200
 TAUGHT = 0.27  # of the rows of distil.py's tasks that a teacher helps with
 TEMPLATED = 6000  # questions to make, of which some are drawn
 PHRASES = {
@@ -195,7 +196,7 @@ def mixture(data: Path, wordnet: Path, teacher: Teacher, seed: int) -> list[dict
     for name, count in counts.items():
         members = [row for row in training_rows(data, given[name]["source"]) if row["task"] == name]
         made += draw.sample(members, count)
-    return made + similar(data, teacher, seed)
+    return made + similar(data, teacher, seed, SIMILAR_ROWS)
 
 
 def main() -> None:
