@@ -16,7 +16,6 @@ Texts of training rows only; the teacher sees them without instructions.
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import sys
@@ -31,6 +30,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.questions import training_rows
 from benchmarks.steer import PLAN, going_on, parser
 from benchmarks.steer import tasks as worded
 from gircse_rag import INSTRUCTIONS
@@ -130,8 +130,7 @@ def similar(data: Path, teacher: Teacher, seed: int, rows: int = ROWS[SIMILAR]) 
     """Texts, each with one of its ten nearest (as "positive") and one of the next thirty (as "negative")."""
     draw, texts = random.Random(seed), []
     for source, (most, fields) in POOL.items():
-        with gzip.open(data / "train" / f"{source}.jsonl.gz", "rt", encoding="utf-8") as file:
-            given = [json.loads(line) for line in file]
+        given = training_rows(data, source)
         draw.shuffle(given)
         found = dict.fromkeys(row[field] for row in given for field in fields)
         texts += [text for text in found if 3 <= len(text.split()) <= 60][:most]
@@ -162,6 +161,7 @@ def prepare(folder: Path, data: Path, teacher: Teacher, seed: int) -> dict[str, 
 
 def main() -> None:
     arguments = parser(__doc__)
+    arguments.add_argument("--rows", type=int, required=True)
     arguments.add_argument("--teacher", type=Path, required=True)
     given = arguments.parse_args()
     Distilled.teacher = Teacher(given.teacher)

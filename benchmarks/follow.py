@@ -19,6 +19,7 @@ what distil.py trains:
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from collections import defaultdict
@@ -199,8 +200,14 @@ def mixture(data: Path, wordnet: Path, teacher: Teacher, seed: int) -> list[dict
     return made + similar(data, teacher, seed, SIMILAR_ROWS)
 
 
+def _put(path: Path, text: str) -> None:
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
 def main() -> None:
-    arguments = parser(__doc__, rows=False)
+    arguments = parser(__doc__)
     arguments.add_argument("--teacher", type=Path, required=True)
     arguments.add_argument("--wordnet", type=Path, required=True)
     given = arguments.parse_args()
@@ -210,8 +217,9 @@ def main() -> None:
     if not path.exists():
         made = mixture(given.data, given.wordnet, Following.teacher, given.seed)
         unique = {(row["task"], row["query"], row["positive"]): row for row in made}
-        (given.folder / "tasks.json").write_text(json.dumps(tasks(given.data), indent=1), encoding="utf-8")
-        path.write_text("".join(json.dumps(row) + "\n" for row in unique.values()), encoding="utf-8")
+        # Every process makes the same files; a rename each, so that none reads what another has half written.
+        _put(given.folder / "tasks.json", json.dumps(tasks(given.data), indent=1))
+        _put(path, "".join(json.dumps(row) + "\n" for row in unique.values()))
     given.rows = len(path.read_text(encoding="utf-8").splitlines())
     config = {**going_on(given, {}), "data": [str(path)], "save_rows": 960}
     print(train(TrainConfig.of(config), lambda record: print(json.dumps(record), flush=True), trainer=Following))

@@ -41,7 +41,7 @@ def tasks(data: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def parser(doc: str | None, *, rows: bool = True) -> argparse.ArgumentParser:
+def parser(doc: str | None) -> argparse.ArgumentParser:
     """What every run that goes on from an adapter is told."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("folder", type=Path)
@@ -49,8 +49,6 @@ def parser(doc: str | None, *, rows: bool = True) -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, required=True)
     made.add_argument("--seed", type=int, required=True)
     made.add_argument("--rate", type=float, required=True)
-    if rows:
-        made.add_argument("--rows", type=int, required=True)
     return made
 
 
@@ -65,7 +63,9 @@ def going_on(given: argparse.Namespace, mixture: dict[str, float]) -> dict[str, 
 
 
 if __name__ == "__main__":
-    options = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rows", type=int, required=True)
+    options = arguments.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     worded = tasks(options.data)
     (options.folder / "tasks.json").write_text(json.dumps(worded, indent=1), encoding="utf-8")
