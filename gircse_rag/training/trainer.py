@@ -150,6 +150,10 @@ class Trainer:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
+    def temperature(self, task: str) -> float:
+        """Of the loss of a batch of `task`, which a subclass may choose for some."""
+        return self.config.temperature
+
     def objective(self, batch: Batch, states: Tensor) -> IcrLoss:
         """The loss of the whole batch, which a subclass may add to: `train` takes it as `trainer`.
 
@@ -161,7 +165,7 @@ class Trainer:
         return icr_loss(
             states[:queries],
             states[queries:],
-            self.config.temperature,
+            self.temperature(batch.rows[0].task),
             self.config.reg_weight,
             targets=torch.from_numpy(batch.targets).to(states.device),
             not_negatives=torch.from_numpy(batch.not_negatives).to(states.device),
