@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 pytest.importorskip("benchmarks.common", reason="benchmarks/ is not part of this copy")
 
 from benchmarks import questions
-from benchmarks.follow import nested, opposed, requests
+from benchmarks.follow import _alternating, nested, opposed, requests
 from benchmarks.questions import Kinds, Nouns
 from gircse_rag.training.batches import _answers
 from gircse_rag.training.data import Row, Task
@@ -33,6 +34,21 @@ def test_every_text_of_a_class_is_known_as_a_right_answer():
         assert TEXTS[row.negative][0] == TEXTS[row.query][0]
         # wrong for the exact task, and as right as can be for the broad one, to which it must make no difference
         assert (TEXTS[row.negative] == TEXTS[row.query]) == (row.task == "coarse")
+
+
+def test_a_right_answer_of_the_broad_kind_is_of_another_exact_kind():
+    made = nested(TEXTS, "fine", "coarse", 99, random.Random(0))
+    pairs = [(TEXTS[row["query"]], TEXTS[row["positive"]]) for row in made if row["task"] == "coarse"]
+    assert pairs and all(one[0] == other[0] and one != other for one, other in pairs)
+
+
+@pytest.mark.parametrize(("sizes", "beside"), [((4, 1), 2), ((3, 2), 0), ((2, 2, 2), 0), ((5,), 4)])
+def test_texts_of_one_class_stand_apart_while_others_are_left(sizes, beside):
+    parts = [[f"{kind}{i}" for i in range(size)] for kind, size in zip("abc", sizes, strict=False)]
+    for seed in range(20):
+        path = _alternating(parts, random.Random(seed))
+        assert sorted(path) == sorted(text for part in parts for text in part)
+        assert sum(one[0] == other[0] for one, other in pairwise(path)) == beside
 
 
 def test_small_classes_are_left_out_and_larger_ones_have_more_rows():

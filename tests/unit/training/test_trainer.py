@@ -90,6 +90,21 @@ def test_a_subclass_trains_on_an_objective_of_its_own(tmp_path):
     torch.testing.assert_close(gradients[0], -gradients[1])
 
 
+def test_a_subclass_may_give_a_task_a_temperature_of_its_own(tmp_path):
+    class Warm(Trainer):
+        def temperature(self, task):
+            return 0.3 if task == "same" else super().temperature(task)
+
+    cold, warm = made(tmp_path, temperature=0.1), made(tmp_path, temperature=0.3)
+    mixed = Warm(cold.module, cold.batches, cold.config)
+    seen = {}
+    for batch in cold.batches.start():
+        states = torch.randn(len(batch.texts), 2, 8, requires_grad=True)
+        seen[batch.rows[0].task] = [float(one.objective(batch, states).total) for one in (mixed, cold, warm)]
+    assert seen["find"][0] == seen["find"][1] != seen["find"][2]
+    assert seen["same"][0] == seen["same"][2] != seen["same"][1]
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     straight = made(tmp_path / "a")
     straight.run()
