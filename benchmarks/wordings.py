@@ -2,9 +2,10 @@
 
     python benchmarks/wordings.py smollm2-135m --data ../shared/data
 
-`followed` and `choices` of contrast/dev_aws (development rows; docs/evaluation.md), K = 5, for each pair of wordings
-of its two instructions: of training, nearly so, in short, four more (which a model can be trained with:
-training_h100/wordings.json), and one that nothing was trained with.
+K = 5 (docs/evaluation.md has the measures). contrast/dev_aws (development rows) under each pair of wordings of its two
+instructions: of training, nearly so, in short, four more (which a model can be trained with:
+training_h100/wordings.json), and one that nothing was trained with. contrast/clinc150 and contrast/trec under the
+instructions of `gircse eval`, which follow.py trains with, and under two pairs that it does not.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.training_h100.scoring import UNSEEN
 from gircse_rag import Embedder
 from gircse_rag.evaluation import evaluate
+from gircse_rag.evaluation.instructions import SET_INSTRUCTIONS
 
 TASKS = ("aws_same_service", "aws_same_action")
 NEAR = (
@@ -25,6 +28,26 @@ NEAR = (
     "Given a description of an API operation, find operations of other services that do the same kind of action",
 )
 SHORT = ("operations of the same service", "operations that perform the same kind of action")
+NESTED: dict[str, dict[str, tuple[str, str]]] = {  # exact, broad
+    "clinc150": {
+        "near": (
+            "Identify the exact intent of a request to a voice assistant",
+            "Identify the general domain of a request to a voice assistant",
+        ),
+        "unseen": ("What does the user want the assistant to do?", "Which area of life is this about?"),
+    },
+    "trec": {
+        "near": (
+            "Identify the exact type of answer that a question asks for",
+            "Identify the broad type of answer that a question asks for",
+        ),
+        "unseen": ("Say precisely what sort of thing is wanted here", "Say roughly what sort of thing is wanted here"),
+    },
+}
+KINDS = {
+    "clinc150": ("classification/clinc150_intent", "classification/clinc150_domain"),
+    "trec": ("classification/trec_fine", "classification/trec_coarse"),
+}
 
 
 def wordings(data: Path) -> dict[str, tuple[str, ...]]:
@@ -35,14 +58,24 @@ def wordings(data: Path) -> dict[str, tuple[str, ...]]:
     return pairs | {"unseen": tuple(UNSEEN[task] for task in TASKS)}
 
 
-def measure(model: str, data: Path) -> dict[str, dict[str, float]]:
-    embedder, found = Embedder.from_pretrained(model, device="cpu"), {}
+def asked(data: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(set, name of a pair of wordings, {whose instruction: wording})"""
     for name, pair in wordings(data).items():
-        instructions = {f"dev/{task}": wording for task, wording in zip(TASKS, pair, strict=True)}
-        report = evaluate(embedder, data / "eval", steps=(5,), sets=["contrast/dev_aws"], instructions=instructions)
-        scores = report["contrast/dev_aws"].scores
-        found[name] = {metric: round(value[5].value, 1) for metric, value in scores.items()}
-        print(model, name, pair, found[name], flush=True)
+        yield "contrast/dev_aws", name, {f"dev/{task}": wording for task, wording in zip(TASKS, pair, strict=True)}
+    for name, pairs in NESTED.items():
+        given = tuple(SET_INSTRUCTIONS[kind] for kind in KINDS[name])
+        for which, pair in {"training": given, **pairs}.items():
+            yield f"contrast/{name}", which, dict(zip(KINDS[name], pair, strict=True))
+
+
+def measure(model: str, data: Path) -> dict[str, dict[str, dict[str, float]]]:
+    embedder = Embedder.from_pretrained(model, device="cpu")
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, which, instructions in asked(data):
+        report = evaluate(embedder, data / "eval", steps=(5,), sets=[name], instructions=instructions)
+        scores = {metric: round(float(value[5].value), 1) for metric, value in report[name].scores.items()}
+        found.setdefault(name, {})[which] = scores
+        print(model, name, which, instructions, scores, flush=True)
     return found
 
 
