@@ -54,7 +54,7 @@ QUESTIONS = (
 WORDS = (
     "enlarge shrink decrease change swell hot cold warm temperature brave coward buy sell transaction happy sad emotion"
 )
-STEERED = "increase: make bigger or more"
+STEERED = "diminish: become smaller"
 STEERING = ("word_synonym", "word_antonym")
 WIDTH = 110
 
