@@ -1,4 +1,4 @@
-"""Does a model follow an instruction, or the wording it was trained with? One contrast under several wordings.
+"""Does a model follow an instruction, or the wording it was trained with? Three contrasts under several wordings.
 
     python benchmarks/wordings.py smollm2-135m --data ../shared/data
 

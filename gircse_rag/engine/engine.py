@@ -32,8 +32,8 @@ SWEEP_ROWS = 48
 
 # Positions that a sweep has to settle, on a running mean, for the engine to go on sweeping; below, it stops for good.
 # In bfloat16 1.0 take 1.00 of the sequential time, and 1.9 (`averaged`, K=5) 0.57. In float32 the rows of a sweep are
-# not free: one Zen 3 thread, one query: 2.1 settled a sweep take 0.75 (`batch384`, K=5), 1.6 take 1.33 (bundled
-# adapter, K=20; at a bound of 1.8 fourteen queries of it went by), 1.0 take 1.30 (raw base model, K=5).
+# not free: one Zen 3 thread, one query: 2.1 settled a sweep take 0.75 (`batch384`, K=5), 1.6 take 1.33
+# (`taught`, K=20; at a bound of 1.8 fourteen queries of it went by), 1.0 take 1.30 (raw base model, K=5).
 WORTH_SWEEPING, WORTH_SWEEPING_FLOAT32 = 1.4, 2.0
 FIRST_GUESS = 0.6  # what the running mean begins with, above that: as a trained model would
 

@@ -6,13 +6,14 @@ import random
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("benchmarks.common", reason="benchmarks/ is not part of this copy")
 
 from benchmarks import questions
-from benchmarks.follow import _alternating, nested, opposed, requests
+from benchmarks.follow import BROAD, EXACT, Following, _alternating, nested, opposed, requests
 from benchmarks.questions import Kinds, Nouns
 from gircse_rag.training.batches import _answers
 from gircse_rag.training.data import Row, Task
@@ -40,6 +41,21 @@ def test_a_right_answer_of_the_broad_kind_is_of_another_exact_kind():
     made = nested(TEXTS, "fine", "coarse", 99, random.Random(0))
     pairs = [(TEXTS[row["query"]], TEXTS[row["positive"]]) for row in made if row["task"] == "coarse"]
     assert pairs and all(one[0] == other[0] and one != other for one, other in pairs)
+
+
+def test_a_broad_kind_of_one_exact_kind_has_rows_all_the_same():
+    texts = {f"alone{i}": ("alone", "alone one") for i in range(12)} | TEXTS
+    made = [row for row in nested(texts, "fine", "coarse", 99, random.Random(0)) if row["query"].startswith("alone")]
+    assert {row["task"] for row in made} == {"fine", "coarse"}
+    assert all(row["positive"].startswith("alone") for row in made)
+    assert all((row["negative"] is None) == (row["task"] == "fine") for row in made)
+
+
+def test_only_kinds_that_nest_have_a_temperature_of_their_own():
+    trainer = object.__new__(Following)
+    trainer.config = SimpleNamespace(temperature=0.02)
+    found = {task: trainer.temperature(task) for task in (EXACT, BROAD, "clinc_same_domain", "word_synonym")}
+    assert found == {EXACT: 0.05, BROAD: 0.05, "clinc_same_domain": 0.05, "word_synonym": 0.02}
 
 
 @pytest.mark.parametrize(("sizes", "beside"), [((4, 1), 2), ((3, 2), 0), ((2, 2, 2), 0), ((5,), 4)])
