@@ -19,7 +19,6 @@ what distil.py trains:
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from collections import defaultdict
@@ -38,6 +37,7 @@ from benchmarks.questions import labelled, training_rows
 from benchmarks.steer import TEMPLATES, going_on, parser
 from benchmarks.steer import tasks as worded
 from gircse_rag import INSTRUCTIONS
+from gircse_rag.cli.output import written_whole
 from gircse_rag.evaluation.instructions import SET_INSTRUCTIONS
 from gircse_rag.refinement import pool
 from gircse_rag.training.batches import Batch
@@ -147,15 +147,13 @@ def nested(
     }
     made = []
     for within in {kinds[0]: None for kinds in parts}:
-        inside = [part for kinds, part in parts.items() if kinds[0] == within]
-        together = [text for part in inside for text in part]
-        for kinds, part in parts.items():
-            cousins = [text for text in together if texts[text] != kinds]
-            if kinds[0] == within:
-                for query, positive in pairwise(part):
-                    negative = draw.choice(cousins) if cousins else None
-                    made.append({"task": exact, "query": query, "positive": positive, "negative": negative})
-        for query, positive in pairwise(_alternating(inside, draw)):
+        inside = {kinds: part for kinds, part in parts.items() if kinds[0] == within}
+        for kinds, part in inside.items():
+            cousins = [text for other, members in inside.items() if other != kinds for text in members]
+            for query, positive in pairwise(part):
+                negative = draw.choice(cousins) if cousins else None
+                made.append({"task": exact, "query": query, "positive": positive, "negative": negative})
+        for query, positive in pairwise(_alternating(list(inside.values()), draw)):
             mates = [text for text in parts[texts[query]] if text not in (query, positive)]
             made.append({"task": broad, "query": query, "positive": positive, "negative": draw.choice(mates)})
     return made
@@ -211,12 +209,6 @@ def mixture(data: Path, wordnet: Path, teacher: Teacher, seed: int) -> list[dict
     return made + similar(data, teacher, seed, SIMILAR_ROWS)
 
 
-def _put(path: Path, text: str) -> None:
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--teacher", type=Path, required=True)
@@ -229,8 +221,10 @@ def main() -> None:
         made = mixture(given.data, given.wordnet, Following.teacher, given.seed)
         unique = {(row["task"], row["query"], row["positive"]): row for row in made}
         # Every process makes the same files; a rename each, so that none reads what another has half written.
-        _put(given.folder / "tasks.json", json.dumps(tasks(given.data), indent=1))
-        _put(path, "".join(json.dumps(row) + "\n" for row in unique.values()))
+        with written_whole(given.folder / "tasks.json") as scratch:
+            scratch.write_text(json.dumps(tasks(given.data), indent=1), encoding="utf-8")
+        with written_whole(path) as scratch:
+            scratch.write_text("".join(json.dumps(row) + "\n" for row in unique.values()), encoding="utf-8")
     given.rows = len(path.read_text(encoding="utf-8").splitlines())
     config = {**going_on(given, {}), "data": [str(path)], "steps": [2, 12], "save_rows": 960}
     print(train(TrainConfig.of(config), lambda record: print(json.dumps(record), flush=True), trainer=Following))

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.training_h100.scoring import UNSEEN
 from gircse_rag import Embedder
 from gircse_rag.evaluation import evaluate
-from gircse_rag.evaluation.instructions import SET_INSTRUCTIONS
 
 TASKS = ("aws_same_service", "aws_same_action")
 NEAR = (
@@ -28,25 +27,31 @@ NEAR = (
     "Given a description of an API operation, find operations of other services that do the same kind of action",
 )
 SHORT = ("operations of the same service", "operations that perform the same kind of action")
-NESTED: dict[str, dict[str, tuple[str, str]]] = {  # exact, broad
-    "clinc150": {
-        "near": (
-            "Identify the exact intent of a request to a voice assistant",
-            "Identify the general domain of a request to a voice assistant",
-        ),
-        "unseen": ("What does the user want the assistant to do?", "Which area of life is this about?"),
-    },
-    "trec": {
-        "near": (
-            "Identify the exact type of answer that a question asks for",
-            "Identify the broad type of answer that a question asks for",
-        ),
-        "unseen": ("Say precisely what sort of thing is wanted here", "Say roughly what sort of thing is wanted here"),
-    },
-}
-KINDS = {
-    "clinc150": ("classification/clinc150_intent", "classification/clinc150_domain"),
-    "trec": ("classification/trec_fine", "classification/trec_coarse"),
+# A set's two instructions, exact and broad, and wordings of them beside those of `gircse eval`.
+NESTED: dict[str, tuple[tuple[str, str], dict[str, tuple[str, str]]]] = {
+    "contrast/clinc150": (
+        ("classification/clinc150_intent", "classification/clinc150_domain"),
+        {
+            "near": (
+                "Identify the exact intent of a request to a voice assistant",
+                "Identify the general domain of a request to a voice assistant",
+            ),
+            "unseen": ("What does the user want the assistant to do?", "Which area of life is this about?"),
+        },
+    ),
+    "contrast/trec": (
+        ("classification/trec_fine", "classification/trec_coarse"),
+        {
+            "near": (
+                "Identify the exact type of answer that a question asks for",
+                "Identify the broad type of answer that a question asks for",
+            ),
+            "unseen": (
+                "Say precisely what sort of thing is wanted here",
+                "Say roughly what sort of thing is wanted here",
+            ),
+        },
+    ),
 }
 
 
@@ -62,10 +67,10 @@ def asked(data: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
     """(set, name of a pair of wordings, {whose instruction: wording})"""
     for name, pair in wordings(data).items():
         yield "contrast/dev_aws", name, {f"dev/{task}": wording for task, wording in zip(TASKS, pair, strict=True)}
-    for name, pairs in NESTED.items():
-        given = tuple(SET_INSTRUCTIONS[kind] for kind in KINDS[name])
-        for which, pair in {"training": given, **pairs}.items():
-            yield f"contrast/{name}", which, dict(zip(KINDS[name], pair, strict=True))
+    for name, (kinds, pairs) in NESTED.items():
+        yield name, "training", {}
+        for which, pair in pairs.items():
+            yield name, which, dict(zip(kinds, pair, strict=True))
 
 
 def measure(model: str, data: Path) -> dict[str, dict[str, dict[str, float]]]:
