@@ -37,8 +37,8 @@ from benchmarks.questions import labelled, training_rows
 from benchmarks.steer import TEMPLATES, going_on, parser
 from benchmarks.steer import tasks as worded
 from gircse_rag import INSTRUCTIONS
-from gircse_rag.cli.output import written_whole
 from gircse_rag.evaluation.instructions import SET_INSTRUCTIONS
+from gircse_rag.files import written_whole
 from gircse_rag.refinement import pool
 from gircse_rag.training.batches import Batch
 from gircse_rag.training.config import TrainConfig

@@ -28,6 +28,7 @@ from gircse_rag.embedder import BackendName
 from gircse_rag.evaluation import load_sets
 from gircse_rag.evaluation.metrics import rank, retrieval_metrics
 from gircse_rag.evaluation.sets import RetrievalSet
+from gircse_rag.files import written_whole
 
 Array = NDArray[np.float32]
 YARDSTICK = "float32 reference"
@@ -59,9 +60,8 @@ class Cache:
     def __setitem__(self, name: str, array: Array) -> None:
         self._arrays[name] = array
         if self._path is not None:
-            scratch = self._path.with_suffix(".part.npz")
-            np.savez(scratch, **self._arrays)  # type: ignore[arg-type]
-            scratch.replace(self._path)
+            with written_whole(self._path) as scratch, scratch.open("wb") as file:
+                np.savez(file, **self._arrays)  # type: ignore[arg-type]
 
 
 def embed_all(sets: list[RetrievalSet], arguments: Any, cache: Cache) -> None:

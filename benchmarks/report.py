@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from benchmarks import machine
+from gircse_rag.files import written_whole
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -81,9 +82,8 @@ class Report:
         self.data["results"][name] = measure()
         self.data["machine"]["load_after"] = os.getloadavg()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(".part")
-        scratch.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
-        scratch.replace(self.path)
+        with written_whole(self.path) as scratch:
+            scratch.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
         said = {key: value for key, value in self.data["results"][name].items() if key != "rounds"}
         print(f"{name} ({time.perf_counter() - start:.0f} s): {_short(said)}", flush=True)
 

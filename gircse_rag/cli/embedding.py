@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress, shortened, written_whole
+from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress, shortened
 from gircse_rag.cli.watched import Watched
 from gircse_rag.errors import InputError
+from gircse_rag.files import written_whole
 from gircse_rag.prompts import Role
 
 if TYPE_CHECKING:

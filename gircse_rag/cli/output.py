@@ -9,7 +9,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 import typer
@@ -144,14 +143,3 @@ def shortened(text: str, length: int) -> str:
     """`text` on one line of at most `length` characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 3] + "..."
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path` that takes its place when the block ends without an error."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield scratch
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
