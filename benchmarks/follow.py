@@ -213,6 +213,8 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--teacher", type=Path, required=True)
     arguments.add_argument("--wordnet", type=Path, required=True)
+    arguments.add_argument("--steps", type=int, nargs=2, default=(2, 12), metavar=("LOW", "HIGH"), help="K, drawn anew")
+    arguments.add_argument("--rows", type=int, help="stop after so many of the mixture's rows")
     given = arguments.parse_args()
     Following.teacher = Teacher(given.teacher)
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -225,8 +227,8 @@ def main() -> None:
             scratch.write_text(json.dumps(tasks(given.data), indent=1), encoding="utf-8")
         with written_whole(path) as scratch:
             scratch.write_text("".join(json.dumps(row) + "\n" for row in unique.values()), encoding="utf-8")
-    given.rows = len(path.read_text(encoding="utf-8").splitlines())
-    config = {**going_on(given, {}), "data": [str(path)], "steps": [2, 12], "save_rows": 960}
+    given.rows = given.rows or len(path.read_text(encoding="utf-8").splitlines())
+    config = {**going_on(given, {}), "data": [str(path)], "steps": list(given.steps), "save_rows": 960}
     print(train(TrainConfig.of(config), lambda record: print(json.dumps(record), flush=True), trainer=Following))
 
 
