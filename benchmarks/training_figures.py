@@ -21,7 +21,7 @@ from benchmarks import model_card_table as table
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs/figures"
 TRAINING, EVALUATION = FIGURES / "training", FIGURES / "evaluation"
-LABELS = {"levelled": "GIRCSE, levelled gradients", "last": "last-token pooling"}
+LABELS = {"levelled": "GIRCSE, levelled gradients", "last": "last-token pooling", "mean": "mean pooling"}
 MINILM = "all-MiniLM-L6-v2"
 
 
@@ -107,7 +107,8 @@ def against_steps(panel: Any) -> None:
     sets = table.at_budget("levelled")
     steps = sorted(int(k) for k in sets[table.QUALITY[0]])
     panel.plot(steps, [table.mean(sets, k) for k in steps], "o-", markersize=3, label=LABELS["levelled"])
-    panel.axhline(table.mean(table.at_budget("last"), 0), linestyle="--", color="grey", label=LABELS["last"])
+    for method, style in (("last", "--"), ("mean", ":")):
+        panel.axhline(table.mean(table.at_budget(method), 0), linestyle=style, color="grey", label=LABELS[method])
     panel.set(
         xlabel="K at inference", ylabel=f"mean of {len(table.QUALITY)} sets", title=f"after {table.BUDGET:,} rows"
     )
@@ -119,6 +120,7 @@ def against_rows(panel: Any) -> None:
         ("levelled", 1, "o:", "C0"),
         ("levelled", table.K, "o-", "C0"),
         ("last", 0, "s--", "grey"),
+        ("mean", 0, "v:", "grey"),
     ):
         y = [table.mean(table.at_budget(method, rows, shared), k) for rows in table.BUDGETS]
         label = LABELS[method] + (f", K={k}" if k else "")
