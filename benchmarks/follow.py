@@ -47,13 +47,13 @@ from gircse_rag.training.run import train
 
 OWN_NEGATIVE = 1.0  # weight of the loss of a row's own negative
 EXACT, BROAD = "question_same_exact_kind", "question_same_broad_kind"
-OPPOSED = {"word": 1000, "context": 500}  # rows of the tasks that begin so
-NESTED = {("clinc_same_intent", "clinc_same_domain"): 500, (EXACT, BROAD): 600}  # rows of each of the two
+OPPOSED = {"word": 4000, "context": 1600}  # rows of the tasks that begin so
+NESTED = {("clinc_same_intent", "clinc_same_domain"): 350, (EXACT, BROAD): 450}  # rows of each of the two
 EXACTLY, BROADLY = (frozenset(pair[level] for pair in NESTED) for level in (0, 1))
 NESTED_TEMPERATURE = 0.05  # all of a class is to come together, not only what is nearest
 KEPT = dict.fromkeys(("medical_same_topic", "medical_same_question_type", "aws_same_service", "aws_same_action"), 80)
-SIMILAR_ROWS = 3000
-TAUGHT = 0.4  # of the rows of distil.py's tasks that a teacher helps with
+SIMILAR_ROWS = 500
+TAUGHT = 0.15  # of the rows of distil.py's tasks that a teacher helps with
 TEMPLATED = 6000  # questions to make, of which some are drawn
 PHRASES = {
     "clinc_same_intent": ("a request to a voice assistant", "its exact intent", "requests with the same exact intent"),
