@@ -147,11 +147,11 @@ def scored_everywhere() -> list[str]:
 
 
 def equal_budget() -> str:
-    ours, averaged, last = (at_budget(method) for method in ("levelled", "mean", "last"))
+    ours, pooled, last = (at_budget(method) for method in ("levelled", "mean", "last"))
     lines = [
-        (name, [*(ours[name][str(k)] for k in (1, K, 20)), averaged[name]["0"], last[name]["0"]]) for name in QUALITY
+        (name, [*(ours[name][str(k)] for k in (1, K, 20)), pooled[name]["0"], last[name]["0"]]) for name in QUALITY
     ]
-    means = [*(mean(ours, k) for k in (1, K, 20)), mean(averaged, 0), mean(last, 0)]
+    means = [*(mean(ours, k) for k in (1, K, 20)), mean(pooled, 0), mean(last, 0)]
     lines.append((f"mean of these {len(QUALITY)}", means))
     rows = [[name, *(f"{value:.1f}" for value in found), f"{found[1] - found[-1]:+.1f}"] for name, found in lines]
     head = ["set", "GIRCSE, K=1", f"K={K}", "K=20", "mean pooling", "last-token pooling", f"K={K} over it"]
@@ -164,8 +164,8 @@ def data_size() -> str:
     head = ["rows", "GIRCSE, K=1", f"K={K}", "mean pooling", "last-token pooling", f"K={K} over it"]
     lines = []
     for rows in BUDGETS:
-        ours, averaged, last = (at_budget(method, rows, shared) for method in ("levelled", "mean", "last"))
-        found = [mean(ours, 1), mean(ours, K), mean(averaged, 0), mean(last, 0)]
+        ours, pooled, last = (at_budget(method, rows, shared) for method in ("levelled", "mean", "last"))
+        found = [mean(ours, 1), mean(ours, K), mean(pooled, 0), mean(last, 0)]
         leads = sum(ours[name][str(K)] > last[name]["0"] for name in shared)
         over = f"{found[1] - found[-1]:+.1f}"
         lines.append([f"{rows:,}", *(f"{value:.1f}" for value in found), over, str(leads)])

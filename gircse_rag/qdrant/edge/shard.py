@@ -24,7 +24,6 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from gircse_rag.errors import StoreError
-from gircse_rag.files import written_whole
 
 RESERVED = str(uuid.uuid5(uuid.NAMESPACE_URL, "gircse-rag/edge/collection"))
 """The id of the point that holds what a collection says of itself."""
@@ -204,10 +203,13 @@ def remove(folder: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
-    with written_whole(path) as scratch, scratch.open("w") as file:
+    # Not `written_whole`: one process at a time has the store, and here what a killed one left is written over.
+    scratch = path.with_name(f"{path.name}.partial")
+    with scratch.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    scratch.replace(path)
 
 
 def _check_room(folder: Path, needed: int) -> None:
