@@ -23,7 +23,7 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.distil import BY_LABELS, MORE_WORDINGS, ROWS, SIMILAR, Distilled, Teacher, similar
+from benchmarks.kinds import held, requests
 from benchmarks.questions import labelled, training_rows
 from benchmarks.steer import TEMPLATES, going_on, parser
 from benchmarks.steer import tasks as worded
@@ -47,14 +48,31 @@ from gircse_rag.training.run import train
 
 OWN_NEGATIVE = 1.0  # weight of the loss of a row's own negative
 EXACT, BROAD = "question_same_exact_kind", "question_same_broad_kind"
-OPPOSED = {"word": 4000, "context": 1600}  # rows of the tasks that begin so
-NESTED = {("clinc_same_intent", "clinc_same_domain"): 350, (EXACT, BROAD): 450}  # rows of each of the two
-EXACTLY, BROADLY = (frozenset(pair[level] for pair in NESTED) for level in (0, 1))
+REQUESTS, QUESTIONS = ("clinc_same_intent", "clinc_same_domain"), (EXACT, BROAD)
+EXACTLY, BROADLY = (frozenset(level) for level in zip(REQUESTS, QUESTIONS, strict=True))
 NESTED_TEMPERATURE = 0.05  # all of a class is to come together, not only what is nearest
-KEPT = dict.fromkeys(("medical_same_topic", "medical_same_question_type", "aws_same_service", "aws_same_action"), 80)
-SIMILAR_ROWS = 500
-TAUGHT = 0.15  # of the rows of distil.py's tasks that a teacher helps with
-TEMPLATED = 6000  # questions to make, of which some are drawn
+KEPT = ("medical_same_topic", "medical_same_question_type", "aws_same_service", "aws_same_action")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows of a stage."""
+
+    word: int = 0  # of WordNet's tasks that begin so
+    context: int = 0
+    requests: int = 0  # of each of the two tasks
+    questions: int = 0
+    templated: int = 6000  # questions to make, of which some are drawn
+    kept: int = 0  # of each of KEPT
+    similar: int = 0
+    taught: float = 0.0  # of the rows of distil.py's tasks that a teacher helps with
+
+
+PLANS = {
+    "mixture": Plan(word=4000, context=1600, requests=350, questions=450, kept=80, similar=500, taught=0.15),
+    "words": Plan(word=2900, context=1200),
+    "kinds": Plan(requests=600, questions=1100, templated=12_000, kept=130),
+}
 PHRASES = {
     "clinc_same_intent": ("a request to a voice assistant", "its exact intent", "requests with the same exact intent"),
     "clinc_same_domain": (
@@ -62,14 +80,28 @@ PHRASES = {
         "its general domain",
         "requests of the same general domain",
     ),
-    EXACT: ("a question", "the exact type of its answer", "questions whose answers are of the same exact type"),
-    BROAD: ("a question", "the broad type of its answer", "questions whose answers are of the same broad type"),
+    EXACT: (
+        "a question",
+        "the exact type of its answer",
+        "questions whose answers are of the same exact type",
+        "the specific category of what it asks for",
+        "questions with the same fine-grained answer type",
+        "what it asks for in detail: a city, a date, a definition and so on",
+    ),
+    BROAD: (
+        "a question",
+        "the broad type of its answer",
+        "questions whose answers are of the same broad type",
+        "the general category of what it asks for",
+        "questions with the same coarse answer type",
+        "what it asks for in general: a person, a place, a number and so on",
+    ),
 }
 SUGGESTED = {
     "clinc_same_intent": "classification/clinc150_intent", "clinc_same_domain": "classification/clinc150_domain",
     EXACT: "classification/trec_fine", BROAD: "classification/trec_coarse",
 }  # fmt: skip
-QUESTIONS = {
+WORDED = {
     EXACT: ["Retrieve questions that ask for exactly the same kind of thing, such as a city, a date or a definition"],
     BROAD: [
         "Retrieve questions that ask for the same broad kind of thing: a person, a place, a number, a reason and so on"
@@ -99,7 +131,7 @@ def tasks(data: Path) -> dict[str, dict[str, object]]:
     """tasks.json with several wordings each, a third of them the one of training; and the tasks made here."""
     made = worded(data)
     for name in (EXACT, BROAD):
-        made[name] = {"instruction": list(QUESTIONS[name]), "symmetric": True}
+        made[name] = {"instruction": list(WORDED[name]), "symmetric": True}
     for name, (of, *phrases) in PHRASES.items():
         new = [template.format(phrase, of) for template in TEMPLATES for phrase in phrases]
         made[name]["instruction"] += [wording[0].upper() + wording[1:] for wording in new]
@@ -172,47 +204,32 @@ def _alternating(parts: Sequence[Sequence[str]], draw: random.Random) -> list[st
     return path
 
 
-def requests(data: Path) -> dict[str, tuple[str, str]]:
-    """CLINC150's training texts: {text: (domain, intent)}, as the pairs of both tasks connect them."""
-    rows = training_rows(data, "clinc150")
-    domain = _components(rows)
-    intent = _components([row for row in rows if row["task"] == "clinc_same_intent"])
-    return {text: (domain[text], intent[text]) for text in intent}
-
-
-def _components(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    above: dict[str, str] = {}
-
-    def top(text: str) -> str:
-        while above.setdefault(text, text) != text:
-            above[text] = text = above[above[text]]
-        return text
-
-    for row in rows:
-        above[top(row["query"])] = top(row["positive"])
-    return {text: top(text) for text in list(above)}
-
-
-def mixture(data: Path, wordnet: Path, teacher: Teacher, seed: int) -> list[dict[str, str | None]]:
-    """All rows of the stage."""
-    draw = random.Random(seed)
-    made = [row for start, count in OPPOSED.items() for row in opposed(data, start, count, draw)]
-    for (pair, count), texts in zip(
-        NESTED.items(), (requests(data), labelled(data, wordnet, TEMPLATED, seed)), strict=True
+def mixture(plan: Plan, data: Path, wordnet: Path, teacher: Teacher, seed: int) -> list[dict[str, str | None]]:
+    """All rows of the stage, none with a text that `kinds.py` holds out."""
+    draw, out, made = random.Random(seed), held(data, wordnet), []
+    for start, count in (("word", plan.word), ("context", plan.context)):
+        if count:
+            made += opposed(data, start, count, draw)
+    for pair, count, texts in (
+        (REQUESTS, plan.requests, requests(data)),
+        (QUESTIONS, plan.questions, labelled(data, wordnet, plan.templated, seed)),
     ):
-        made += nested(texts, *pair, count, draw)
+        if count:
+            made += nested({text: kinds for text, kinds in texts.items() if text not in out}, *pair, count, draw)
     given = json.loads((data / "tasks.json").read_text(encoding="utf-8"))
-    counts = KEPT | {name: round(TAUGHT * count) for name, count in ROWS.items() if name != SIMILAR}
+    counts = dict.fromkeys(KEPT, plan.kept)
+    counts |= {name: round(plan.taught * count) for name, count in ROWS.items() if name != SIMILAR}
     for name, count in counts.items():
         members = [row for row in training_rows(data, given[name]["source"]) if row["task"] == name]
         made += draw.sample(members, count)
-    return made + similar(data, teacher, seed, SIMILAR_ROWS)
+    return made + (similar(data, teacher, seed, plan.similar) if plan.similar else [])
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--teacher", type=Path, required=True)
     arguments.add_argument("--wordnet", type=Path, required=True)
+    arguments.add_argument("--plan", choices=PLANS, default="mixture", help="which rows")
     arguments.add_argument("--steps", type=int, nargs=2, default=(2, 12), metavar=("LOW", "HIGH"), help="K, drawn anew")
     arguments.add_argument("--rows", type=int, help="stop after so many of the mixture's rows")
     given = arguments.parse_args()
@@ -220,7 +237,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     path = given.folder / "rows.jsonl"
     if not path.exists():
-        made = mixture(given.data, given.wordnet, Following.teacher, given.seed)
+        made = mixture(PLANS[given.plan], given.data, given.wordnet, Following.teacher, given.seed)
         unique = {(row["task"], row["query"], row["positive"]): row for row in made}
         # Every process makes the same files; a rename each, so that none reads what another has half written.
         with written_whole(given.folder / "tasks.json") as scratch:

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("benchmarks.common", reason="benchmarks/ is not part of this copy")
 
 from benchmarks import questions
-from benchmarks.follow import BROAD, EXACT, Following, _alternating, nested, opposed, requests
+from benchmarks.follow import BROAD, EXACT, Following, _alternating, nested, opposed
+from benchmarks.kinds import requests
 from benchmarks.questions import Kinds, Nouns
 from gircse_rag.training.batches import _answers
 from gircse_rag.training.data import Row, Task
