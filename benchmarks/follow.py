@@ -222,7 +222,9 @@ def mixture(plan: Plan, data: Path, wordnet: Path, teacher: Teacher, seed: int) 
     for name, count in counts.items():
         members = [row for row in training_rows(data, given[name]["source"]) if row["task"] == name]
         made += draw.sample(members, count)
-    return made + (similar(data, teacher, seed, plan.similar) if plan.similar else [])
+    if plan.similar:
+        made += similar(data, teacher, seed, plan.similar)
+    return [row for row in made if out.isdisjoint((row["query"], row["positive"], row["negative"]))]
 
 
 def main() -> None:
