@@ -77,9 +77,15 @@ def create_collection(
     """
     _check_name(name)
     with store_errors(client):
+        there = f"collection {name!r} exists; its settings can be changed by client.update_collection"
         if client.collection_exists(name):
-            raise StoreError(f"collection {name!r} exists; its settings can be changed by client.update_collection")
-        _create(client, name, embedder.spec, vector_params or {}, options)
+            raise StoreError(there)
+        try:
+            _create(client, name, embedder.spec, vector_params or {}, options)
+        except ValueError as error:  # of local mode, where another has just made it
+            if isinstance(error, InputError) or not client.collection_exists(name):
+                raise
+            raise StoreError(there) from error
         for field, kind in (payload_indexes or {}).items():
             client.create_payload_index(name, field, kind, wait=True)
 

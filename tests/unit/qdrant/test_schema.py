@@ -17,7 +17,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError, StoreError
-from gircse_rag.qdrant import Document, IngestReport, ingest, open_client, search
+from gircse_rag.qdrant import Document, IngestReport, create_collection, ingest, open_client, search
 from gircse_rag.spec import EmbeddingSpec
 from tests.unit.qdrant.standin import StandIn
 
@@ -176,6 +176,16 @@ def test_two_ingests_that_make_one_collection_lose_nothing(
         reports = list(threads.map(run, ["a", "b"]))
     assert [report.added for report in reports] == [1, 1] and client.count("docs").count == 2
     client.close()
+
+
+def test_of_two_who_create_one_collection_the_second_is_told(
+    client: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exists, there = client.collection_exists, iter([False])
+    create_collection(client, "docs", embedder)  # type: ignore[arg-type]
+    monkeypatch.setattr(client, "collection_exists", lambda name: next(there, exists(name)))
+    with pytest.raises(StoreError, match="'docs' exists"):
+        create_collection(client, "docs", embedder)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", 'a"b', "x" * 256])
