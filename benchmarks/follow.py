@@ -70,7 +70,7 @@ class Plan:
 
 PLANS = {
     "mixture": Plan(word=4000, context=1600, requests=350, questions=450, kept=80, similar=500, taught=0.15),
-    "words": Plan(word=2900, context=1200),
+    "words": Plan(word=3400, context=1400),
     "kinds": Plan(requests=600, questions=1100, templated=12_000, kept=130),
 }
 PHRASES = {
