@@ -23,11 +23,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.development import measured
 from benchmarks.questions import labelled, training_rows
 from gircse_rag import Embedder
 from gircse_rag.evaluation import evaluate
 from gircse_rag.evaluation.instructions import SET_INSTRUCTIONS
-from gircse_rag.files import written_whole
 
 Labelled = Mapping[str, tuple[str, str]]  # text: (broad, exact)
 # Of each broad kind, the exact one that is to be most of it; how many of it, and of the others together.
@@ -118,11 +118,5 @@ if __name__ == "__main__":
     parser.add_argument("--wordnet", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
-    done = json.loads(given.output.read_text(encoding="utf-8")) if given.output.exists() else {}
     texts = development(given.data, given.wordnet)
-    for model in given.models:
-        if model not in done:
-            done[model] = measure(model, texts)
-            print(model, done[model], flush=True)
-            with written_whole(given.output) as scratch:
-                scratch.write_text(json.dumps(done, indent=1), encoding="utf-8")
+    measured(given.models, given.output, lambda model: measure(model, texts))

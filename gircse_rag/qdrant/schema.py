@@ -41,15 +41,8 @@ def ensure_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> N
         SpecMismatchError, StoreError: as `check_collection`.
     """
     _check_name(name)
-    if not client.collection_exists(name):
-        try:
-            _create(client, name, spec, {}, {})
-            return
-        except (UnexpectedResponse, grpc.RpcError, StoreError, ValueError):
-            # If there is one now, another ingest has just made it; each kind of store says so by another error.
-            if not client.collection_exists(name):
-                raise
-    check_collection(client, name, spec)
+    if not _created(client, name, spec, {}, {}):
+        check_collection(client, name, spec)
 
 
 def create_collection(
@@ -77,15 +70,8 @@ def create_collection(
     """
     _check_name(name)
     with store_errors(client):
-        there = f"collection {name!r} exists; its settings can be changed by client.update_collection"
-        if client.collection_exists(name):
-            raise StoreError(there)
-        try:
-            _create(client, name, embedder.spec, vector_params or {}, options)
-        except ValueError as error:  # of local mode, where another has just made it
-            if isinstance(error, InputError) or not client.collection_exists(name):
-                raise
-            raise StoreError(there) from error
+        if not _created(client, name, embedder.spec, vector_params or {}, options):
+            raise StoreError(f"collection {name!r} exists; its settings can be changed by client.update_collection")
         for field, kind in (payload_indexes or {}).items():
             client.create_payload_index(name, field, kind, wait=True)
 
@@ -93,6 +79,22 @@ def create_collection(
 def _check_name(name: str) -> None:
     if not name or name in (".", "..") or len(name) > 255 or _FORBIDDEN_IN_NAMES & set(name):
         raise InputError(f'a collection cannot be called {name!r}: 1 to 255 characters, none of <>:"/\\|?*')
+
+
+def _created(
+    client: QdrantClient, name: str, spec: EmbeddingSpec, vector: Mapping[str, Any], options: Mapping[str, Any]
+) -> bool:
+    """Make the collection; False if there is one, made before or meanwhile."""
+    if client.collection_exists(name):
+        return False
+    try:
+        _create(client, name, spec, vector, options)
+    except (UnexpectedResponse, grpc.RpcError, StoreError, ValueError):
+        # If there is one now, another has just made it; each kind of store says so by another error.
+        if not client.collection_exists(name):
+            raise
+        return False
+    return True
 
 
 def _create(

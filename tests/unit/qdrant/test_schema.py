@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Literal
+from unittest.mock import Mock
 
 import grpc
 import httpx
@@ -178,12 +179,15 @@ def test_two_ingests_that_make_one_collection_lose_nothing(
     client.close()
 
 
+@pytest.mark.parametrize("answer", [None, UnexpectedResponse(409, "Conflict", b"exists", httpx.Headers())])
 def test_of_two_who_create_one_collection_the_second_is_told(
-    client: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch
+    client: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch, answer: Exception | None
 ) -> None:
     exists, there = client.collection_exists, iter([False])
     create_collection(client, "docs", embedder)  # type: ignore[arg-type]
     monkeypatch.setattr(client, "collection_exists", lambda name: next(there, exists(name)))
+    if answer is not None:
+        monkeypatch.setattr(client, "create_collection", Mock(side_effect=answer))
     with pytest.raises(StoreError, match="'docs' exists"):
         create_collection(client, "docs", embedder)  # type: ignore[arg-type]
 
