@@ -22,9 +22,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import authors_loop
 from benchmarks.training_h100.base import CONFIG
-from gircse_rag.backends.base import Request
+
+from benchmarks import authors_loop
+from gircse_rag.backend import Request
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.spec import EmbeddingSpec
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks import authors_loop
 from benchmarks.machine import idle, timed
-from gircse_rag.backends.base import Refinement, Request
+from gircse_rag.backend import Refinement, Request
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.checkpoint import Checkpoint, load_checkpoint
 from gircse_rag.prompts import DEFAULT_INSTRUCTION

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common, report
 from benchmarks.common import LOOP, Prompts
-from gircse_rag.backends.base import Request
+from gircse_rag.backend import Request
 from gircse_rag.backends.paged import PagedBackend
 
 DISTINCT = 2000

@@ -28,7 +28,7 @@ from gircse_rag.embedder import BackendName
 from gircse_rag.evaluation import load_sets
 from gircse_rag.evaluation.metrics import rank, retrieval_metrics
 from gircse_rag.evaluation.sets import RetrievalSet
-from gircse_rag.files import written_whole
+from gircse_rag.files import atomic_write
 
 Array = NDArray[np.float32]
 YARDSTICK = "float32 reference"
@@ -60,7 +60,7 @@ class Cache:
     def __setitem__(self, name: str, array: Array) -> None:
         self._arrays[name] = array
         if self._path is not None:
-            with written_whole(self._path) as scratch, scratch.open("wb") as file:
+            with atomic_write(self._path) as scratch, scratch.open("wb") as file:
                 np.savez(file, **self._arrays)  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from benchmarks import machine
-from gircse_rag.files import written_whole
+from gircse_rag.files import atomic_write
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -82,7 +82,7 @@ class Report:
         self.data["results"][name] = measure()
         self.data["machine"]["load_after"] = os.getloadavg()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(self.path) as scratch:
+        with atomic_write(self.path) as scratch:
             scratch.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
         said = {key: value for key, value in self.data["results"][name].items() if key != "rounds"}
         print(f"{name} ({time.perf_counter() - start:.0f} s): {_short(said)}", flush=True)

@@ -33,10 +33,10 @@ import torch
 from vllm import LLM, PoolingParams
 
 from benchmarks.machine import processor
-from gircse_rag.backends.base import Refinement, Request
+from gircse_rag.backend import Refinement, Request
 from gircse_rag.backends.paged import PagedBackend
-from gircse_rag.backends.vllm.checks import TESTED
 from gircse_rag.backends.vllm.export import write
+from gircse_rag.backends.vllm.plugin.checks import TESTED
 from gircse_rag.checkpoint import load_checkpoint
 from gircse_rag.tokens import encode
 from tests.vllm.texts import real_texts

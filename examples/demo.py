@@ -26,7 +26,7 @@ from rich.text import Text
 from transformers.utils import logging
 
 from gircse_rag import INSTRUCTIONS, Embedder
-from gircse_rag.bundled import BUNDLED, base_folder
+from gircse_rag.checkpoint.bundled import BUNDLED, base_folder
 from gircse_rag.qdrant import Document, Hit, ingest, open_client, search
 
 MODEL = "smollm2-135m"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gircse_rag.backends.base import Backend, Refinement, Request
-from gircse_rag.backends.late import LateBackend
+from gircse_rag.backend import Backend, Refinement, Request
+from gircse_rag.backends.lazy import LazyBackend
 from gircse_rag.errors import GircseError, GircseWarning, InputError
 from gircse_rag.hardware import device_of, dtype_of
 from gircse_rag.prompts import Role, check_role
@@ -119,27 +119,26 @@ class Embedder:
         where = device_of(device)
         if lazy and (known := load_spec(os.fspath(name), dtype=dtype_of(dtype, where))) is not None:
             tokenizer, spec = known[0], known[1] if steps is None else replace(known[1], document_steps=steps)
-            return cls(
-                LateBackend(
-                    lambda: cls.from_pretrained(name, backend=backend, device=device, dtype=dtype, steps=steps), spec
-                ),
-                tokenizer,
-                spec,
-            )
+
+            def load() -> tuple[Backend, EmbeddingSpec]:
+                embedder = cls.from_pretrained(name, backend=backend, device=device, dtype=dtype, steps=steps)
+                return embedder.backend, embedder.spec
+
+            return cls(LazyBackend(load, spec), tokenizer, spec)
         checkpoint = load_checkpoint(os.fspath(name), dtype=dtype_of(dtype, where), device=where)
         spec = checkpoint.spec if steps is None else replace(checkpoint.spec, document_steps=steps)
         return cls(_backend(backend, checkpoint.model, spec), checkpoint.tokenizer, spec)
 
     @classmethod
     def _of_vllm(cls, name: str, device: str, dtype: str, steps: int | None, url: str | None) -> Embedder:
-        from gircse_rag.backends.vllm import loading
+        from gircse_rag.backends.vllm import connect
 
         if device != "auto" or (url is not None and dtype != "auto"):
             raise InputError("the backend 'vllm' chooses its device, and a server its dtype too: leave them at 'auto'")
         backend, tokenizer, spec = (
-            loading.in_process(name, dtype=dtype_of(dtype, device_of("auto")))
+            connect.in_process(name, dtype=dtype_of(dtype, device_of("auto")))
             if url is None
-            else loading.served(name, url)
+            else connect.served(name, url)
         )
         return cls(backend, tokenizer, spec if steps is None else replace(spec, document_steps=steps))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A scratch path beside `path` that takes its place when the block ends without an error.
 
     The scratch file carries the process's id, so that two processes may write one file: the last to end wins. What

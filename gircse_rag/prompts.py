@@ -61,7 +61,7 @@ def check_role(role: str, instruction: str | None) -> None:
         raise InputError("instruction is empty; pass None for the default instruction")
 
 
-def wordings(instruction: Any) -> tuple[str, ...]:
+def paraphrases(instruction: Any) -> tuple[str, ...]:
     """The wordings of a task's `"instruction"` in a tasks.json: a text, or a list of texts.
 
     Raises:

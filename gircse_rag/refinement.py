@@ -26,8 +26,8 @@ class SoftToken(NamedTuple):
 
     Attributes:
         embedding: (n, d), float32: s_k, the next input embedding.
-        token_ids: (n, top) int64, heaviest first, or None when `top` is 0.
-        weights: (n, top) float32, their probabilities, or None.
+        token_ids: (n, top_k) int64, heaviest first, or None when `top_k` is 0.
+        weights: (n, top_k) float32, their probabilities, or None.
     """
 
     embedding: Tensor
@@ -36,7 +36,7 @@ class SoftToken(NamedTuple):
 
 
 def soft_token(
-    hidden: Tensor, head: Tensor, embeddings: Tensor, temperature: float = 1.0, *, top: int = 0
+    hidden: Tensor, head: Tensor, embeddings: Tensor, temperature: float = 1.0, *, top_k: int = 0
 ) -> SoftToken:
     """s = softmax(hidden @ head^T / temperature) @ embeddings, streamed over the vocabulary.
 
@@ -49,7 +49,7 @@ def soft_token(
         head: (V, d), the LM head's rows; the very same tensor as `embeddings` when they are tied.
         embeddings: (V, d), the input embedding matrix E.
         temperature: tau > 0.
-        top: how many of the heaviest tokens to report a row; 0 for none.
+        top_k: how many of the heaviest tokens to report a row; 0 for none.
     """
     hidden = _wide(hidden)
     n, vocabulary = hidden.shape[0], head.shape[0]
@@ -68,13 +68,13 @@ def soft_token(
         normaliser = normaliser * rescale + weights.sum(dim=1, keepdim=True)
         expectation = expectation * rescale + weights @ values
         maximum = new_maximum
-        if top:
+        if top_k:
             ids = torch.arange(start, start + logits.shape[1], device=hidden.device).expand(n, -1)
             candidates = torch.cat([top_logits, logits], dim=1)
-            top_logits, picked = candidates.topk(min(top, candidates.shape[1]), dim=1)
+            top_logits, picked = candidates.topk(min(top_k, candidates.shape[1]), dim=1)
             top_ids = torch.cat([top_ids, ids], dim=1).gather(1, picked)
     embedding = expectation / normaliser
-    if not top:
+    if not top_k:
         return SoftToken(embedding, None, None)
     return SoftToken(embedding, top_ids, torch.exp(top_logits - maximum) / normaliser)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gircse_rag import Embedder
-from gircse_rag.backends.base import Backend, Refinement, Request
+from gircse_rag.backend import Backend, Refinement, Request
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.errors import GircseError
 from tests.conftest import smollm2, tiny_embedder, tiny_folder  # noqa: F401

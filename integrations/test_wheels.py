@@ -114,7 +114,7 @@ def test_the_wheel_says_what_it_is(name: str, installed: Path) -> None:
     assert all(f"{top}/py.typed" in files for top in tops)
     assert not [path for path in files if "test" in path or path.endswith((".pkl", ".bin"))]
     if name == LIBRARY:
-        assert "gircse_rag/checkpoints/smollm2-135m/adapter_model.safetensors" in files
+        assert "gircse_rag/checkpoint/weights/smollm2-135m/adapter_model.safetensors" in files
         frameworks = ("langchain", "llama", "sentence-transformers", "mteb", "haystack")
         assert not [each for each in requirements if each.startswith(frameworks)]
     else:

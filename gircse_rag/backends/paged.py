@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from gircse_rag.backends.base import Refinement, Request, check_request
+from gircse_rag.backend import Refinement, Request, check_request
 from gircse_rag.engine.attention import has_paged_kernel
 from gircse_rag.engine.block_manager import BlockManager
 from gircse_rag.engine.engine import Engine, Outcome
@@ -152,7 +152,7 @@ class PagedBackend:
             request.token_ids,
             request.steps,
             tolerance=request.tolerance,
-            num_heaviest=request.soft_tokens,
+            top_k=request.top_k,
             owner=call,
         )
         call.indices[sequence] = index

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from gircse_rag.backends.base import Refinement, Request, check_request
+from gircse_rag.backend import Refinement, Request, check_request
 from gircse_rag.errors import GircseError, InputError
 from gircse_rag.refinement import pool, settled, soft_token
 
@@ -82,7 +82,7 @@ class ReferenceBackend:
         trajectory = hidden.new_empty(0)
         heaviest: list[list[tuple[int, float]]] = []
         for step in range(request.steps):
-            token = soft_token(hidden, head, embeddings, self._temperature, top=request.soft_tokens)
+            token = soft_token(hidden, head, embeddings, self._temperature, top_k=request.top_k)
             if token.token_ids is not None and token.weights is not None:
                 heaviest.append(list(zip(token.token_ids[0].tolist(), token.weights[0].tolist(), strict=True)))
             soft = token.embedding.to(embeddings.dtype)
@@ -100,5 +100,5 @@ class ReferenceBackend:
             raise GircseError("the model produced NaN or infinity for this text; try dtype='float32'")
         return Refinement(
             np.asarray(trajectory.float().cpu().numpy(), dtype=np.float32),
-            heaviest if request.soft_tokens else None,
+            heaviest if request.top_k else None,
         )

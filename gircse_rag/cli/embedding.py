@@ -14,15 +14,16 @@ from rich.text import Text
 
 from gircse_rag.cli import options
 from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress, shortened
-from gircse_rag.cli.watched import Watched
+from gircse_rag.cli.progress import ProgressBackend
 from gircse_rag.errors import InputError
-from gircse_rag.files import written_whole
+from gircse_rag.files import atomic_write
 from gircse_rag.prompts import Role
 
 if TYPE_CHECKING:
     from gircse_rag.embedder import EmbeddingResult
 
 
+@options.with_model_options
 def embed(
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT", help="Left out: one text a line from stdin.")
@@ -40,10 +41,7 @@ def embed(
     output: Annotated[
         Path | None, typer.Option("--output", dir_okay=False, help="Write the vectors here, a float32 .npy array.")
     ] = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    backend: options.Backend = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    model: options.ModelOptions = options.DEFAULT,
     as_json: options.AsJson = False,
 ) -> None:
     """Turn texts into vectors. The table shows their beginnings; --json and --output have all of them.
@@ -58,10 +56,10 @@ def embed(
         if not texts:
             texts = options.read_lines(file)
             options.check_lines(texts, str(file or "stdin"))
-        embedder = options.load(model, backend, device, dtype)
+        embedder = model.load()
         with progress("embedding") as update:
             if update:
-                embedder.backend = Watched(embedder.backend, update, len(set(texts)))
+                embedder.backend = ProgressBackend(embedder.backend, update, len(set(texts)))
             result = embedder.embed(texts, role=role, instruction=instruction, steps=steps)
         if output is not None:
             _save(output, result)
@@ -92,7 +90,7 @@ def _save(path: Path, result: EmbeddingResult) -> None:
     import numpy as np
 
     try:
-        with written_whole(path) as scratch, scratch.open("wb") as file:
+        with atomic_write(path) as scratch, scratch.open("wb") as file:
             np.save(file, result.vectors)
     except OSError as error:
         raise InputError(f"could not write {path}: {error.strerror or error}; nothing was left there") from error
@@ -156,6 +154,7 @@ class _Explanation:
         return table
 
 
+@options.with_model_options
 def explain(
     text: Annotated[str, typer.Argument(help="The text to embed as a query.")],
     instruction: Annotated[
@@ -164,10 +163,7 @@ def explain(
     ] = None,
     soft_tokens: Annotated[int, typer.Option("--soft-tokens", min=1, max=100, help="Tokens to show a step.")] = 8,
     steps: options.Steps = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    backend: options.Backend = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    model: options.ModelOptions = options.DEFAULT,
     as_json: options.AsJson = False,
 ) -> None:
     """Show the soft tokens of a text, and how far instructions move its embedding.
@@ -175,7 +171,7 @@ def explain(
     A soft token is an average over the vocabulary, shown by its heaviest tokens.
     """
     with only_results_on_stdout():
-        embedder = options.load(model, backend, device, dtype)
+        embedder = model.load()
         explanations = [
             _Explanation(
                 asked,

@@ -39,7 +39,7 @@ EXTRAS = {
 
 def models(as_json: options.AsJson = False) -> None:
     """List the models known by name. A folder or a Hub id serves as a model as well."""
-    from gircse_rag.bundled import BUNDLED, base_folder
+    from gircse_rag.checkpoint.bundled import BUNDLED, base_folder
 
     fetched = base_folder().exists()
     if as_json:
@@ -158,7 +158,7 @@ def _torch() -> list[Check]:
 
 
 def _cache() -> list[Check]:
-    from gircse_rag.bundled import SPACE_NEEDED, base_folder, cache_folder
+    from gircse_rag.checkpoint.bundled import SPACE_NEEDED, base_folder, cache_folder
 
     folder = cache_folder()
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -173,14 +173,15 @@ def _cache() -> list[Check]:
 
 
 def _model(name: str) -> list[Check]:
-    from gircse_rag.bundled import BUNDLED
+    from gircse_rag.checkpoint.bundled import BUNDLED
+    from gircse_rag.checkpoint.locate import local_base_name
 
     if options.needs_fetching(name):
         return [Check("model", "note", f"{name}: not fetched yet (93 MB); its first use fetches it")]
-    base = options.base_of(name)
+    base = local_base_name(name)
     if base not in BUNDLED and base.count("/") == 1 and not Path(base).expanduser().exists():
         return [Check("model", "note", f"{name}: not checked, because {base} is a Hub id and that might fetch it")]
-    embedder = options.load(name, None, "cpu", "auto")
+    embedder = options.ModelOptions(name, device="cpu").load()
     return [Check("model", "ok", f"{embedder.spec.describe()}, d={embedder.dimension}, weights as they should be")]
 
 

@@ -10,7 +10,7 @@ import typer
 
 from gircse_rag.cli import options
 from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress
-from gircse_rag.cli.watched import Watched
+from gircse_rag.cli.progress import ProgressBackend
 from gircse_rag.errors import InputError, require
 from gircse_rag.spec import check_steps
 
@@ -46,9 +46,10 @@ def _figure(path: Path | None) -> Path | None:
     return path
 
 
+@options.with_model_options
 def eval_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The evaluation sets (docs/evaluation.md).")],
-    model: options.Model = options.DEFAULT_MODEL,
+    model: options.ModelOptions = options.DEFAULT,
     steps: Annotated[
         Any, typer.Option("--steps", parser=_step_list, metavar="K,K,...", help="Refinement steps to score at.")
     ] = "1,5",
@@ -68,9 +69,6 @@ def eval_(
     figure: Annotated[
         Path | None, typer.Option("--plot", callback=_figure, dir_okay=False, help="Draw scores against K here.")
     ] = None,
-    backend: options.Backend = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Score a model on retrieval, similarity, classification, clustering and instruction contrast."""
@@ -80,15 +78,15 @@ def eval_(
         from gircse_rag.evaluation import evaluate, load_sets, plot
         from gircse_rag.training.baseline import trained_pooling
 
-        total = _texts(load_sets(folder, sets, limit=limit))  # a bad set is refused before the model is loaded
-        if trained_pooling(model) in ("last", "mean"):
-            report = evaluate(_baseline(model, dtype), folder, (0,), sets=sets, limit=limit, model=model)
+        chosen = load_sets(folder, sets, limit=limit)  # a bad set is refused before the model is loaded
+        if trained_pooling(model.name) in ("last", "mean"):
+            report = evaluate(_baseline(model.name, model.dtype), chosen, (0,), limit=limit, model=model.name)
         else:
-            embedder = options.load(model, backend, device, dtype)
+            embedder = model.load()
             with progress("embedding") as update:
                 if update:
-                    embedder.backend = Watched(embedder.backend, update, total)
-                report = evaluate(embedder, folder, steps, sets=sets, limit=limit, model=model)
+                    embedder.backend = ProgressBackend(embedder.backend, update, _count_texts(chosen))
+                report = evaluate(embedder, chosen, steps, limit=limit, model=model.name)
     if as_json:
         emit_json(report.to_dict())
     else:
@@ -109,7 +107,7 @@ def _baseline(model: str, dtype: str) -> Baseline:
     return Baseline(model, dtype=dtype_of(dtype, torch.device("cpu")))
 
 
-def _texts(chosen: Sequence[EvalSet]) -> int:
+def _count_texts(chosen: Sequence[EvalSet]) -> int:
     """How many different (text, role, instruction) the sets hold: each is embedded once."""
     blocks = [block for one in chosen for block in one.blocks.values()]
     return len({(text, block.role, block.instruction) for block in blocks for text in block.texts})

@@ -28,6 +28,7 @@ Source = Annotated[
 ]
 
 
+@options.with_model_options
 def ingest(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files and folders of them (docs/documents.md).")],
     collection: options.Collection,
@@ -61,10 +62,7 @@ def ingest(
     workers: Annotated[
         int, typer.Option("--workers", metavar="N", min=1, help="With --runner ray: processes that embed.")
     ] = 2,
-    model: options.Model = options.DEFAULT_MODEL,
-    backend: options.Backend = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    model: options.ModelOptions = options.DEFAULT,
     as_json: options.AsJson = False,
 ) -> None:
     """Bring documents into a Qdrant collection.
@@ -73,11 +71,12 @@ def ingest(
     """
     began = time.monotonic()
     with only_results_on_stdout():
+        from gircse_rag.documents.chunking import Chunker
+        from gircse_rag.documents.readers import count_documents
         from gircse_rag.errors import InputError
         from gircse_rag.qdrant import ingest, open_client, read_documents
-        from gircse_rag.qdrant.chunking import Chunker
-        from gircse_rag.qdrant.ray_runner import ingest_on_ray
-        from gircse_rag.qdrant.readers import count_documents
+        from gircse_rag.qdrant.ingestion.ray_runner import ingest_on_ray
+        from gircse_rag.qdrant.stores import build_index
 
         if runner == "ray" and (path or not (url or os.environ.get("QDRANT_URL"))):
             raise InputError(
@@ -86,7 +85,7 @@ def ingest(
             )
         fields: dict[str, Any] = {"text_field": text_field, "id_field": id_field}
         documents = read_documents(paths, **fields)
-        load = partial(options.load, model, backend, device, dtype, lazy=True)
+        load = partial(model.load, lazy=True)
         cut = partial(Chunker, by=chunk_by, max_tokens=chunk_tokens)
         done = 0
         with progress("documents") as update:
@@ -111,7 +110,7 @@ def ingest(
                         embedder=load,
                         client=partial(open_client, url=url),
                         workers=workers,
-                        gpus=int(device == "cuda"),
+                        gpus=int(model.device == "cuda"),
                         chunker=cut,
                         **rest,
                     )
@@ -120,8 +119,7 @@ def ingest(
                         embedder = load()
                         chunker = cut(embedder.tokenizer, embedder.spec)
                         report = ingest(documents, embedder=embedder, client=client, chunker=chunker, **rest)
-                        if hasattr(client, "build_index"):
-                            client.build_index(collection)
+                        build_index(client, collection)
             except KeyboardInterrupt:
                 note("interrupted", f"{done} documents are done and safe; the same command goes on from there")
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
@@ -154,7 +152,7 @@ def _summary(report: IngestReport, collection: str, seconds: float) -> Text:
 
 def _exit(report: IngestReport) -> None:
     """Leave with the code of a run that did not do all it was asked."""
-    from gircse_rag.qdrant.sync import is_fault
+    from gircse_rag.qdrant.ingestion.sync import is_fault
 
     if report.failed or any(is_fault(skipped) for skipped in report.skipped):
         raise typer.Exit(ExitCode.INCOMPLETE)

@@ -14,6 +14,7 @@ from gircse_rag.cli import options
 from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout, progress
 
 
+@options.with_model_options
 def migrate(
     old: Annotated[str, typer.Argument(help="The collection to embed again.")],
     new: Annotated[str, typer.Argument(help="The collection to make.")],
@@ -22,10 +23,7 @@ def migrate(
     ] = None,
     path: options.StorePath = None,
     url: options.StoreUrl = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    backend: options.Backend = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    model: options.ModelOptions = options.DEFAULT,
     as_json: options.AsJson = False,
 ) -> None:
     """Embed a collection's stored texts with another model, into a new collection.
@@ -35,17 +33,17 @@ def migrate(
     began = time.monotonic()
     with only_results_on_stdout():
         from gircse_rag.qdrant import migrate, open_client
+        from gircse_rag.qdrant.stores import build_index
 
         with closing(open_client(path, url, create=False)) as client:
-            embedder = options.load(model, backend, device, dtype)
+            embedder = model.load()
             with progress("points") as update:
                 try:
                     report = migrate(old, new, embedder=embedder, client=client, alias=alias, progress=update)
                 except KeyboardInterrupt:
                     note("interrupted", "what is written is safe; the same command goes on from there")
                     raise typer.Exit(ExitCode.INTERRUPTED) from None
-            if hasattr(client, "build_index"):
-                client.build_index(new)
+            build_index(client, new)
     note_some("failed", [f"{name}: {reason}" for name, reason in report.failed.items()], len(report.failed))
     if report.extra:
         note(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -61,26 +63,67 @@ StoreUrl = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
 
 
-def load(model: str, backend: Backend, device: str, dtype: str, *, lazy: bool = False) -> Embedder:
-    """The embedder that the options describe; says so first when weights have to be fetched.
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model to load, and where it computes: --model, --backend, --device and --dtype."""
 
-    Raises:
-        CheckpointError, InputError: as `Embedder.from_pretrained`.
-    """
-    from gircse_rag.bundled import BUNDLED
+    name: str = DEFAULT_MODEL
+    backend: Literal["paged", "reference"] | None = None
+    device: str = "auto"
+    dtype: str = "auto"
 
-    if model in BUNDLED and BUNDLED[model].adapter is None:
-        note("note", f"{model} has no trained adapter: its embeddings rank poorly")
-    announce(model)
-    from gircse_rag.embedder import Embedder
+    def load(self, *, lazy: bool = False) -> Embedder:
+        """Load the embedder. Prints a note first if the weights have to be fetched.
 
-    choice: dict[str, Any] = {} if backend is None else {"backend": backend}
-    return Embedder.from_pretrained(model, device=device, dtype=dtype, lazy=lazy, **choice)
+        Raises:
+            CheckpointError, InputError: as `Embedder.from_pretrained`.
+        """
+        from gircse_rag.checkpoint.bundled import BUNDLED
+
+        if self.name in BUNDLED and BUNDLED[self.name].adapter is None:
+            note("note", f"{self.name} has no trained adapter: its embeddings rank poorly")
+        announce(self.name)
+        from gircse_rag.embedder import Embedder
+
+        choice: dict[str, Any] = {} if self.backend is None else {"backend": self.backend}
+        return Embedder.from_pretrained(self.name, device=self.device, dtype=self.dtype, lazy=lazy, **choice)
+
+
+DEFAULT = ModelOptions()
+
+
+def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command that takes `model: ModelOptions`: on the command line it has the four options instead."""
+    separate = {
+        "model": (Model, DEFAULT.name),
+        "backend": (Backend, DEFAULT.backend),
+        "device": (Device, DEFAULT.device),
+        "dtype": (Dtype, DEFAULT.dtype),
+    }
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        chosen = ModelOptions(*(arguments.pop(name) for name in separate))
+        command(**arguments, model=chosen)
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name == "model":
+            kind = parameter.kind
+            parameters += [
+                inspect.Parameter(name, kind, annotation=annotation, default=default)
+                for name, (annotation, default) in separate.items()
+            ]
+        else:
+            parameters.append(parameter)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def announce(model: str) -> None:
     """Before a model is loaded: say so if its weights have to be fetched, and keep transformers quiet."""
-    from gircse_rag.bundled import base_folder
+    from gircse_rag.checkpoint.bundled import base_folder
 
     if needs_fetching(model):
         note(
@@ -94,20 +137,12 @@ def announce(model: str) -> None:
         logging.disable_progress_bar()
 
 
-def base_of(model: str) -> str:
-    """The base model that an adapter folder names; any other model itself."""
-    try:
-        config = json.loads((Path(model).expanduser() / "adapter_config.json").read_text(encoding="utf-8"))
-        return str(config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-        return model  # no adapter folder, or a damaged one: loading it will say so
-
-
 def needs_fetching(model: str) -> bool:
-    """Whether `model` is, or adapts, the bundled base model, and that is not in the cache yet."""
-    from gircse_rag.bundled import BUNDLED, base_folder
+    """Whether `model` is the bundled base model, or an adapter for it, and that model is not in the cache yet."""
+    from gircse_rag.checkpoint.bundled import BUNDLED, base_folder
+    from gircse_rag.checkpoint.locate import local_base_name
 
-    return base_of(model) in BUNDLED and not base_folder().exists()
+    return local_base_name(model) in BUNDLED and not base_folder().exists()
 
 
 def read_lines(path: Path | None) -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gircse_rag.qdrant import Hit
 
 
+@options.with_model_options
 def search(
     question: Annotated[str, typer.Argument(help="In plain words.")],
     collection: options.Collection,
@@ -49,10 +50,7 @@ def search(
     steps: options.Steps = None,
     path: options.StorePath = None,
     url: options.StoreUrl = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    backend: options.Backend = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    model: options.ModelOptions = options.DEFAULT,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask a collection a question, under an instruction.
@@ -69,7 +67,7 @@ def search(
 
         wanted = _parse_filters(filters or [])
         with closing(open_client(path, url, create=False)) as client:
-            embedder = options.load(model, backend, device, dtype)
+            embedder = model.load()
             asked: dict[str, Any] = {
                 "collection": collection,
                 "embedder": embedder,

@@ -69,13 +69,13 @@ def _exported(model: str) -> Path:
     """The folder itself if it was exported, else one in the cache, written on first use."""
     from gircse_rag.backends.vllm.export import export as write
     from gircse_rag.backends.vllm.export import is_exported
-    from gircse_rag.bundled import cache_folder
-    from gircse_rag.checkpoint import state_of
+    from gircse_rag.checkpoint import checkpoint_state
+    from gircse_rag.checkpoint.bundled import cache_folder
 
     if is_exported(Path(model).expanduser()):
         return Path(model).expanduser()
     options.announce(model)
-    folder = cache_folder() / "exported" / f"{Path(model).name}-{state_of(model)}"
+    folder = cache_folder() / "exported" / f"{Path(model).name}-{checkpoint_state(model)}"
     if not is_exported(folder):
         note("note", f"first use: writing {model}, merged, to {folder}")
         try:

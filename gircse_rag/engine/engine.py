@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gircse_rag.backends.base import Refinement
+from gircse_rag.backend import Refinement
 from gircse_rag.engine.block_manager import BlockManager
 from gircse_rag.engine.model_runner import ModelRunner
 from gircse_rag.engine.scheduler import Scheduler
@@ -110,16 +110,16 @@ class Engine:
             if sequence.is_refined or self._has_settled(sequence):
                 finished.append(sequence)
             else:
-                refining[sequence.num_heaviest].append((sequence, hidden))
-        for top, members in refining.items():
-            self._refine(members, top)
+                refining[sequence.top_k].append((sequence, hidden))
+        for top_k, members in refining.items():
+            self._refine(members, top_k)
             finished += [sequence for sequence, _ in members if sequence.is_refined]
         self._finish(finished)
 
-    def _refine(self, members: list[tuple[Sequence, Tensor]], top: int) -> None:
+    def _refine(self, members: list[tuple[Sequence, Tensor]], top_k: int) -> None:
         """Make each member's next soft tokens: one, or in a sweep those of all open positions but the first."""
         sources = [hidden if len(hidden) == 1 else hidden[:-1] for _, hidden in members]
-        token = self.runner.soft_tokens(torch.cat(sources), top)
+        token = self.runner.soft_tokens(torch.cat(sources), top_k)
         soft = torch.split(token.embedding, [len(source) for source in sources])
         for (sequence, hidden), made in zip(members, soft, strict=True):
             if len(hidden) > 1:
@@ -132,7 +132,7 @@ class Engine:
         if token.token_ids is not None and token.weights is not None:  # never in a sweep
             rows = zip(members, token.token_ids.tolist(), token.weights.tolist(), strict=True)
             for (sequence, _), ids, weights in rows:
-                sequence.heaviest.append(list(zip(ids, weights, strict=True)))
+                sequence.top_tokens.append(list(zip(ids, weights, strict=True)))
 
     def _draft(self) -> None:
         """Give those that wait for admission drafts, if all under way may sweep: their prefill is their first sweep."""
@@ -148,7 +148,7 @@ class Engine:
         return self._may_sweep(sequence) and self._fits_a_sweep(sequence.steps - 1)
 
     def _may_sweep(self, sequence: Sequence) -> bool:
-        fixed = sequence.tolerance is None and not sequence.num_heaviest and sequence.steps >= FEWEST_STEPS
+        fixed = sequence.tolerance is None and not sequence.top_k and sequence.steps >= FEWEST_STEPS
         return self.sweeping and fixed and not sequence.soft and self._settled_a_sweep >= self._worth_sweeping
 
     def _fits_a_sweep(self, more: int) -> bool:
@@ -190,7 +190,7 @@ class Engine:
             trajectories.update(zip(members, rows, strict=True))
         for sequence, trajectory in trajectories.items():
             good = bool(np.isfinite(trajectory).all())  # a NaN in any row reaches all later ones, and no others
-            heaviest = sequence.heaviest if sequence.num_heaviest else None
+            heaviest = sequence.top_tokens if sequence.top_k else None
             failure = GircseError("the model produced NaN or infinity for this text; try dtype='float32'")
             self.undelivered.append((sequence, Refinement(trajectory.copy(), heaviest) if good else failure))
             self.scheduler.finish(sequence, forget=not good)

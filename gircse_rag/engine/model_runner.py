@@ -85,26 +85,26 @@ class ModelRunner:
         return output
 
     @torch.inference_mode()
-    def soft_tokens(self, hidden: Tensor, top: int = 0) -> SoftToken:
+    def soft_tokens(self, hidden: Tensor, top_k: int = 0) -> SoftToken:
         """s = softmax(hidden W^T / tau) E for (n, d) hidden states; refinement.soft_token at the machine's speed.
 
         Returns:
-            embedding (n, d) in the model's dtype; token_ids and weights (n, top), or None.
+            embedding (n, d) in the model's dtype; token_ids and weights (n, top_k), or None.
         """
         if hidden.dtype == torch.float32:
-            return soft_token(hidden, self._head, self._embeddings, self._temperature, top=top)
+            return soft_token(hidden, self._head, self._embeddings, self._temperature, top_k=top_k)
         parts = [
-            self._half_soft_token(rows, top)
+            self._half_soft_token(rows, top_k)
             for rows in torch.split(hidden, VOCABULARY_ROWS.get(hidden.device.type, 64))
         ]
         embedding = torch.cat([part.embedding for part in parts])
-        if not top:
+        if not top_k:
             return SoftToken(embedding, None, None)
         ids = [part.token_ids for part in parts if part.token_ids is not None]
         weights = [part.weights for part in parts if part.weights is not None]
         return SoftToken(embedding, torch.cat(ids), torch.cat(weights))
 
-    def _half_soft_token(self, hidden: Tensor, top: int) -> SoftToken:
+    def _half_soft_token(self, hidden: Tensor, top_k: int) -> SoftToken:
         if self._packed_vocabulary is not None:
             head, embeddings = self._packed_vocabulary
             logits = head(hidden)
@@ -116,9 +116,9 @@ class ModelRunner:
             logits /= self._temperature
         weights = torch.softmax(logits, dim=-1).to(hidden.dtype)
         embedding = weights @ self._embeddings if self._packed_vocabulary is None else embeddings(weights)
-        if not top:
+        if not top_k:
             return SoftToken(embedding, None, None)
-        heaviest = weights.float().topk(top, dim=-1)
+        heaviest = weights.float().topk(top_k, dim=-1)
         return SoftToken(embedding, heaviest.indices, heaviest.values)
 
     def _index(self, numbers: list[int]) -> Tensor:

@@ -26,14 +26,12 @@ class Sequence:
         block_table: KV blocks in position order; the first `num_shared` came from the prefix cache.
         soft: s_1..s_k, opaque to the policy. Kept through a preemption, so that they are replayed, not recomputed.
         states: h_0..h_j, the hidden states that are final.
-        heaviest: per step the heaviest (token id, weight), if `num_heaviest` asks for them.
+        top_tokens: per step the heaviest (token id, weight), if `top_k` asks for them.
     """
 
     __slots__ = (
         "block_table",
-        "heaviest",
         "num_cached",
-        "num_heaviest",
         "num_registered",
         "num_shared",
         "owner",
@@ -43,6 +41,8 @@ class Sequence:
         "steps",
         "token_ids",
         "tolerance",
+        "top_k",
+        "top_tokens",
     )
 
     def __init__(
@@ -51,13 +51,13 @@ class Sequence:
         steps: int,
         *,
         tolerance: float | None = None,
-        num_heaviest: int = 0,
+        top_k: int = 0,
         owner: Any = None,
     ) -> None:
         self.token_ids = token_ids
         self.steps = steps
         self.tolerance = tolerance
-        self.num_heaviest = num_heaviest
+        self.top_k = top_k
         self.owner = owner
         self.num_cached = 0
         self.num_shared = 0
@@ -66,7 +66,7 @@ class Sequence:
         self.prefix_keys: list[bytes] | None = None
         self.soft: list[Any] = []
         self.states: list[Any] = []
-        self.heaviest: list[list[tuple[int, float]]] = []
+        self.top_tokens: list[list[tuple[int, float]]] = []
 
     @property
     def num_tokens(self) -> int:

@@ -8,10 +8,10 @@
 Importing this needs numpy alone; scikit-learn, scipy, pytrec_eval and matplotlib (the `eval` extra) load on first use.
 """
 
+from gircse_rag.evaluation.catalogue import load_sets
 from gircse_rag.evaluation.evaluate import evaluate
-from gircse_rag.evaluation.loading import load_sets
 from gircse_rag.evaluation.plots import plot
-from gircse_rag.evaluation.report import Report, Score, SetResult
+from gircse_rag.evaluation.results import Report, Score, SetResult
 from gircse_rag.evaluation.vectors import EmbedFn
 
 __all__ = ["EmbedFn", "Report", "Score", "SetResult", "evaluate", "load_sets", "plot"]

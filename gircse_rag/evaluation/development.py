@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from gircse_rag.errors import InputError
-from gircse_rag.evaluation.files import records
-from gircse_rag.evaluation.readers import sample
+from gircse_rag.evaluation.formats import sample
+from gircse_rag.evaluation.records import records
 from gircse_rag.evaluation.sets import Choice, ChoiceContrastSet, EvalSet, RetrievalSet
-from gircse_rag.prompts import flag, wordings
+from gircse_rag.prompts import flag, paraphrases
 
 # Tasks that exclude each other: what answers one of them is wrong for the others. (`clinc_same_intent` and
 # `clinc_same_domain` do not: a request of the same intent is also one of the same domain.)
@@ -41,7 +41,7 @@ def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[st
         tasks: dict[str, dict[str, Any]] = json.loads(catalogue.read_text(encoding="utf-8"))
         present = {
             name: {
-                "instruction": overrides.get(f"dev/{name}", wordings(task["instruction"])[0]),
+                "instruction": overrides.get(f"dev/{name}", paraphrases(task["instruction"])[0]),
                 "symmetric": flag(task.get("symmetric")),
                 "source": task["source"],
             }

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gircse_rag.errors import require
-from gircse_rag.evaluation.loading import load_sets
+from gircse_rag.deprecation import renamed_arguments
+from gircse_rag.errors import InputError, require
+from gircse_rag.evaluation.catalogue import load_sets
 from gircse_rag.evaluation.metrics import Estimate
-from gircse_rag.evaluation.report import Report, Score, SetResult, score_of
+from gircse_rag.evaluation.results import Report, Score, SetResult, score_of
 from gircse_rag.evaluation.scoring import score
 from gircse_rag.evaluation.sets import EvalSet, RetrievalSet
 from gircse_rag.evaluation.vectors import EmbedFn, FromEmbedder, Vectors, check_steps
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder
 
 
+@renamed_arguments(folder="data")
 def evaluate(
     embed: Embedder | EmbedFn,
-    folder: str | Path,
+    data: str | Path | Sequence[EvalSet],
     steps: Iterable[int] = (1, 5),
     *,
     sets: Sequence[str] | None = None,
@@ -34,16 +36,16 @@ def evaluate(
     model: str | None = None,
     on_set: Callable[[SetResult], None] | None = None,
 ) -> Report:
-    """Score a model on the evaluation sets of `folder` at every K of `steps`.
+    """Score a model on evaluation sets at every K of `steps`.
 
     Each distinct (text, role, instruction) is embedded once for all K: the refinement passes through z_1..z_K anyway.
 
     Args:
         embed: an `Embedder`, or any `embed(texts, role, instruction, steps) -> (n, len(steps), d)`, whose vectors are
             normalised here.
-        folder: see `gircse_rag.evaluation.loading` for the format.
+        data: a folder in the format of `gircse_rag.evaluation.catalogue`, or the sets that `load_sets` returned.
         steps: values of K. A model without refinement (a pooling baseline) is scored with `steps=(0,)`.
-        sets, limit, instructions: see `load_sets`.
+        sets, limit, instructions: see `load_sets`. Of loaded sets `limit` is only reported, the others are refused.
         model: the name in the report; an Embedder's base model by default.
         on_set: called with each set's result as soon as there is one.
 
@@ -55,7 +57,12 @@ def evaluate(
         require(module, "eval")
     started = time.perf_counter()
     wanted = check_steps(steps)
-    chosen = load_sets(folder, sets, limit=limit, instructions=instructions)
+    if isinstance(data, str | Path):
+        chosen = load_sets(data, sets, limit=limit, instructions=instructions)
+    elif sets is not None or instructions is not None:
+        raise InputError("sets and instructions choose what is read from a folder; pass them to load_sets")
+    else:
+        chosen = list(data)
     function: EmbedFn = embed if callable(embed) else FromEmbedder(embed)
     spec = None if callable(embed) else embed.spec
     vectors = Vectors(chosen, function, wanted)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gircse_rag.errors import InputError, require
-from gircse_rag.evaluation.report import Report, Score
+from gircse_rag.evaluation.results import Report, Score
 
 
 def plot(reports: Sequence[Report], path: str | Path) -> None:

@@ -6,15 +6,22 @@
     report = ingest(read_documents(["docs/"]), collection="docs", embedder=embedder, client=client)
     hits = search("How do I open a file?", collection="docs", embedder=embedder, client=client)
 
-One way through: `documents` reads, `chunking` cuts, `ingest` embeds and writes, `search` asks. `schema` and `points`
-are what the last two agree on: the collection, and what a point of it holds. This package never sees a tensor.
+    ingestion/   documents -> points of a collection
+    search       questions -> hits; filters: conditions on metadata
+    schema       the collection, points: what one of its points holds
+    stores       opening a local, edge or server store; retry: asking it again
+    migration    a collection, embedded again with another model
+    foreign      points that LangChain, LlamaIndex or Haystack write
+    edge/        Qdrant's own engine in this process
+
+This package never sees a tensor; `gircse_rag.documents` reads and cuts documents.
 """
 
-from gircse_rag.qdrant.documents import Document, SkippedFile
-from gircse_rag.qdrant.ingest import ingest
+from gircse_rag.documents.document import Document, SkippedFile
+from gircse_rag.documents.readers import read_documents
+from gircse_rag.qdrant.ingestion.ingest import ingest
+from gircse_rag.qdrant.ingestion.report import FailedDocument, IngestReport, Progress
 from gircse_rag.qdrant.migration import MigrationReport, migrate
-from gircse_rag.qdrant.readers import read_documents
-from gircse_rag.qdrant.report import FailedDocument, IngestReport, Progress
 from gircse_rag.qdrant.schema import create_collection
 from gircse_rag.qdrant.search import Hit, search, search_batch, search_coarse_to_fine
 from gircse_rag.qdrant.stores import open_client

@@ -12,8 +12,8 @@ import json
 import uuid
 from typing import Any
 
+from gircse_rag.documents.metadata import json_text
 from gircse_rag.errors import InputError
-from gircse_rag.qdrant.metadata import json_text
 from gircse_rag.qdrant.points import shared_payload
 
 _NAMESPACE = uuid.UUID("0c9d5f53-5a2e-5d0f-8f0e-3f6f1f1f7c55")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import QdrantClient, models
 
+from gircse_rag.backoff import DEADLINE
 from gircse_rag.errors import InputError, StoreError
 from gircse_rag.qdrant.foreign import read_payload
 from gircse_rag.qdrant.points import Points, RefusedError
-from gircse_rag.qdrant.retry import DEADLINE, Retry
+from gircse_rag.qdrant.retry import Retry
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import store_errors, store_name
 from gircse_rag.tokens import encode

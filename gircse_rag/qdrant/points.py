@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
+from gircse_rag.documents.chunking import Chunk
 from gircse_rag.errors import StoreError
-from gircse_rag.qdrant.chunking import Chunk
 from gircse_rag.qdrant.retry import Retry
 from gircse_rag.qdrant.schema import RECORD, VECTOR
 

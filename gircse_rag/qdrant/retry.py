@@ -3,18 +3,15 @@
     asked again   time-outs, dropped connections, HTTP 408, 429 and 5xx, and a write that was accepted and not confirmed
     not           every other 4xx (a wrong key stays wrong), and a server that never answered once (a wrong url)
 
-Waits grow exponentially with full jitter (Brooker, "Exponential Backoff And Jitter", 2015), and are never shorter than
-the Retry-After of the answer. Every request of ours may be sent twice: the same points under the same ids.
+The waits are those of gircse_rag/backoff.py. Every request of ours may be sent twice: the same points under the same
+ids.
 """
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from typing import ParamSpec, TypeVar
 
 import grpc
@@ -24,13 +21,9 @@ from qdrant_client import models
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from gircse_rag.backoff import CLIENT_FAULTS, DEADLINE, RETRIED_STATUS, parse_retry_after, wait_with_backoff
 from gircse_rag.errors import GircseError, StoreError
 
-DEADLINE = 300.0
-"""Seconds after which a request that keeps failing is given up: longer than a server takes to restart."""
-_FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0
-
-_AGAIN = frozenset({408, 429})
 _AGAIN_GRPC = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -41,7 +34,6 @@ _AGAIN_GRPC = frozenset(
     }
 )
 _NOBODY_THERE = (httpx.ConnectError, httpx.ConnectTimeout)
-_OUR_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,7 +87,7 @@ class Retry:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._helps),
-            wait=_wait,
+            wait=wait_with_backoff(_retry_after),
             stop=tenacity.stop_before_delay(self._deadline),
             sleep=tenacity.nap.sleep_using_event(self._stopping),
             before_sleep=self._count,
@@ -106,7 +98,7 @@ class Retry:
             last = error.last_attempt
             raise StoreError(
                 f"{self._store} failed {last.attempt_number} times in a row (within {self._deadline:g} s), the last: "
-                f"{_said(last.exception())}; what was written before is safe: once the store is well, run again"
+                f"{_describe(last.exception())}; what was written before is safe: once the store is well, run again"
             ) from last.exception()
 
     @contextmanager
@@ -128,11 +120,11 @@ class Retry:
         """Whether another attempt may succeed."""
         if isinstance(error, UnexpectedResponse):
             self._answered = True
-            return error.status_code is not None and (error.status_code in _AGAIN or error.status_code >= 500)
+            return error.status_code is not None and (error.status_code in RETRIED_STATUS or error.status_code >= 500)
         if isinstance(error, ResponseHandlingException):
             nobody = isinstance(error.source, _NOBODY_THERE) and not self._answered
             return isinstance(error.source, httpx.TransportError) and not (
-                nobody or isinstance(error.source, _OUR_FAULT)
+                nobody or isinstance(error.source, CLIENT_FAULTS)
             )
         if isinstance(error, grpc.RpcError):
             code = error.code() if isinstance(error, grpc.Call) else None
@@ -140,28 +132,18 @@ class Retry:
         return isinstance(error, _UnconfirmedError | QdrantException)  # QdrantException: 429 with a Retry-After
 
 
-def _wait(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    backoff = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)(state)
-    # A little more than asked for: else all who were turned away come back at once.
-    return max(backoff, _retry_after(error) * random.uniform(1, 1.1))
-
-
-def _retry_after(error: BaseException | None) -> float:
+def _retry_after(state: tenacity.RetryCallState) -> float:
     """Seconds that the store asked to wait, or 0."""
+    error = state.outcome.exception() if state.outcome else None
     if isinstance(error, ResourceExhaustedResponse):
         return float(error.retry_after_s)
     if isinstance(error, UnexpectedResponse):
-        value = error.headers.get("Retry-After", "")
-    else:  # the client reads no date there, and says so
-        value = str(error).partition("not a valid integer: ")[2]
-    try:
-        return float(value) if value.isdigit() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+        return parse_retry_after(error.headers.get("Retry-After", ""))
+    # qdrant_client cannot parse a date; its error message quotes the header
+    return parse_retry_after(str(error).partition("not a valid integer: ")[2])
 
 
-def _said(error: BaseException | None) -> str:
+def _describe(error: BaseException | None) -> str:
     if isinstance(error, ResourceExhaustedResponse):
         return f"HTTP 429 ({error}; it asked to wait {error.retry_after_s} s)"
     if isinstance(error, UnexpectedResponse):

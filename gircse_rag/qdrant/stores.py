@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import grpc
@@ -33,6 +33,22 @@ TIMEOUT = 60
 """Seconds for one request to a server. The client's own 5 are too few for a batch that a busy server confirms."""
 LOCAL_POINTS, UNINDEXED_POINTS = 20_000, 20_000
 """Above so many points local mode, or an edge store without an index, takes tens of milliseconds a question."""
+
+
+@runtime_checkable
+class IndexedOnDemand(Protocol):
+    """A client whose store builds its vector index when told to (the edge store), not by itself (a server)."""
+
+    def build_index(self, collection: str) -> bool:
+        """Index the vectors that are not indexed yet."""
+        ...
+
+
+def build_index(client: QdrantClient, collection: str) -> None:
+    """Build the index of a collection, where the store does not do so by itself. Call it after an ingest."""
+    if isinstance(client, IndexedOnDemand):
+        client.build_index(collection)
+
 
 Engine = Literal["local", "edge"]
 _MARKS: dict[Engine, str] = {"local": "meta.json", "edge": "edge.json"}
@@ -194,7 +210,7 @@ def warn_if_outgrown(client: QdrantClient, name: str, info: models.CollectionInf
             'every question compares with each of them; ingest into an edge store (engine="edge", --store edge), which '
             "has an index, or into a Qdrant server"
         )
-    elif hasattr(client, "build_index") and points - (info.indexed_vectors_count or 0) > UNINDEXED_POINTS:
+    elif isinstance(client, IndexedOnDemand) and points - (info.indexed_vectors_count or 0) > UNINDEXED_POINTS:
         advice = f"many of them are not indexed yet; call client.build_index({name!r}) once the ingest is done"
     else:
         return

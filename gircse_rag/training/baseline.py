@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from gircse_rag.checkpoint import load_checkpoint, read_spec_file
+from gircse_rag.checkpoint import load_checkpoint
+from gircse_rag.checkpoint.spec_file import read_spec_file
 from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.prompts import Role
 from gircse_rag.refinement import pool

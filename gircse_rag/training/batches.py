@@ -29,14 +29,14 @@ class Batch:
         rows: B rows.
         texts: token ids of the B queries, then the passages: B positives, then the negatives there are.
         targets: (B,) int64, each query's positive among the passages.
-        not_negatives: (B, P) bool, passages that are a right answer to the query although another row brought them.
+        false_negatives: (B, P) bool, passages that are a right answer to the query although another row brought them.
         cursor: rows seen since training began, this batch included.
     """
 
     rows: list[Row]
     texts: list[list[int]]
     targets: np.ndarray
-    not_negatives: np.ndarray
+    false_negatives: np.ndarray
     cursor: int
 
 

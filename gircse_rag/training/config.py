@@ -9,11 +9,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from gircse_rag.deprecation import rename_keys
 from gircse_rag.errors import InputError, require
 from gircse_rag.spec import MAX_STEPS
 from gircse_rag.training.unrolled import Pooling
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+RENAMED = {"level_gradients": "clip_text_gradients"}
+"""Old key -> new key, accepted with a DeprecationWarning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class TrainConfig:
         learning_rate: its plateau; linear warm-up over `warmup_rows` (at most a fifth of `rows`), linear decay to 0
             over the last `decay_rows` (at most half of `rows`).
         max_gradient: gradients are clipped to this norm.
-        level_gradients: see `UnrolledRefinement`; the paper's gradient is the one without.
+        clip_text_gradients: see `UnrolledRefinement`; the paper does not clip per text.
         temperature, reg_weight, symmetric, near_equal, dimensions: see `icr_loss`.
         rank, alpha, targets: of a fresh LoRA adapter.
         max_length: prompt tokens at most, in training and in the spec that is saved.
@@ -63,7 +66,7 @@ class TrainConfig:
     decay_rows: int = 10_000
     weight_decay: float = 0.0
     max_gradient: float = 1.0
-    level_gradients: bool = False
+    clip_text_gradients: bool = False
     temperature: float = 0.02
     reg_weight: float = 1.0
     symmetric: bool = False
@@ -121,6 +124,7 @@ class TrainConfig:
         Raises:
             InputError: a key does not exist or is missing, or a value is of another type or out of range.
         """
+        values = rename_keys(values, RENAMED)
         known = {item.name for item in fields(cls)}
         if unknown := sorted(map(str, set(values) - known)):
             raise InputError(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gircse_rag.errors import InputError
-from gircse_rag.prompts import flag, wordings
+from gircse_rag.prompts import flag, paraphrases
 from gircse_rag.tokens import check_text
 
 
@@ -52,7 +52,7 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, task in found.items():
             flags = flag(task.get("symmetric", False)), flag(task.get("in_batch", True))
-            made[name] = Task(wordings(task["instruction"]), *flags)
+            made[name] = Task(paraphrases(task["instruction"]), *flags)
         return made
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

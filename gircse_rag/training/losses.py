@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gircse_rag.deprecation import renamed_arguments
 from gircse_rag.errors import InputError
 from gircse_rag.refinement import pool
 
@@ -39,6 +40,7 @@ class IcrLoss:
     regularization: Tensor
 
 
+@renamed_arguments(not_negatives="false_negatives")
 def icr_loss(
     query_states: Tensor,
     passage_states: Tensor,
@@ -47,7 +49,7 @@ def icr_loss(
     *,
     targets: Tensor | None = None,
     step_weights: Sequence[float] | None = None,
-    not_negatives: Tensor | None = None,
+    false_negatives: Tensor | None = None,
     near_equal: float | None = None,
     symmetric: bool = False,
     dimensions: Sequence[int] | None = None,
@@ -62,8 +64,8 @@ def icr_loss(
         reg_weight: weight of R.
         targets: (B,) int64, the row of each query's positive, for ragged negatives.
         step_weights: K numbers >= 0; the mean over steps becomes this weighted mean.
-        not_negatives: (B, P) bool, True where a passage may not count as a negative of a query, because it is (or says
-            the same as) a right answer. A query's own positive always counts.
+        false_negatives: (B, P) bool, True where a passage answers a query although another row brought it: it is left
+            out of that query's negatives. A query's own positive always counts.
         near_equal: a cosine; passages whose final embedding is at least this close to the query's own positive are no
             negatives either.
         symmetric: average with the loss of each positive against all queries.
@@ -72,9 +74,9 @@ def icr_loss(
     Raises:
         InputError: shapes or options do not fit together, or no query has anything to be told apart from.
     """
-    targets = _check(query_states, passage_states, temperature, targets, step_weights, not_negatives, dimensions)
+    targets = _check(query_states, passage_states, temperature, targets, step_weights, false_negatives, dimensions)
     steps, width = query_states.shape[1:]
-    excluded = _excluded(passage_states, targets, not_negatives, near_equal)
+    excluded = _excluded(passage_states, targets, false_negatives, near_equal)
 
     stepwise = torch.stack(
         [
@@ -120,14 +122,14 @@ def _info_nce(
 
 
 def _excluded(
-    passages: Tensor, targets: Tensor, not_negatives: Tensor | None, near_equal: float | None
+    passages: Tensor, targets: Tensor, false_negatives: Tensor | None, near_equal: float | None
 ) -> Tensor | None:
     """(B, P) bool: what is left out of each query's softmax; None when nothing is."""
-    if not_negatives is None and near_equal is None:
+    if false_negatives is None and near_equal is None:
         return None
     excluded = torch.zeros(len(targets), len(passages), dtype=torch.bool, device=passages.device)
-    if not_negatives is not None:
-        excluded |= not_negatives
+    if false_negatives is not None:
+        excluded |= false_negatives
     if near_equal is not None:
         final = pool(passages.detach())[:, -1]
         excluded |= final[targets] @ final.T >= near_equal
@@ -141,7 +143,7 @@ def _check(
     temperature: float,
     targets: Tensor | None,
     step_weights: Sequence[float] | None,
-    not_negatives: Tensor | None,
+    false_negatives: Tensor | None,
     dimensions: Sequence[int] | None,
 ) -> Tensor:
     """Targets, once everything has been found to fit."""
@@ -168,8 +170,8 @@ def _check(
         raise InputError(f"targets must be {batch} rows of the {len(passages)} passages")
     if step_weights is not None and (len(step_weights) != steps or min(step_weights) < 0 or sum(step_weights) == 0):
         raise InputError(f"step_weights must be {steps} numbers >= 0, not all 0")
-    if not_negatives is not None and not_negatives.shape != (batch, len(passages)):
-        raise InputError(f"not_negatives is {tuple(not_negatives.shape)}; it must be {(batch, len(passages))}")
+    if false_negatives is not None and false_negatives.shape != (batch, len(passages)):
+        raise InputError(f"false_negatives is {tuple(false_negatives.shape)}; it must be {(batch, len(passages))}")
     if dimensions is not None and not (dimensions and all(0 < size <= width for size in dimensions)):
         raise InputError(f"dimensions {list(dimensions)} must lie within 1..{width}")
     return targets

@@ -14,8 +14,9 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from gircse_rag.bundled import BUNDLED
-from gircse_rag.checkpoint import SPEC_FILE, Checkpoint, load_checkpoint, read_spec_file
+from gircse_rag.checkpoint import Checkpoint, load_checkpoint
+from gircse_rag.checkpoint.bundled import BUNDLED
+from gircse_rag.checkpoint.spec_file import SPEC_FILE, read_spec_file
 from gircse_rag.errors import CheckpointError, InputError, require
 from gircse_rag.hardware import device_of, dtype_of
 from gircse_rag.spec import DEFAULT_STEPS, EmbeddingSpec
@@ -66,7 +67,7 @@ def train(
         _adapted(loaded.model, config),
         dtype=dtype_of(config.dtype, torch.device(device)),
         groups=4,
-        level_gradients=config.level_gradients,
+        clip_text_gradients=config.clip_text_gradients,
     )
     batches = Batches(rows, tasks, loaded.tokenizer, spec, batch_size=config.batch_size, seed=config.seed)
     main = accelerator is None or accelerator.is_main_process

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from gircse_rag.checkpoint import SPEC_FILE, SPEC_FILE_FIELDS
+from gircse_rag.checkpoint.spec_file import SPEC_FILE, SPEC_FILE_FIELDS
 from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.training.batches import Batches

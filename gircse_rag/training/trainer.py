@@ -25,8 +25,8 @@ from gircse_rag.training.batches import Batch, Batches
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.losses import IcrLoss, icr_loss
 from gircse_rag.training.saving import find_state, load_state, save_state
+from gircse_rag.training.soft_token_watch import SoftTokenWatch
 from gircse_rag.training.unrolled import UnrolledRefinement
-from gircse_rag.training.watching import SoftTokenWatch
 
 
 class Trainer:
@@ -168,7 +168,7 @@ class Trainer:
             self.temperature(batch.rows[0].task),
             self.config.reg_weight,
             targets=torch.from_numpy(batch.targets).to(states.device),
-            not_negatives=torch.from_numpy(batch.not_negatives).to(states.device),
+            false_negatives=torch.from_numpy(batch.false_negatives).to(states.device),
             near_equal=self.config.near_equal,
             symmetric=self.config.symmetric,
             dimensions=self.config.dimensions,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gircse_rag.deprecation import renamed_arguments
 from gircse_rag.errors import InputError
 from gircse_rag.spec import FAMILIES
 from gircse_rag.training.folding import Folded, Projection
@@ -35,15 +36,16 @@ class UnrolledRefinement(nn.Module):
         model: a Hugging Face causal LM of one of `FAMILIES`, or a PeftModel around one; on its device already.
         dtype: what matrix products run in; default: the model's. Adapter parameters keep their own dtype (float32).
         groups: into how many groups of like lengths a batch is cut for attention.
-        level_gradients: no text's gradient at a soft token may exceed twice the geometric mean over the texts that go
-            forward together: through a chain of soft tokens that of a few texts explodes, and they decide the step.
+        clip_text_gradients: clip each text's gradient at a soft token to twice the geometric mean over the texts that
+            go forward together. Without it the gradients of a few texts explode along the chain and decide the step.
 
     Raises:
         InputError: a family or an adapter that this decoder would get wrong.
     """
 
+    @renamed_arguments(level_gradients="clip_text_gradients")
     def __init__(
-        self, model: Any, *, dtype: torch.dtype | None = None, groups: int = 2, level_gradients: bool = False
+        self, model: Any, *, dtype: torch.dtype | None = None, groups: int = 2, clip_text_gradients: bool = False
     ) -> None:
         super().__init__()
         self.model = model
@@ -52,7 +54,7 @@ class UnrolledRefinement(nn.Module):
         if self.config.model_type not in FAMILIES:
             raise InputError(f"training knows the families {', '.join(FAMILIES)}, not {self.config.model_type}")
         self.dtype: torch.dtype = dtype or causal.dtype
-        self.groups, self.level_gradients = groups, level_gradients
+        self.groups, self.clip_text_gradients = groups, clip_text_gradients
         self.on_soft_token: Callable[[Tensor], None] | None = None
         decoder = causal.model
         # Plain attributes: module registration would list (and broadcast, and save) the frozen weights twice.
@@ -133,8 +135,8 @@ class UnrolledRefinement(nn.Module):
         if self.on_soft_token is not None:
             self.on_soft_token(weights)
         soft: Tensor = weights @ self._embeddings
-        if self.level_gradients and soft.requires_grad:
-            soft.register_hook(_levelled)  # type: ignore[no-untyped-call]
+        if self.clip_text_gradients and soft.requires_grad:
+            soft.register_hook(_clip_per_text)  # type: ignore[no-untyped-call]
         return soft
 
     def _prefill(self, packed: Packed, layers: list[tuple[Folded, ...]], whole: bool) -> tuple[Tensor, list[_Cache]]:
@@ -237,12 +239,12 @@ class _Cache:
         self.keys, self.values, self.soft_keys, self.soft_values = keys, values, soft_keys, soft_values
 
 
-def _levelled(gradient: Tensor) -> Tensor:
-    """(n, d) with each row's norm cut to twice the geometric mean of all rows'."""
+def _clip_per_text(gradient: Tensor) -> Tensor:
+    """(n, d) with each row's norm clipped to twice the geometric mean of all rows' norms."""
     norms = gradient.float().norm(dim=-1, keepdim=True).clamp(min=1e-20)
     limit = 2 * norms.log().mean().exp()
-    levelled: Tensor = gradient * (limit / norms).clamp(max=1).to(gradient.dtype)
-    return levelled
+    clipped: Tensor = gradient * (limit / norms).clamp(max=1).to(gradient.dtype)
+    return clipped
 
 
 class _Norm:

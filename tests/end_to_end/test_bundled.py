@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from gircse_rag import Embedder, bundled
-from gircse_rag.bundled import BUNDLED, ensure_base
-from gircse_rag.checkpoint import load_checkpoint, load_hf
+from gircse_rag import Embedder
+from gircse_rag.checkpoint import bundled, load_checkpoint, load_hf
+from gircse_rag.checkpoint.bundled import BUNDLED, ensure_base
 from gircse_rag.errors import CheckpointError
 
 pytestmark = pytest.mark.model
@@ -66,7 +66,7 @@ def test_it_is_a_language_model_that_can_count() -> None:
 
 
 def test_two_processes_fetch_it_at_once(tmp_path: Path) -> None:
-    program = "from gircse_rag.bundled import ensure_base; print(ensure_base())"
+    program = "from gircse_rag.checkpoint.bundled import ensure_base; print(ensure_base())"
     environment = {**os.environ, "GIRCSE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     (tmp_path / ".converting-abandoned").mkdir()  # as a killed conversion leaves it
     processes = [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gircse_rag.backends.base import Refinement, Request
+from gircse_rag.backend import Refinement, Request
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.checkpoint import Checkpoint, load_checkpoint

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.model
 def test_the_spec_is_known_without_the_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     eager = Embedder.from_pretrained(name, dtype="float32", device="cpu", steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr("gircse_rag.checkpoint.load_checkpoint", None)  # nobody may call it
+        patch.setattr("gircse_rag.checkpoint.load.load_checkpoint", None)  # nobody may call it
         lazy = Embedder.from_pretrained(name, dtype="float32", device="cpu", steps=3, lazy=True)
     assert lazy.spec == eager.spec and lazy.dimension == eager.dimension == lazy.backend.dimension
     assert lazy.tokenizer.backend_tokenizer.to_str() == eager.tokenizer.backend_tokenizer.to_str()
@@ -29,7 +29,7 @@ def test_it_is_loaded_once_and_embeds_as_ever(smollm2: Embedder, monkeypatch: py
     lazy = Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu", lazy=True)
     texts = ["a text", "another one"]
     np.testing.assert_allclose(lazy.embed_documents(texts), smollm2.embed_documents(texts), atol=1e-5)
-    monkeypatch.setattr("gircse_rag.checkpoint.load_checkpoint", None)
+    monkeypatch.setattr("gircse_rag.checkpoint.load.load_checkpoint", None)
     lazy.embed_documents(texts)
     lazy.close()
     with pytest.raises(GircseError):
@@ -37,10 +37,10 @@ def test_it_is_loaded_once_and_embeds_as_ever(smollm2: Embedder, monkeypatch: py
 
 
 def test_another_model_than_promised_is_refused(smollm2: Embedder) -> None:
-    from gircse_rag.backends.late import LateBackend
+    from gircse_rag.backends.lazy import LazyBackend
 
     spec = replace(smollm2.spec, base_hash="another")
-    lazy = Embedder(LateBackend(lambda: smollm2, spec), smollm2.tokenizer, spec)
+    lazy = Embedder(LazyBackend(lambda: (smollm2.backend, smollm2.spec), spec), smollm2.tokenizer, spec)
     with pytest.raises(CheckpointError, match="not what its files promised"):
         lazy.embed_documents(["a text"])
 
@@ -50,7 +50,7 @@ def test_what_is_unchanged_loads_no_model(tmp_path: Path, monkeypatch: pytest.Mo
     documents = [Document(str(number), f"text {number}") for number in range(3)]
     lazy = Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu", lazy=True)
     assert ingest(documents, collection="docs", embedder=lazy, client=client).added == 3
-    monkeypatch.setattr("gircse_rag.checkpoint.load_checkpoint", None)
+    monkeypatch.setattr("gircse_rag.checkpoint.load.load_checkpoint", None)
     again = Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu", lazy=True)
     assert ingest(documents, collection="docs", embedder=again, client=client).unchanged == 3
     client.close()

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
+from gircse_rag.documents.chunking import Chunker
 from gircse_rag.embedder import Embedder, EmbeddingResult
 from gircse_rag.qdrant import Document, ingest, open_client
-from gircse_rag.qdrant.chunking import Chunker
 from tests.unit.qdrant.standin import StandIn
 
 BATCH = 8

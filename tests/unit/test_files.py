@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from gircse_rag.files import written_whole
+from gircse_rag.files import atomic_write
 
 
 def test_a_file_takes_its_place_when_its_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     path.write_text("old")
-    with written_whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
@@ -18,13 +18,13 @@ def test_a_file_takes_its_place_when_its_block_ends(tmp_path: Path) -> None:
 def test_a_block_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "kept.json"
     path.write_text("old")
-    with pytest.raises(type(error)), written_whole(path) as scratch:
+    with pytest.raises(type(error)), atomic_write(path) as scratch:
         scratch.write_text("ha")
         raise error
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "never"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "never"):
         pass
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,9 @@ from gircse_rag.errors import MissingExtraError, require
 HEAVY = "{'torch', 'transformers', 'peft', 'qdrant_client', 'numpy'}"
 
 
-@pytest.mark.parametrize("module", ["gircse_rag", "gircse_rag.spec", "gircse_rag.prompts", "gircse_rag.bundled"])
+@pytest.mark.parametrize(
+    "module", ["gircse_rag", "gircse_rag.spec", "gircse_rag.prompts", "gircse_rag.checkpoint.bundled"]
+)
 def test_importing_the_package_imports_nothing_heavy(module: str) -> None:
     program = f"import sys, {module}; print(sorted({HEAVY} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

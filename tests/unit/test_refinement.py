@@ -27,14 +27,14 @@ def test_streaming_equals_the_plain_softmax(monkeypatch: pytest.MonkeyPatch, voc
 
 
 @settings(max_examples=50, deadline=None)
-@given(top=st.integers(1, 30), vocabulary=st.integers(1, 30), seed=st.integers(0, 10))
-def test_the_heaviest_tokens_survive_streaming(top: int, vocabulary: int, seed: int) -> None:
+@given(top_k=st.integers(1, 30), vocabulary=st.integers(1, 30), seed=st.integers(0, 10))
+def test_the_heaviest_tokens_survive_streaming(top_k: int, vocabulary: int, seed: int) -> None:
     hidden, head = _random(2, 4, seed=seed), _random(vocabulary, 4, seed=seed + 100)
     weights = torch.softmax(hidden @ head.T, dim=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refinement, "VOCABULARY_CHUNK", 4)
-        token = soft_token(hidden, head, head, top=top)
-    expected = weights.topk(min(top, vocabulary))
+        token = soft_token(hidden, head, head, top_k=top_k)
+    expected = weights.topk(min(top_k, vocabulary))
     assert token.token_ids is not None
     assert token.weights is not None
     assert torch.equal(token.token_ids, expected.indices)
@@ -68,7 +68,7 @@ def test_the_vocabulary_matrix_never_exists() -> None:
 
     hidden, head = torch.randn(64, 4), torch.randn(50_000, 4)
     with Watch():
-        soft_token(hidden, head, head, top=8)
+        soft_token(hidden, head, head, top_k=8)
     assert 0 < largest <= 64 * (refinement.VOCABULARY_CHUNK + 8) < 64 * 50_000
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gircse_rag.backends.base import Refinement, Request
+from gircse_rag.backend import Refinement, Request
 from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.backends.vllm.export import export
 from gircse_rag.checkpoint import load_checkpoint

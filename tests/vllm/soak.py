@@ -26,7 +26,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 import psutil
 
-from gircse_rag.backends.base import Request
+from gircse_rag.backend import Request
 from tests.vllm.engines import BLOCK, add, engine, reference, scheduler_of, tiny_folder
 
 POOL = 400

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gircse_rag.backends.base import Request
+from gircse_rag.backend import Request
 from gircse_rag.backends.vllm.export import export
 from tests import tiny
 from tests.vllm.engines import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gircse_rag.backends.vllm import checks
+from gircse_rag.backends.vllm.plugin import checks
 from gircse_rag.errors import CheckpointError, GircseError
 from tests import tiny
 from tests.vllm.engines import engine

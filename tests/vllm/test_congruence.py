@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gircse_rag.backends.base import Request
+from gircse_rag.backend import Request
 from gircse_rag.backends.vllm.export import export
-from gircse_rag.backends.vllm.settings import spec_of
+from gircse_rag.backends.vllm.plugin.settings import spec_of
 from gircse_rag.checkpoint import load_tokenizer
 from gircse_rag.tokens import encode
 from tests.vllm.engines import assert_same, embed, engine, reference, scheduler_of

@@ -11,9 +11,9 @@ import pytest
 from tokenizers import processors
 
 from gircse_rag import Embedder
-from gircse_rag.backends.vllm.backend import VllmBackend
 from gircse_rag.backends.vllm.export import export
-from gircse_rag.backends.vllm.prompts import params, prompts
+from gircse_rag.backends.vllm.in_process import VllmBackend
+from gircse_rag.backends.vllm.plugin.llm_inputs import params, prompts
 from gircse_rag.errors import GircseError, InputError
 from tests import tiny
 from tests.vllm.engines import assert_same, engine, plain_folder

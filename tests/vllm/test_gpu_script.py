@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from gircse_rag.backends.base import Request
+from gircse_rag.backend import Request
 from tests.vllm.engines import BLOCK, reference, some_requests
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_vllm_gpu.py"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gircse_rag import Embedder
-from gircse_rag.backends.base import Request
+from gircse_rag.backend import Request
 from gircse_rag.backends.vllm.export import export
 from tests.vllm.engines import assert_same, plain_folder, reference, some_requests, tiny_folder
 from tests.vllm.servers import served

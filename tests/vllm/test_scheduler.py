@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gircse_rag.backends.base import Request
+from gircse_rag.backend import Request
 from tests.vllm.engines import (
     BLOCK,
     add,

@@ -36,11 +36,11 @@ def register() -> None:
         from vllm import ModelRegistry
         from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-        from gircse_rag.backends.vllm.checks import GircseConfig
+        from gircse_rag.backends.vllm.plugin.checks import GircseConfig
 
         for name in ARCHITECTURES.values():
             if name not in ModelRegistry.get_supported_archs():
-                ModelRegistry.register_model(name, f"gircse_rag.backends.vllm.model:{name}")
+                ModelRegistry.register_model(name, f"gircse_rag.backends.vllm.plugin.model:{name}")
             MODELS_CONFIG_MAP[name] = GircseConfig
     except (ImportError, AttributeError, TypeError) as error:
         logging.getLogger("vllm.gircse").error(
@@ -50,6 +50,6 @@ def register() -> None:
 
 def endpoints() -> Any:
     """Entry point `vllm.endpoint_plugins`: steps, role and instruction over HTTP, if VLLM_PLUGINS names gircse."""
-    from gircse_rag.backends.vllm.serving import GircseEndpoints
+    from gircse_rag.backends.vllm.plugin.endpoints import GircseEndpoints
 
     return GircseEndpoints()

@@ -19,9 +19,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gircse_rag.backends.vllm import ARCHITECTURES
-from gircse_rag.checkpoint import EXPORTED, SPEC_FILE, SPEC_FILE_FIELDS, Checkpoint, load_checkpoint
+from gircse_rag.checkpoint import Checkpoint, load_checkpoint
+from gircse_rag.checkpoint.hashing import hash_model
+from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, SPEC_FILE_FIELDS
 from gircse_rag.errors import CheckpointError, InputError
-from gircse_rag.hashing import hash_model
 
 
 def export(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
@@ -41,7 +42,7 @@ def export(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Pa
 def is_exported(folder: Path) -> bool:
     """Whether `gircse export` wrote this folder."""
     try:
-        return EXPORTED in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return EXPORT_KEY in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 
@@ -75,7 +76,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["architectures"] = [ARCHITECTURES[model.config.model_type]]
-    config[EXPORTED] = {"spec": spec.to_dict(), "weights": weights}
+    config[EXPORT_KEY] = {"spec": spec.to_dict(), "weights": weights}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     chosen = {name: value for name, value in spec.to_dict().items() if name in SPEC_FILE_FIELDS}
     (folder / SPEC_FILE).write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")

@@ -11,6 +11,6 @@ from gircse_rag.errors import require
 
 require("qdrant_edge", "edge")
 
-from gircse_rag.qdrant.edge.client import EdgeClient  # noqa: E402  it needs the extra
+from gircse_rag.qdrant.edge.edge_client import EdgeClient  # noqa: E402  it needs the extra
 
 __all__ = ["EdgeClient"]

@@ -203,7 +203,7 @@ def remove(folder: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
-    # Not `written_whole`: one process at a time has the store, and here what a killed one left is written over.
+    # Not `atomic_write`: one process at a time has the store, and here what a killed one left is written over.
     scratch = path.with_name(f"{path.name}.partial")
     with scratch.open("w") as file:
         file.write(text)

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from gircse_rag import INSTRUCTIONS, Embedder
 from gircse_rag.errors import GircseError, GircseWarning
-from gircse_rag.evaluation.readers import read_pairs, read_retrieval
+from gircse_rag.evaluation.formats import read_pairs, read_retrieval
 from gircse_rag.evaluation.scoring import pairs, retrieval
 from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, Watched, rendered, run_page
 from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from gircse_rag.bundled import BUNDLED
+from gircse_rag.checkpoint.bundled import BUNDLED
 from gircse_rag.embedder import Embedder, Steps
 from gircse_rag.errors import GircseError
 from gircse_rag.prompts import INSTRUCTIONS, prefix

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from gircse_rag.backends.base import Refinement, Request
+from gircse_rag.backend import Refinement, Request
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.engine import engine, sweeps
@@ -284,7 +284,7 @@ def counted(paged: PagedBackend, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_soft_tokens_are_the_heaviest_of_each_step() -> None:
     model = tiny.model()
-    asked = [*requests(4, 5, soft_tokens=3), *requests(5, 5)]
+    asked = [*requests(4, 5, top_k=3), *requests(5, 5)]
     expected = dict(ReferenceBackend(model).refine(asked))
     found = vectors(dict(backend(model).refine(asked)))
     for index in range(5):

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from gircse_rag.backend import Refinement, Request
 from gircse_rag.backends import paged as module
-from gircse_rag.backends.base import Refinement, Request
 from gircse_rag.backends.paged import PagedBackend, _Call
 from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.engine import engine

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gircse_rag.backends.base import Refinement, Request
+from gircse_rag.backend import Refinement, Request
 from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.errors import GircseError, InputError
 from tests import tiny, transcription
@@ -75,7 +75,7 @@ def test_auto_steps_stop_once_settled_and_not_before() -> None:
 def test_soft_tokens_are_the_heaviest_of_the_distribution() -> None:
     model = tiny.model()
     _, weights = transcription.refine(model, list(PROMPTS[1]), 3)
-    found = _run(ReferenceBackend(model), Request(PROMPTS[1], 3, soft_tokens=4)).soft_tokens
+    found = _run(ReferenceBackend(model), Request(PROMPTS[1], 3, top_k=4)).soft_tokens
     assert found is not None
     top = weights.topk(4)
     for step in range(3):

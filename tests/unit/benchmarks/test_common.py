@@ -12,7 +12,7 @@ pytest.importorskip("benchmarks.common", reason="benchmarks/ is not part of this
 
 from benchmarks import common, machine, memory, quality, report
 from benchmarks.cost import Stream
-from gircse_rag.backends.base import Request
+from gircse_rag.backend import Request
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.spec import EmbeddingSpec
 from tests import tiny

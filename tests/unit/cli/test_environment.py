@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gircse_rag.bundled import BUNDLED
+from gircse_rag.checkpoint.bundled import BUNDLED
 from gircse_rag.cli.options import needs_fetching
 from tests import tiny
 from tests.unit.cli.conftest import Gircse

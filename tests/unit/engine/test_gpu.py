@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from gircse_rag.backends.base import Refinement, Request
+from gircse_rag.backend import Refinement, Request
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.engine.attention import PagedPlan, Segment, has_paged_kernel

@@ -142,7 +142,7 @@ def test_texts_are_rendered_as_the_embedder_renders_them():
 
 def test_known_right_answers_are_not_negatives():
     data = [Row("find", "q", "p1", "n"), Row("find", "q", "p2", None), Row("find", "r", "p3", "p1")]
-    right = batches(data).encode(data).not_negatives  # passages: p1 p2 p3 n p1
+    right = batches(data).encode(data).false_negatives  # passages: p1 p2 p3 n p1
     np.testing.assert_array_equal(right, [[1, 1, 0, 0, 1], [1, 1, 0, 0, 1], [0, 0, 1, 0, 0]])
 
 
@@ -153,5 +153,5 @@ def test_a_symmetric_relation_is_transitive():
         Row("same", "d", "c", None),
         Row("same", "e", "f", "a"),
     ]
-    right = batches(data).encode(data).not_negatives  # passages: b b c f x y a
+    right = batches(data).encode(data).false_negatives  # passages: b b c f x y a
     np.testing.assert_array_equal(right, [[1, 1, 1, 0, 0, 0, 1]] * 3 + [[0, 0, 0, 1, 0, 0, 0]])

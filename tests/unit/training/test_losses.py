@@ -74,7 +74,7 @@ def test_low_precision_states_are_computed_in_float32():
         {"dimensions": (2, 6)},
         {"step_weights": (0.0, 1.0, 3.0)},
         {"near_equal": 0.3},
-        {"not_negatives": torch.rand(4, 8, generator=torch.Generator().manual_seed(1)) < 0.4},
+        {"false_negatives": torch.rand(4, 8, generator=torch.Generator().manual_seed(1)) < 0.4},
     ],
     ids=lambda options: next(iter(options), "plain"),
 )
@@ -96,7 +96,7 @@ def test_what_is_no_negative_leaves_the_softmax_and_the_positive_never_does():
     mask = torch.rand(4, 8, generator=torch.Generator().manual_seed(2)) < 0.5
     mask[1] = True
     excluded = {(i, j) for i in range(4) for j in range(8) if mask[i, j]}
-    found = icr_loss(q, p, temperature=0.1, not_negatives=mask)
+    found = icr_loss(q, p, temperature=0.1, false_negatives=mask)
     assert found.total.item() == pytest.approx(transcription(q, p, 0.1, excluded=excluded)[0], rel=1e-9)
 
 
@@ -143,7 +143,7 @@ def test_a_loss_that_underflows_has_a_finite_gradient():
         (lambda q, p: ((q, p), {"temperature": 0.0}), "temperature"),
         (lambda q, p: ((q, p), {"targets": torch.tensor([0, 1, 2, 8])}), "targets"),
         (lambda q, p: ((q, p), {"step_weights": (1.0,)}), "step_weights"),
-        (lambda q, p: ((q, p), {"not_negatives": torch.zeros(4, 4, dtype=torch.bool)}), "not_negatives"),
+        (lambda q, p: ((q, p), {"false_negatives": torch.zeros(4, 4, dtype=torch.bool)}), "false_negatives"),
         (lambda q, p: ((q, p), {"dimensions": (7,)}), "dimensions"),
     ],
 )

@@ -20,8 +20,8 @@ from transformers import (
 from gircse_rag.errors import InputError
 from gircse_rag.training.losses import icr_loss
 from gircse_rag.training.packing import cuts
-from gircse_rag.training.unrolled import UnrolledRefinement, _levelled
-from gircse_rag.training.watching import SoftTokenWatch
+from gircse_rag.training.soft_token_watch import SoftTokenWatch
+from gircse_rag.training.unrolled import UnrolledRefinement, _clip_per_text
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES = dict(
@@ -113,21 +113,21 @@ def test_states_and_gradients_equal_full_recomputation(family, groups, batch):
         assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
-def test_levelled_gradients_cut_what_explodes_and_nothing_else():
+def test_clipping_per_text_cuts_exploding_gradients_and_nothing_else():
     """No text's gradient exceeds twice the geometric mean; the states, and a level batch, are untouched."""
     torch.manual_seed(0)
     rows = torch.randn(6, 8, dtype=torch.float64)
     level = rows / rows.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(_levelled(level), level)
+    torch.testing.assert_close(_clip_per_text(level), level)
     rows[2] *= 1e6
-    found, norms = _levelled(rows), rows.norm(dim=-1)
+    found, norms = _clip_per_text(rows), rows.norm(dim=-1)
     limit = 2 * norms.log().mean().exp()
     torch.testing.assert_close(found.norm(dim=-1), norms.clamp(max=limit), rtol=1e-6, atol=0)
     torch.testing.assert_close(functional.normalize(found, dim=-1), functional.normalize(rows, dim=-1))
     model = tiny("llama")
-    plain, levelled = (UnrolledRefinement(model, level_gradients=flag) for flag in (False, True))
-    torch.testing.assert_close(levelled(TEXTS, 4), plain(TEXTS, 4))
-    whole, cut = gradients(model, plain(TEXTS, 4)), gradients(model, levelled(TEXTS, 4))
+    plain, clipped = (UnrolledRefinement(model, clip_text_gradients=flag) for flag in (False, True))
+    torch.testing.assert_close(clipped(TEXTS, 4), plain(TEXTS, 4))
+    whole, cut = gradients(model, plain(TEXTS, 4)), gradients(model, clipped(TEXTS, 4))
     assert any((whole[name] - cut[name]).norm() > 1e-3 * whole[name].norm() for name in whole)
 
 

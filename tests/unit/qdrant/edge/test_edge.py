@@ -378,7 +378,7 @@ WRITER = """
     import os, sys
     import numpy as np
     from qdrant_client import models
-    from gircse_rag.qdrant.edge.client import EdgeClient
+    from gircse_rag.qdrant.edge.edge_client import EdgeClient
 
     client = EdgeClient(sys.argv[1])
     if not client.collection_exists("docs"):

@@ -1,0 +1,95 @@
+"""The protocol between the Embedder, which knows texts, and whatever refines token ids into vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gircse_rag.errors import GircseError, InputError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One rendered text to refine.
+
+    Attributes:
+        token_ids: the whole prompt, at least one id.
+        steps: K, the number of soft tokens; an upper bound when `tolerance` is set.
+        tolerance: leave as soon as 1 - cos(z_k, z_{k-1}) <= tolerance (`steps="auto"`); None runs all steps.
+        top_k: how many vocabulary tokens to report per soft token, the most probable first.
+        trajectory: whether the embeddings before the last one will be looked at; most backends have them anyway.
+    """
+
+    token_ids: tuple[int, ...]
+    steps: int
+    tolerance: float | None = None
+    top_k: int = 0
+    trajectory: bool = False
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What came out of one request.
+
+    Attributes:
+        trajectory: (k, d) float32, unit rows: z_1..z_k, where k is the number of steps used.
+        soft_tokens: per step the `top_k` most probable (token id, weight), or None if not asked for.
+    """
+
+    trajectory: NDArray[np.float32]
+    soft_tokens: list[list[tuple[int, float]]] | None = None
+
+    @property
+    def vector(self) -> NDArray[np.float32]:
+        """(d,) float32: the embedding after the last step."""
+        vector: NDArray[np.float32] = self.trajectory[-1]
+        return vector
+
+    @property
+    def steps(self) -> int:
+        """The number of refinement steps used."""
+        return len(self.trajectory)
+
+
+def check_request(request: Request, vocabulary: int) -> None:
+    """Refuse what no model could compute, before it meets the requests of others.
+
+    Raises:
+        InputError: no tokens, an id outside the vocabulary, or no number of steps or soft tokens.
+    """
+    if not request.token_ids:
+        raise InputError("a prompt needs at least one token")
+    for token in (min(request.token_ids), max(request.token_ids)):
+        if not 0 <= token < vocabulary:
+            raise InputError(
+                f"token id {token} is outside the model's vocabulary of {vocabulary}; use the model's own tokenizer"
+            )
+    if not isinstance(request.steps, int) or request.steps < 1:
+        raise InputError(f"a request's steps must be an integer from 1 on, not {request.steps!r}")
+    if not 0 <= request.top_k <= vocabulary:
+        raise InputError(f"top_k must be from 0 to the vocabulary's {vocabulary}, not {request.top_k!r}")
+
+
+class Backend(Protocol):
+    """Refines prompts. Safe to call from several threads at once."""
+
+    @property
+    def dimension(self) -> int:
+        """d, the length of every vector."""
+        ...
+
+    def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
+        """Yield (position of the request, its result) in completion order, in bounded memory.
+
+        `requests` is consumed lazily and may be endless. A request that fails yields its error and spoils no other.
+        Closing the iterator cancels what is under way and frees what it held.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the model. Calling it twice is harmless; `refine` afterwards raises GircseError."""
+        ...

@@ -1,0 +1,203 @@
+"""The four decoders as GIRCSE embedders: handles in, soft tokens between the steps, the pooled vector out.
+
+In each step of the engine a request computes a piece of its text, or one handle. What the pooler does with the last
+hidden state h of that piece, where t = positions computed - P:
+
+    t < 0        nothing: the text is not done
+    t = 0        h is h_0: table[slot] = softmax(head(h) / tau) @ E
+    0 < t < K    h is h_t: sum += h, and table[slot] = softmax(head(h) / tau) @ E
+    t = K        sum += h, and out comes normalize(sum)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed import get_tp_group
+from vllm.model_executor.layers.pooler import Pooler
+from vllm.model_executor.models.interfaces_base import default_pooling_type
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.mistral import MistralForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+
+from gircse_rag.backends.vllm.plugin.scheduler import RESERVATION
+from gircse_rag.backends.vllm.plugin.settings import Settings
+
+
+class SoftTokens(nn.Module):
+    """The state of refinement, one row a slot.
+
+    Attributes:
+        table: (slots, d), the model's dtype: the soft token that the slot's next handle stands for.
+        sums: (slots, d) float32: h_1 + ... + h_t.
+    """
+
+    table: Tensor
+    sums: Tensor
+
+    def __init__(self, settings: Settings, dimension: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self._vocabulary, self._slots = settings.vocabulary, settings.slots
+        shape = (settings.slots, dimension)
+        self.register_buffer("table", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
+        self.register_buffer("sums", torch.zeros(shape, dtype=torch.float32, device=device), persistent=False)
+
+    def split(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which of `ids` (n,) are handles, their slots, and the ids of the others; 0 stands in for what does not apply.
+
+        Padding behind a batch may be any id; its row is computed and thrown away.
+        """
+        soft = ids >= self._vocabulary
+        return soft, torch.where(soft, (ids - self._vocabulary) % self._slots, 0), torch.where(soft, 0, ids)
+
+    def add(self, slots: Tensor, states: Tensor, first: Tensor) -> Tensor:
+        """sum = h_1 where `first`, else sum + h_t. Whatever an earlier holder of the slot left does not matter.
+
+        Returns:
+            (n, d) float32: the new sums of `slots`.
+        """
+        sums = states.float() + self.sums[slots].masked_fill(first[:, None], 0.0)
+        self.sums.index_copy_(0, slots, sums)
+        return sums
+
+
+class GircsePooler(Pooler):
+    """Runs after each step of the engine, on every tensor-parallel rank alike."""
+
+    def __init__(self, model: GircseMixin) -> None:
+        super().__init__()
+        self.__dict__["model"] = model  # not a submodule: the model holds the pooler
+
+    def get_supported_tasks(self) -> set[str]:
+        return {"embed"}
+
+    def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> Any:
+        cursor = pooling_metadata.get_pooling_cursor()
+        last = cursor.last_token_indices_gpu
+        held: list[Any] = [(params.extra_kwargs or {}).get(RESERVATION) for params in pooling_metadata.pooling_params]
+        if None in held:  # vLLM measures its memory with requests that no scheduler has seen
+            return list(self.model.soft_token(hidden_states[last]).float())
+        rows: list[int] = []
+        slots: list[int] = []
+        times: list[int] = []
+        done: list[bool] = []
+        for row, ((slot, text, steps), length) in enumerate(zip(held, cursor.seq_lens_cpu.tolist(), strict=True)):
+            if length >= text:
+                rows.append(row)
+                slots.append(slot)
+                times.append(length - text)
+                done.append(length - text == steps)
+        outputs: list[Tensor | None] = [None] * len(held)
+        if rows:
+            for row, vector in self._refine(hidden_states[last[rows]], rows, slots, times, done):
+                outputs[row] = vector
+        return outputs
+
+    def _refine(
+        self, states: Tensor, rows: list[int], slots: list[int], times: list[int], done: list[bool]
+    ) -> list[tuple[int, Tensor]]:
+        soft = self.model.soft
+        where = torch.tensor(slots, device=states.device)
+        pooled = [i for i, time in enumerate(times) if time]  # h_0 is not
+        finished: list[tuple[int, Tensor]] = []
+        if pooled:
+            first = torch.tensor([times[i] == 1 for i in pooled], device=states.device)
+            sums = soft.add(where[pooled], states[pooled], first)
+            vectors = nn.functional.normalize(sums, dim=-1)
+            finished = [(rows[i], vectors[place]) for place, i in enumerate(pooled) if done[i]]
+        if going_on := [i for i, over in enumerate(done) if not over]:
+            tokens = self.model.soft_token(states[going_on])
+            soft.table.index_copy_(0, where[going_on], tokens.to(soft.table.dtype))
+        return finished
+
+
+class GircseMixin:
+    """In front of one of vLLM's causal LMs; its weights and layers are used as they are."""
+
+    is_pooling_model = True
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        settings = Settings.of(vllm_config)
+        embedding = self.model.embed_tokens  # type: ignore[attr-defined]
+        dtype, device = vllm_config.model_config.dtype, embedding.weight.device
+        dimension = vllm_config.model_config.hf_config.hidden_size
+        self._temperature = settings.spec.temperature
+        self.soft = SoftTokens(settings, dimension, dtype, device)
+        # CUDA graphs replay with the addresses they were captured with, so inputs must always lie in the same place.
+        rows = max(
+            vllm_config.scheduler_config.max_num_batched_tokens,
+            vllm_config.compilation_config.max_cudagraph_capture_size or 0,
+        )
+        self.register_buffer(  # type: ignore[attr-defined]
+            "input_buffer", torch.zeros(rows, dimension, dtype=dtype, device=device), persistent=False
+        )
+        self.pooler = GircsePooler(self)
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """(n,) ids of tokens and handles -> (n, d)."""
+        is_soft, slots, tokens = self.soft.split(input_ids)
+        embedded: Tensor = super().embed_input_ids(tokens)  # type: ignore[misc]
+        return torch.where(is_soft[:, None], self.soft.table[slots], embedded)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Any:
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.input_buffer[: input_ids.shape[0]]  # type: ignore[attr-defined]
+            inputs_embeds.copy_(self.embed_input_ids(input_ids))
+        return super().forward(None, positions, intermediate_tensors, inputs_embeds)  # type: ignore[misc]
+
+    def soft_token(self, states: Tensor) -> Tensor:
+        """softmax(head(states) / tau) @ E: (n, d) -> (n, d).
+
+        Each tensor-parallel rank has some rows of head and E, the same ones: it adds up its share of the numerator and
+        of the normaliser, relative to the largest logit of all ranks, and one all-reduce joins them.
+        """
+        embedding = self.model.embed_tokens  # type: ignore[attr-defined]
+        shard = embedding.shard_indices
+        here = shard.org_vocab_end_index - shard.org_vocab_start_index  # without the padding
+        weight = embedding.weight[:here]
+        logits = self.logits_processor(self.lm_head, states, skip_gather=True)  # type: ignore[attr-defined]
+        logits = logits[:, :here].float() / self._temperature
+        token: Tensor
+        if embedding.tp_size == 1:
+            token = torch.softmax(logits, dim=-1).to(weight.dtype) @ weight
+            return token
+        ranks = get_tp_group()
+        # a rank may hold nothing but padding
+        largest = logits.amax(-1, keepdim=True) if here else logits.new_full((len(logits), 1), float("-inf"))
+        largest = ranks.all_gather(largest, dim=-1).amax(-1, keepdim=True)
+        weights = torch.exp(logits - largest)
+        share = torch.cat([(weights.to(weight.dtype) @ weight).float(), weights.sum(-1, keepdim=True)], dim=-1)
+        total = ranks.all_reduce(share)
+        token = total[:, :-1] / total[:, -1:]
+        return token
+
+
+@default_pooling_type(seq_pooling_type="LAST")
+class GircseLlamaForCausalLM(GircseMixin, LlamaForCausalLM):
+    """Llama."""
+
+
+@default_pooling_type(seq_pooling_type="LAST")
+class GircseMistralForCausalLM(GircseMixin, MistralForCausalLM):
+    """Mistral."""
+
+
+@default_pooling_type(seq_pooling_type="LAST")
+class GircseQwen2ForCausalLM(GircseMixin, Qwen2ForCausalLM):
+    """Qwen2 and Qwen2.5."""
+
+
+@default_pooling_type(seq_pooling_type="LAST")
+class GircseQwen3ForCausalLM(GircseMixin, Qwen3ForCausalLM):
+    """Qwen3."""

@@ -1,0 +1,36 @@
+"""Checkpoints: from a name, a folder or a Hub id to a model, a tokenizer and the spec of its vector space.
+
+    locate    where the files are: the folder, its adapter, its base model (imports no torch)
+    bundled   the models known by name, fetched and converted once into the user's cache (imports no torch)
+    spec_file gircse.json, and what `gircse export` recorded in config.json
+    lora      a PEFT LoRA adapter, merged into its base model
+    hashing   the hashes that fix a vector space
+    load      all of it together: `load_checkpoint`
+    weights/  the adapter that ships with the package
+
+The names below load on first use, because `load` imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gircse_rag.checkpoint.load import (
+        Checkpoint,
+        checkpoint_state,
+        load_checkpoint,
+        load_hf,
+        load_spec,
+        load_tokenizer,
+    )
+
+__all__ = ["Checkpoint", "checkpoint_state", "load_checkpoint", "load_hf", "load_spec", "load_tokenizer"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'gircse_rag.checkpoint' has no attribute {name!r}")
+    from gircse_rag.checkpoint import load
+
+    return getattr(load, name)

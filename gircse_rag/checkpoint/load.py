@@ -1,0 +1,257 @@
+"""Loading a checkpoint: base model + adapter + tokenizer + spec.
+
+Only safetensors are read, and the one pinned GGUF of bundled.py; never pickle, never remote code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from gircse_rag.checkpoint.bundled import BUNDLED, base_folder
+from gircse_rag.checkpoint.hashing import hash_lora, hash_model, hash_tokenizer
+from gircse_rag.checkpoint.locate import ADAPTER_CONFIG, Located, locate
+from gircse_rag.checkpoint.lora import merge_lora, read_lora
+from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, make_spec, read_export, read_json
+from gircse_rag.errors import CheckpointError, first_line
+from gircse_rag.spec import FAMILIES, EmbeddingSpec
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a backend and the Embedder need.
+
+    Attributes:
+        model: a plain transformers causal LM with the adapter merged, in eval mode, on its device.
+        tokenizer: its fast tokenizer.
+        spec: its vector space.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    spec: EmbeddingSpec
+
+
+def load_hf(
+    name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load model and tokenizer as plain transformers objects, for a loop of your own. The adapter is merged.
+
+        model, tokenizer = load_hf("smollm2-135m")
+
+    Args:
+        name: a bundled name, a folder or a Hub id.
+        dtype: of the parameters.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    checkpoint = load_checkpoint(name, dtype=dtype, device=device)
+    return checkpoint.model, checkpoint.tokenizer
+
+
+def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device) -> Checkpoint:
+    """Load base model, adapter, tokenizer and spec. The adapter is merged in float32; the sum is converted to `dtype`.
+
+    Raises:
+        CheckpointError: there is nothing of that name; a file is missing, truncated or tampered with; the family is
+            not supported; the adapter does not fit; the weights hold NaN. Names the file or layer.
+    """
+    located = locate(name)
+    base = located.base
+    model = _load_model(base)
+    with ThreadPoolExecutor(1) as pool:  # hashing half a gigabyte takes as long as parsing the tokenizer
+        hashing = pool.submit(hash_model, model)
+        tokenizer = _load_tokenizer(located.adapter, base)
+        tokenizer_hash, base_hash = hash_tokenizer(tokenizer), hashing.result()
+    _check_bundled(located, base_hash, tokenizer_hash)
+    origin = _read_origin(model, base, located.base_name, base_hash)
+    if located.adapter is not None:
+        config, weights = read_json(located.adapter / ADAPTER_CONFIG), read_lora(located.adapter)
+        model = merge_lora(model, located.adapter, config, weights, dtype)
+        origin |= {"adapter": name, "adapter_hash": hash_lora(config, weights)}
+    _check_finite(model)
+    vocabulary, dimension = model.get_input_embeddings().weight.shape
+    if len(tokenizer) > vocabulary:
+        raise CheckpointError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, but the model embeds {vocabulary}; they do "
+            "not belong together: get both from one place"
+        )
+    spec = make_spec(
+        located.folder, **origin, tokenizer_hash=tokenizer_hash, dimension=dimension, dtype=_dtype_name(dtype)
+    )
+    window = model.config.max_position_embeddings
+    if spec.max_length + spec.document_steps > window:
+        raise CheckpointError(
+            f"{name}: max_length {spec.max_length} plus {spec.document_steps} steps exceed the model's window of "
+            f"{window} positions; set max_length in {located.folder / SPEC_FILE}"
+        )
+    model.to(device)
+    for parameter in model.parameters():  # not the buffers: position frequencies rounded to bfloat16 rotate too far
+        parameter.data = parameter.data.to(dtype)
+    return Checkpoint(model.eval().requires_grad_(False), tokenizer, spec)
+
+
+def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | None]]:
+    """Load a checkpoint's tokenizer, and the spec hashes that can be known without reading the base model's weights.
+
+    Returns:
+        The tokenizer, and hashes by the name of their spec field.
+
+    Raises:
+        CheckpointError: there is nothing of that name, or a file is missing or damaged.
+    """
+    located = locate(name)
+    hashes: dict[str, str | None] = {"adapter_hash": None}
+    if located.adapter is not None:
+        hashes["adapter_hash"] = hash_lora(read_json(located.adapter / ADAPTER_CONFIG), read_lora(located.adapter))
+    tokenizer = _load_tokenizer(located.adapter, located.base)
+    if located.adapter is None and (entry := read_json(located.folder / "config.json").get(EXPORT_KEY)):
+        origin = read_export(located.folder, entry)[1]
+        hashes |= {field: origin[field] for field in ("base_hash", "adapter_hash")}
+    if located.base_name in BUNDLED:
+        hashes["base_hash"] = BUNDLED[located.base_name].base_hash
+    return tokenizer, {**hashes, "tokenizer_hash": hash_tokenizer(tokenizer)}
+
+
+def load_spec(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, EmbeddingSpec] | None:
+    """Load tokenizer and spec without the model. None unless the base model is bundled, so that its hash is known.
+
+    Raises:
+        CheckpointError: as `load_tokenizer`.
+    """
+    located = locate(name)
+    if located.base_name not in BUNDLED:
+        return None
+    tokenizer, hashes = load_tokenizer(name)
+    if hashes["tokenizer_hash"] != BUNDLED[located.base_name].tokenizer_hash:
+        return None  # a damaged copy: `load_checkpoint` reports it
+    spec = make_spec(
+        located.folder,
+        base_model=located.base_name,
+        adapter=None if located.adapter is None else name,
+        dimension=read_json(located.base / "config.json").get("hidden_size"),
+        dtype=_dtype_name(dtype),
+        **hashes,  # base_hash is among them: the base is bundled
+    )
+    return tokenizer, spec
+
+
+def checkpoint_state(name: str) -> str:
+    """32 hex digits that change when a file changes that `load_checkpoint(name)` reads (weights: their size and time).
+
+    Raises:
+        CheckpointError: there is nothing of that name.
+    """
+    located = locate(name)
+    folders = [located.folder] if located.adapter is None else [located.folder, located.base]
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in folder.iterdir()):
+        if path.suffix == ".json":
+            digest.update(f"{path.name} ".encode() + path.read_bytes())
+        elif path.suffix == ".safetensors":
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns} ".encode())
+    return digest.hexdigest()[:32]
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_bundled(located: Located, base_hash: str, tokenizer_hash: str) -> None:
+    known = BUNDLED.get(located.base_name)
+    if known and (base_hash, tokenizer_hash) != (known.base_hash, known.tokenizer_hash):
+        raise CheckpointError(
+            f"the cached base model in {located.base} is damaged or was changed (weights {base_hash[:12]}, tokenizer "
+            f"{tokenizer_hash[:12]}; expected {known.base_hash[:12]}, {known.tokenizer_hash[:12]}); delete that "
+            "folder, it will be fetched again"
+        )
+
+
+def _read_origin(model: PreTrainedModel, folder: Path, name: str, weights_hash: str) -> dict[str, Any]:
+    """The spec fields that name where the weights come from: the base model, or what `gircse export` merged."""
+    entry = getattr(model.config, EXPORT_KEY, None)
+    if entry is None:
+        return {"base_model": name, "base_hash": weights_hash}
+    exported_hash, origin = read_export(folder, entry)
+    if exported_hash != weights_hash:
+        raise CheckpointError(
+            f"the weights in {folder} are not those that `gircse export` wrote ({weights_hash[:12]}, not "
+            f"{exported_hash[:12]}): they are damaged or were changed; export the model again"
+        )
+    return origin
+
+
+def _load_model(folder: Path) -> PreTrainedModel:
+    if (folder / ADAPTER_CONFIG).exists():  # transformers would apply it, and its weights would be in no hash
+        raise CheckpointError(
+            f"{folder} should be a base model but holds an adapter too; give each a folder of its own"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if config.model_type not in FAMILIES:
+            raise CheckpointError(f"{folder} is a {config.model_type} model; supported families: {', '.join(FAMILIES)}")
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # a config.json with wrong types fails wherever it is read
+        raise CheckpointError(
+            f"could not load a model from {folder}: {first_line(error)}{_advice(folder)} (only safetensors are read)"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} weights of a causal LM, first {missing[0]}{_advice(folder)}"
+        )
+    if unexpected := sorted(key for key in info["unexpected_keys"] if not key.endswith("rotary_emb.inv_freq")):
+        raise CheckpointError(
+            f"{folder} has {len(unexpected)} weights that a {config.model_type} has no place for, first "
+            f"{unexpected[0]}: its config.json is of another model{_advice(folder)}"
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _load_tokenizer(adapter: Path | None, base: Path) -> PreTrainedTokenizerBase:
+    folder = adapter if adapter and (adapter / "tokenizer.json").exists() else base
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
+        raise CheckpointError(
+            f"could not load the tokenizer in {folder}: {first_line(error)}{_advice(folder)}"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError(f"{folder} has no tokenizer.json; save the tokenizer as a fast one")
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, weight in model.named_parameters():
+        low, high = torch.aminmax(weight)
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise CheckpointError(
+                f"the weights hold NaN or infinity in {name}; the file is damaged or training diverged"
+            )
+
+
+def _advice(folder: Path) -> str:
+    if folder == base_folder():
+        return f"; delete {folder}, it will be fetched again"
+    return "; get the files again, or save the model again"

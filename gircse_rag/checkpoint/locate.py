@@ -1,0 +1,113 @@
+"""Where the files of a checkpoint are: `locate`.
+
+"smollm2-135m"                 a bundled name (bundled.py)
+"./my-model"                   a folder: a merged model, or a PEFT adapter whose config names its base model
+"Roytsai27/GIRCSE-QWEN7B"      a Hub id of either kind
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gircse_rag.checkpoint.bundled import BUNDLED, base_folder, ensure_base
+from gircse_rag.checkpoint.spec_file import read_json
+from gircse_rag.errors import CheckpointError, first_line
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint's files.
+
+    Attributes:
+        name: what the caller asked for.
+        folder: the local folder of that name.
+    """
+
+    name: str
+    folder: Path
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder again if it holds a PEFT adapter, else None: it is a full model."""
+        return self.folder if (self.folder / ADAPTER_CONFIG).exists() else None
+
+    @cached_property
+    def base_name(self) -> str:
+        """Name of the base model: the one the adapter's config names, or `name` itself.
+
+        Raises:
+            CheckpointError: the adapter's config is damaged, or names no base model.
+        """
+        if self.adapter is None:
+            return self.name
+        config = self.adapter / ADAPTER_CONFIG
+        base = read_json(config).get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise CheckpointError(f"{config} does not name its base_model_name_or_path")
+        return base
+
+    @cached_property
+    def base(self) -> Path:
+        """Local folder of the base model, fetched if necessary.
+
+        Raises:
+            CheckpointError: there is no such model, or it cannot be fetched.
+        """
+        return self.folder if self.adapter is None else locate(self.base_name).folder
+
+
+def locate(name: str) -> Located:
+    """Find the files of a bundled name, a folder or a Hub id. Fetches what is not there yet.
+
+    Raises:
+        CheckpointError: there is nothing of that name, or it cannot be fetched; says what was looked for.
+    """
+    if name in BUNDLED:
+        return Located(name, BUNDLED[name].adapter or ensure_base())
+    folder = _local_folder(name)
+    if folder is not None:
+        if (folder / "config.json").exists() or (folder / ADAPTER_CONFIG).exists():
+            return Located(name, folder)
+        raise CheckpointError(
+            f"{folder} holds neither config.json (a model) nor {ADAPTER_CONFIG} (a PEFT adapter); it holds "
+            f"{sorted(path.name for path in folder.iterdir())[:10]}"
+        )
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"no model {name!r}: no such folder, no Hub id (owner/name) and no bundled name ({', '.join(BUNDLED)})"
+        )
+    return Located(name, _download(name))
+
+
+def local_base_name(name: str) -> str:
+    """The base model of `name` as far as local files tell: an adapter's base, or `name` itself. Fetches nothing."""
+    try:
+        folder = (BUNDLED[name].adapter or base_folder()) if name in BUNDLED else _local_folder(name)
+        return name if folder is None else Located(name, folder).base_name
+    except CheckpointError:
+        return name  # loading the model reports the damage
+
+
+def _local_folder(name: str) -> Path | None:
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, ~nobody, a zero byte
+        raise CheckpointError(f"no model {name!r}: {error}") from error
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"could not get {name!r} from the Hugging Face Hub: {first_line(error)}; check the name, the "
+            "network and, for a gated model, your token"
+        ) from error

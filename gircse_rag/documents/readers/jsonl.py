@@ -1,0 +1,49 @@
+"""JSON Lines: an object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from gircse_rag.documents.document import Document, SkippedFile
+from gircse_rag.documents.readers.rows import row_document
+from gircse_rag.documents.readers.source import MAX_BYTES, Source
+from gircse_rag.errors import InputError
+
+
+def read_jsonl(source: Source) -> Iterator[Document | SkippedFile]:
+    """Line by line; a bad line is named, and the rest goes on."""
+    if b"\0" in source.file.read(8192):
+        raise InputError("binary: it holds zero bytes")
+    source.file.seek(0)
+    empty = True
+    for number, line in enumerate(source.lines(), start=1):
+        if line is None or line.strip():
+            empty = False
+            try:
+                yield _document(line, source, number)
+            except InputError as error:
+                yield source.skipped(str(error), number)
+    if empty:
+        raise InputError("empty")
+
+
+def _document(line: bytes | None, source: Source, number: int) -> Document:
+    if line is None:
+        raise InputError(f"too large: a document has at most {MAX_BYTES // 2**20} MiB")
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text (byte {error.start} of the line)") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; brackets without end
+        raise InputError(f"not JSON that can be read: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"a {type(value).__name__}, not an object with a field {source.text_field!r}")
+    metadata = value.get("metadata")
+    if not isinstance(metadata, dict | None):
+        raise InputError(f"the field 'metadata' is a {type(metadata).__name__}, not an object")
+    if metadata is None:
+        value.pop("metadata", None)
+    return row_document(value, source, number)

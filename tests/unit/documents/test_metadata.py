@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+
+from gircse_rag.documents.metadata import MAX_DEPTH, json_text
+from gircse_rag.documents.readers.rows import json_fields
+from gircse_rag.errors import InputError
+
+
+def nested(depth: int) -> Any:
+    value: Any = "x"
+    for level in range(depth):
+        value = [value] if level % 2 else {"k": value}
+    return value
+
+
+def test_keys_are_in_order_and_text_is_itself() -> None:
+    assert json_text({"b": [1, None, True], "a": {"é": 0.5}}) == '{"a": {"é": 0.5}, "b": [1, null, true]}'
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "a NoneType, not a mapping"),
+        ([], "a list, not a mapping"),
+        ({1: "a"}, "the key 1, not a string"),
+        ({"x": [{2: "b"}]}, "the key 2, not a string"),
+        ({"x": float("nan")}, "not JSON"),
+        ({"x": [float("-inf")]}, "not JSON"),
+        ({"x": "\ud800"}, "not JSON"),
+        ({"\ud800": "x"}, "not JSON"),
+        ({"x": datetime.date(2020, 1, 1)}, "date is not JSON"),
+        ({"x": {1, 2}}, "set is not JSON"),
+        ({"x": nested(MAX_DEPTH)}, "more than 64 levels"),
+        ({"x": nested(100_001)}, "more than 64 levels"),
+    ],
+)
+def test_what_is_no_json(metadata: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        json_text(metadata)
+
+
+def test_what_holds_itself() -> None:
+    value: dict[str, Any] = {}
+    value["again"] = [value, value]
+    with pytest.raises(InputError, match="more than 64 levels"):
+        json_text(value)
+
+
+def test_readers_take_what_is_stored_and_no_more() -> None:
+    deepest = {"x": nested(MAX_DEPTH - 1)}
+    assert json_text(json_fields(deepest)) == json_text(deepest)
+    with pytest.raises(InputError, match="more than 64 levels"):
+        json_fields({"x": nested(MAX_DEPTH)})

@@ -1,0 +1,84 @@
+"""What the protocol promises of a bad request and of closing, held against every backend that computes here."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gircse_rag.backend import Refinement, Request
+from gircse_rag.backends.lazy import LazyBackend
+from gircse_rag.backends.paged import PagedBackend
+from gircse_rag.backends.reference import ReferenceBackend
+from gircse_rag.errors import GircseError, InputError
+from tests import tiny
+from tests.unit.backends.test_paged import SPEC, assert_same, requests
+
+Kind = Callable[[Any], PagedBackend | ReferenceBackend | LazyBackend]
+
+
+def paged(model: Any) -> PagedBackend:
+    return PagedBackend(model, SPEC)
+
+
+def lazy(model: Any) -> LazyBackend:
+    loaded = [(PagedBackend(model, SPEC), SPEC)]
+    return LazyBackend(loaded.pop, SPEC)
+
+
+@pytest.mark.parametrize("kind", [paged, ReferenceBackend, lazy])
+def test_a_closed_backend_lets_go_of_its_model(kind: Kind) -> None:
+    model = tiny.model()
+    held = [weakref.ref(model.get_input_embeddings().weight), weakref.ref(model.model.norm.weight)]
+    closed = kind(model)
+    dimension = closed.dimension
+    assert len(list(closed.refine([Request((1, 2), 2)]))) == 1
+    closed.close()
+    closed.close()
+    del model
+    gc.collect()
+    assert [weight() for weight in held] == [None, None]
+    assert closed.dimension == dimension
+    with pytest.raises(GircseError, match="closed"):
+        list(closed.refine([Request((1, 2), 2)]))
+
+
+@pytest.mark.parametrize("kind", [paged, ReferenceBackend, lazy])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Request((1, 400), 2), "token id 400 is outside the model's vocabulary of 400"),
+        (Request((-1, 4), 2), "token id -1"),
+        (Request((1, 2), 0), "steps must be an integer from 1"),
+        (Request((1, 2), 2.0), "steps must be an integer from 1"),  # type: ignore[arg-type]
+        (Request((1, 2), 2, top_k=401), "top_k must be from 0 to"),
+        (Request((), 2), "at least one token"),
+    ],
+)
+def test_a_malformed_request_fails_alone(kind: Kind, bad: Request, message: str) -> None:
+    good = requests(3, 4)
+    found = dict(kind(tiny.model()).refine([*good[:2], bad, *good[2:]]))
+    assert isinstance(found[2], InputError)
+    assert message in str(found.pop(2))
+    expected = dict(ReferenceBackend(tiny.model()).refine(good))
+    assert_same(dict(enumerate(found[index] for index in (0, 1, 3, 4))), expected)
+
+
+def test_an_error_of_the_reference_ends_its_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model()
+    forward = model.model.forward
+
+    def failing(**arguments: Any) -> Any:
+        if arguments.get("input_ids") is not None and arguments["input_ids"][0, 0] == 7:
+            raise RuntimeError("out of memory")
+        return forward(**arguments)
+
+    monkeypatch.setattr(model.model, "forward", failing)
+    found = dict(ReferenceBackend(model).refine([Request((1, 2), 2), Request((7, 2), 2), Request((3, 2), 2)]))
+    assert isinstance(found[1], GircseError)
+    assert "out of memory" in str(found[1])
+    assert isinstance(found[0], Refinement)
+    assert isinstance(found[2], Refinement)
