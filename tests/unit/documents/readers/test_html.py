@@ -6,7 +6,7 @@ import pytest
 
 from gircse_rag.documents.chunking import Chunker
 from tests.unit.documents.readers import read_one, reason
-from tests.unit.qdrant.test_chunking import SPEC, TOKENIZER
+from tests.unit.documents.test_chunking import SPEC, TOKENIZER
 
 PAGE = """<!doctype html><html><head><title> The  guide </title><style>p {}</style></head><body>
 <nav><a href="/">Home</a></nav>

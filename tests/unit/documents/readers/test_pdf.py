@@ -8,7 +8,7 @@ from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.readers.source import MAX_BYTES
 from tests.pdfs import encrypt, make_pdf, with_contents
 from tests.unit.documents.readers import read, read_one, reason
-from tests.unit.qdrant.test_chunking import SPEC, TOKENIZER
+from tests.unit.documents.test_chunking import SPEC, TOKENIZER
 
 pytest.importorskip("fpdf")
 pypdf = pytest.importorskip("pypdf")
