@@ -15,7 +15,11 @@ from benchmarks.goals import goals
 from benchmarks.tables import MISSING, NAMES, RESULTS, Results, load, mib, parts, plain, share, table, times
 
 HERE = Path(__file__).resolve().parent
-PAGES = {HERE / "README.md": RESULTS, HERE / "FLOAT32.md": RESULTS / "float32"}  # page -> folder of its JSON files
+DOCS = HERE.parent / "docs" / "understand"
+PAGES = {
+    DOCS / "benchmarks.md": RESULTS,
+    DOCS / "benchmarks-float32.md": RESULTS / "float32",
+}  # page -> folder of its JSON files
 
 
 def throughput(results: Results) -> str:

@@ -89,7 +89,7 @@ class Embedder:
         Args:
             name: a bundled name (`gircse models`), a local folder (merged model or PEFT adapter), or a Hub id.
             backend: "paged", the engine (gircse_rag/engine), "reference", the paper's loop, one text at a time, or
-                "vllm" (docs/vllm.md), in this process or, with `url`, a server's.
+                "vllm" (docs/operate/vllm.md), in this process or, with `url`, a server's.
             device: "auto" (CUDA, else the CPU) or what torch calls it; Apple's "mps" was never tried.
             dtype: "auto" (bfloat16 where the hardware multiplies it natively, else float32), "float32", "bfloat16"
                 or "float16".

@@ -38,7 +38,7 @@ INSTRUCTIONS: dict[str, str] = {
 """Task instructions by name: `embed_queries(texts, instruction=INSTRUCTIONS["python_code"])`.
 
 The bundled checkpoint was trained with nearly all of them. Any sentence is taken; what it does is another matter
-(docs/instructions.md).
+(docs/start/instructions.md).
 """
 
 

@@ -1,4 +1,4 @@
-"""The pages in docs/integrations: one a package, links that lead somewhere, and the measured table."""
+"""The pages in docs/guides/integrations: one a package, links that lead somewhere, and the measured table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from integrations.fixtures import ROOT
 
-INDEX = ROOT / "docs" / "integrations" / "README.md"
+INDEX = ROOT / "docs/guides/integrations/index.md"
 PAGES = sorted(INDEX.parent.glob("*.md"))
 OVERHEAD = ROOT / "benchmarks" / "results" / "integrations_overhead.json"
 

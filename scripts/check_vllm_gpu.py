@@ -1,7 +1,7 @@
 """Check the vLLM plugin on a machine with GPUs: `python scripts/check_vllm_gpu.py [--out report.json]`.
 
 Needs `pip install "gircse-rag[vllm]"` and this repository. Nothing of it can run on a CPU, where vLLM has the V1 runner
-only and no CUDA graphs; docs/vllm.md says what was run there. Each case is an engine in a process of its own:
+only and no CUDA graphs; docs/operate/vllm.md says what was run there. Each case is an engine in a process of its own:
 
     eager            the V2 runner (vLLM's default on a GPU), no CUDA graphs
     graphs           the V2 runner, compiled, piecewise CUDA graphs

@@ -48,7 +48,7 @@ def _figure(path: Path | None) -> Path | None:
 
 @options.with_model_options
 def eval_(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The evaluation sets (docs/evaluation.md).")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The evaluation sets (docs/guides/evaluation.md).")],
     model: options.ModelOptions = options.DEFAULT,
     steps: Annotated[
         Any, typer.Option("--steps", parser=_step_list, metavar="K,K,...", help="Refinement steps to score at.")

@@ -30,7 +30,9 @@ Source = Annotated[
 
 @options.with_model_options
 def ingest(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files and folders of them (docs/documents.md).")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="Files and folders of them (docs/guides/documents.md).")
+    ],
     collection: options.Collection,
     path: options.StorePath = None,
     url: options.StoreUrl = None,
@@ -57,7 +59,7 @@ def ingest(
     ] = None,
     runner: Annotated[
         Literal["local", "ray"],
-        typer.Option("--runner", help="ray: by several processes or machines, into a server (docs/scale.md)."),
+        typer.Option("--runner", help="ray: by several processes or machines, into a server (docs/operate/scale.md)."),
     ] = "local",
     workers: Annotated[
         int, typer.Option("--workers", metavar="N", min=1, help="With --runner ray: processes that embed.")

@@ -23,7 +23,7 @@ _NAMED_AT_MOST = 20
 
 
 class ExitCode(enum.IntEnum):
-    """What a command's exit code says (docs/commands.md lists them)."""
+    """What a command's exit code says (docs/operate/commands.md lists them)."""
 
     OK = 0
     INCOMPLETE = 1  # it ran to its end, but some inputs failed or a check did not pass

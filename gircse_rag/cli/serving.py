@@ -47,7 +47,7 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 8000,
 ) -> None:
-    """Serve a model over HTTP: OpenAI's /v1/embeddings, with steps, role and instruction. Needs vLLM (docs/vllm.md).
+    """Serve a model over HTTP: OpenAI's /v1/embeddings, with steps, role and instruction. Needs vLLM (docs/operate/vllm.md).
 
     Options that are not listed here go to vLLM: --tensor-parallel-size 2, --max-model-len 1024, --api-key KEY, ...
     Without --dtype the model runs in bfloat16 where the hardware multiplies it, else in float32.

@@ -15,7 +15,9 @@ from gircse_rag.errors import InputError, require
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what (docs/training.md).")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what (docs/guides/training.md).")
+    ],
     as_json: options.AsJson = False,
 ) -> None:
     """Train an adapter on instructed triplets, or go on where a run of the same config was stopped.

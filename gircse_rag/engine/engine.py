@@ -25,7 +25,7 @@ from gircse_rag.errors import GircseError
 from gircse_rag.refinement import pool, settled
 
 # Up to how many sequences under way, and output rows, sequences sweep. Time against sequential, `averaged`
-# (docs/checkpoint.md), bfloat16, one CPU thread: K=5 and 1, 4, 8, 16 queries at once 0.57, 1.04, 1.26, 1.17 (they wait
+# (docs/understand/training-record.md), bfloat16, one CPU thread: K=5 and 1, 4, 8, 16 queries at once 0.57, 1.04, 1.26, 1.17 (they wait
 # for the one that settles last); K=20 and 1, 2 queries 0.45, 0.48, and where only two of four sweep 1.54.
 SWEEP_SEQUENCES = 2
 SWEEP_ROWS = 48

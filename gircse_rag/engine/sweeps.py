@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # Relative change of the soft tokens (root mean square over the K positions) at which a sequence is done, and that at
-# which a position at the front leaves the sweep. `averaged` (docs/checkpoint.md), bfloat16, 30 queries, error 1 - cos
+# which a position at the front leaves the sweep. `averaged` (docs/understand/training-record.md), bfloat16, 30 queries, error 1 - cos
 # to sequential over all z_k: at 0.05, 0.07, 0.1 K=5 takes 3.9, 3.3, 2.8 forwards (error at most 8e-5, 8e-5, 1e-4) and
 # K=20 takes 5.2, 4.5, 3.8 (1e-4, 1e-4, 6e-4). Its mean is 3e-5 to 6e-5, of which rounding alone is 3e-5.
 SETTLED = 0.07

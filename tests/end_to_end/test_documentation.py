@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.model
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 # Set-up commands, which these tests stand on: CI runs lint and test, and test_demo.py runs the demo.
 SET_UP = ("make ", "git clone", "cd ", "pip install", "python -m venv", "#")
 
@@ -26,7 +26,9 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_python_runs_as_written(page: Path, tmp_path: Path) -> None:
     program = "\n".join(blocks(page, "python"))
     done = subprocess.run(
@@ -35,7 +37,9 @@ def test_python_runs_as_written(page: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_commands_run_as_written(page: Path, tmp_path: Path) -> None:
     script = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
     commands = [line for line in script.splitlines() if line.strip() and not line.startswith(SET_UP)]
@@ -51,7 +55,7 @@ def test_commands_run_as_written(page: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if not (page.parent / target).exists()]

@@ -1,4 +1,4 @@
-"""docs/vllm.md does what it says: its `sh` and `py` blocks are run as written, in order, as one session."""
+"""docs/operate/vllm.md does what it says: its `sh` and `py` blocks are run as written, in order, as one session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/operate/vllm.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(sh|py)\n(.*?)^```", PAGE, re.M | re.S)
 PRINTED = (
     r"",  # install

@@ -32,7 +32,7 @@ def read_documents(
     is "faq.csv#7" if `id_field` names it 7, else its place: "faq.csv:12", the twelfth row, or line of a .jsonl.
 
     Folders are read in sorted order. Names that start with a dot are left out. Symbolic links are followed, and every
-    real folder is read once, so a loop of links ends. docs/documents.md says what each format becomes.
+    real folder is read once, so a loop of links ends. docs/guides/documents.md says what each format becomes.
 
     Args:
         items: paths; LangChain's and LlamaIndex's documents, which keep their ids and metadata; documents of ours,

@@ -15,5 +15,5 @@ def test_readme_runs_as_written(tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_page_runs_as_written(tmp_path: Path) -> None:
-    printed = run_page(ROOT / "docs" / "integrations" / "llama-index.md", tmp_path)
+    printed = run_page(ROOT / "docs/guides/integrations/llama-index.md", tmp_path)
     assert printed.count("heap.txt") == printed.count("gzip.txt") == 2

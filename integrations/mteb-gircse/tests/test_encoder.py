@@ -212,6 +212,6 @@ def test_the_real_model_on_retrieval_with_a_named_instruction(
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("page", [Path(__file__).parents[1] / "README.md", ROOT / "docs/integrations/mteb.md"])
+@pytest.mark.parametrize("page", [Path(__file__).parents[1] / "README.md", ROOT / "docs/guides/integrations/mteb.md"])
 def test_page_runs_as_written(page: Path, tmp_path: Path) -> None:
     assert "gircse/smollm2-135m 576" in run_page(page, tmp_path)

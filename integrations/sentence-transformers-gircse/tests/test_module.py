@@ -151,7 +151,7 @@ def test_refused_modules(model: SentenceTransformer, tiny_folder: Path, tmp_path
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    "page", [Path(__file__).parents[1] / "README.md", ROOT / "docs" / "integrations" / "sentence-transformers.md"]
+    "page", [Path(__file__).parents[1] / "README.md", ROOT / "docs/guides/integrations/sentence-transformers.md"]
 )
 def test_page_runs_as_written(page: Path, tmp_path: Path) -> None:
     assert "torch.Size([1, 2])" in run_page(page, tmp_path)

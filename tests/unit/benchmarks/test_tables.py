@@ -1,4 +1,4 @@
-"""The tables are what the measurements say, and benchmarks/README.md holds these tables."""
+"""The tables are what the measurements say, and docs/understand/benchmarks.md holds these tables."""
 
 import copy
 import subprocess

@@ -45,4 +45,4 @@ def test_every_secret_of_the_manifest_is_one_that_we_say_how_to_make() -> None:
     (secret,) = [entry["valueFrom"]["secretKeyRef"] for entry in container["env"] if "valueFrom" in entry]
     command = f"kubectl create secret generic {secret['name']} --from-literal={secret['key']}="
     assert command in manifest
-    assert command in (ROOT / "docs" / "vllm.md").read_text()
+    assert command in (ROOT / "docs/operate/vllm.md").read_text()
