@@ -1,7 +1,7 @@
-"""Python's own standard library, embedded, stored in Qdrant and asked instructed questions.
+"""Demo: embed parts of Python's standard library, store them in Qdrant, and ask instructed questions.
 
-Documents are docstrings of well-known modules, classes and functions, and the code of some short functions: every
-machine that has Python has them. The store is the folder .demo/; a second run finds it and embeds nothing.
+The documents are docstrings of well-known modules, classes and functions, and the code of some short functions, so
+they need no download. The store is the folder .demo/; a second run reuses it and embeds nothing.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ MODULES = """
     logging math os.path pprint queue random re secrets shutil statistics string subprocess tempfile textwrap threading
     time urllib.parse uuid zipfile
 """
-DOCUMENTATION_A_MODULE, CODE_A_MODULE = 6, 2
+DOCSTRINGS_PER_MODULE, FUNCTIONS_PER_MODULE = 6, 2
 
 
 class Question(NamedTuple):
     text: str
     instruction: str  # a name in INSTRUCTIONS
-    answer: str  # the document that we would call right
+    answer: str  # id of the document that answers the question
 
 
 QUESTIONS = (
@@ -54,8 +54,8 @@ QUESTIONS = (
 WORDS = (
     "enlarge shrink decrease change swell hot cold warm temperature brave coward buy sell transaction happy sad emotion"
 )
-STEERED = "diminish: become smaller"
-STEERING = ("word_synonym", "word_antonym")
+STEERED_TEXT = "diminish: become smaller"
+STEERING_INSTRUCTIONS = ("word_synonym", "word_antonym")
 WIDTH = 110
 
 
@@ -69,17 +69,17 @@ console = Console(width=WIDTH, highlight=False)
 
 
 def main() -> int:
-    console.print("[bold]GIRCSE on Python's own standard library[/]\n")
+    console.print("[bold]GIRCSE on Python's standard library[/]\n")
     if not base_folder().exists():
-        console.print(f"First use: fetching SmolLM2-135M (93 MB) into {base_folder()} and converting it, once.")
+        console.print(f"First use: downloading SmolLM2-135M (93 MB) to {base_folder()} and converting it.")
     logging.disable_progress_bar()
     began = time.monotonic()
     embedder = Embedder.from_pretrained(MODEL)
     documents = list(corpus())
-    console.print(f"model      {embedder.spec.describe()}, {embedder.spec.dtype}, loaded in {_since(began)}")
+    console.print(f"model      {embedder.spec.describe()}, {embedder.spec.dtype}, loaded in {_elapsed(began)}")
 
     client = open_client(FOLDER)
-    store = Store(embedder, client, f"standard_library_{embedder.fingerprint[:8]}")  # another model, another collection
+    store = Store(embedder, client, f"standard_library_{embedder.fingerprint[:8]}")  # one collection per model
     fill(documents, store)
     for question in QUESTIONS:
         show(question, ask(question, len(documents), store))
@@ -87,23 +87,23 @@ def main() -> int:
     client.close()
     if BUNDLED[MODEL].adapter is None:
         console.print(
-            "\n[yellow]The rankings above are poor: no trained GIRCSE adapter ships with this version yet, so these "
-            "are the embeddings of an untrained model. What works is the way from text to ranked answer.[/]"
+            "\n[yellow]The rankings above are poor, because no trained GIRCSE adapter is bundled with this version: "
+            "the embeddings come from an untrained model.[/]"
         )
     return 0
 
 
 def corpus() -> Iterator[Document]:
-    """Some 240 documents: the first paragraph of a docstring, or the code of a short function without its docstring."""
+    """Yield about 240 documents: first paragraphs of docstrings, and code of short functions."""
     for name in MODULES.split():
         module = importlib.import_module(name)
         members = [(f"{name}.{key}", value) for key, value in _members(module)]
-        for label, value in [(name, module), *members[:DOCUMENTATION_A_MODULE]]:
-            if said := _first_paragraph(value):
+        for label, value in [(name, module), *members[:DOCSTRINGS_PER_MODULE]]:
+            if summary := _first_paragraph(value):
                 kind = "function" if inspect.isroutine(value) else "class" if inspect.isclass(value) else "module"
-                yield Document(label, f"{label}: {said}", {"kind": kind})
+                yield Document(label, f"{label}: {summary}", {"kind": kind})
         codes = ((label, code) for label, value in members if (code := _short_code(value)))
-        for label, code in islice(codes, CODE_A_MODULE):
+        for label, code in islice(codes, FUNCTIONS_PER_MODULE):
             yield Document(f"{label} (code)", code, {"kind": "code"})
 
 
@@ -117,18 +117,18 @@ def _members(module: ModuleType) -> Iterator[tuple[str, Any]]:
 
 def _first_paragraph(value: object) -> str:
     paragraphs = (inspect.getdoc(value) or "").split("\n\n")
-    # Built-in types begin with their call signature; what they do comes after it.
-    said = (" ".join(p.split()) for p in paragraphs if " " in p.strip() and "->" not in p.splitlines()[0])
-    return next(said, "")[:300]
+    # Docstrings of built-in types begin with a call signature: skip it.
+    texts = (" ".join(p.split()) for p in paragraphs if " " in p.strip() and "->" not in p.splitlines()[0])
+    return next(texts, "")[:300]
 
 
 def _short_code(value: object) -> str | None:
-    """The source of a plain Python function of 2 to 12 lines without its docstring, else None."""
+    """Return a function's source without its docstring if it has 2 to 12 lines, else None."""
     if not inspect.isfunction(value):
         return None
     try:
         tree = ast.parse(inspect.getsource(value)).body[0]
-    except (OSError, SyntaxError):  # a Python without its sources; a function defined inside something else
+    except (OSError, SyntaxError):  # no source file, or an indented definition
         return None
     if not isinstance(tree, ast.FunctionDef):
         return None
@@ -138,6 +138,7 @@ def _short_code(value: object) -> str | None:
 
 
 def fill(documents: list[Document], store: Store) -> None:
+    """Ingest the documents and print what was embedded."""
     began = time.monotonic()
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -148,7 +149,7 @@ def fill(documents: list[Document], store: Store) -> None:
             embedder=store.embedder,
             client=store.client,
             batch_size=16,
-            progress=lambda now: bar.update(task, completed=now.documents),
+            progress=lambda state: bar.update(task, completed=state.documents),
         )
     seconds = time.monotonic() - began
     console.print(
@@ -159,7 +160,7 @@ def fill(documents: list[Document], store: Store) -> None:
         rate = f"{report.embedded / seconds:.1f} chunks/s"
         console.print(f"embedding  {report.embedded} chunks, {report.prompt_tokens} tokens in {seconds:.0f} s ({rate})")
     else:
-        console.print(f"embedding  nothing: everything was in the store already ({_since(began)})")
+        console.print(f"embedding  nothing: all documents are in the store already ({_elapsed(began)})")
 
 
 class Answer(NamedTuple):
@@ -167,11 +168,13 @@ class Answer(NamedTuple):
     seconds: float
 
     def rank(self, document: str) -> str:
-        found = [rank for rank, hit in enumerate(self.hits, start=1) if hit.document == document]
-        return f"number {found[0]} of {len(self.hits)}" if found else "not in this Python"
+        """Describe the rank of a document among the hits."""
+        ranks = [rank for rank, hit in enumerate(self.hits, start=1) if hit.document == document]
+        return f"rank {ranks[0]} of {len(self.hits)}" if ranks else "not in this version of Python"
 
 
 def ask(question: Question, limit: int, store: Store) -> Answer:
+    """Search with a question under its instruction."""
     began = time.monotonic()
     hits = search(
         question.text,
@@ -185,31 +188,33 @@ def ask(question: Question, limit: int, store: Store) -> Answer:
 
 
 def show(question: Question, answer: Answer) -> None:
+    """Print a question with its three best hits and the rank of the expected answer."""
     console.print(f"\n[bold]{question.text}[/]")
     console.print(f"Instruct: {INSTRUCTIONS[question.instruction]}", style="cyan")
     table = Table("", "score", "document", "kind", "text", width=WIDTH)
-    for rank, hit in enumerate(answer.hits[:3], start=1):
-        right = "bold green" if hit.document == question.answer else ""
-        begins = textwrap.shorten(hit.text.removeprefix(f"{hit.document}: "), 56, placeholder=" ...")
-        name = Text(hit.document or "", right)
-        table.add_row(str(rank), f"{hit.score:.3f}", name, hit.metadata["kind"], Text(begins))
+    for number, hit in enumerate(answer.hits[:3], start=1):
+        style = "bold green" if hit.document == question.answer else ""
+        start = textwrap.shorten(hit.text.removeprefix(f"{hit.document}: "), 56, placeholder=" ...")
+        name = Text(hit.document or "", style)
+        table.add_row(str(number), f"{hit.score:.3f}", name, hit.metadata["kind"], Text(start))
     console.print(table)
-    place = answer.rank(question.answer)
-    console.print(f"the answer we had in mind, {question.answer}: {place}; {answer.seconds:.2f} s", style="dim")
+    rank = answer.rank(question.answer)
+    console.print(f"expected answer {question.answer}: {rank}; {answer.seconds:.2f} s", style="dim")
 
 
 def steer(store: Store) -> None:
-    console.print(f"\n[bold]The same text under two instructions: {STEERED}[/]")
+    """Search with one text under two instructions and print both rankings side by side."""
+    console.print(f"\n[bold]The same text under two instructions: {STEERED_TEXT}[/]")
     words = [Document(word, word) for word in WORDS.split()]
     ingest(words, collection=store.collection, embedder=store.embedder, client=store.client)
-    answers = [ask(Question(STEERED, name, ""), 4, store).hits for name in STEERING]
-    table = Table("", *(INSTRUCTIONS[name] for name in STEERING), width=WIDTH)
+    answers = [ask(Question(STEERED_TEXT, name, ""), 4, store).hits for name in STEERING_INSTRUCTIONS]
+    table = Table("", *(INSTRUCTIONS[name] for name in STEERING_INSTRUCTIONS), width=WIDTH)
     for rank, hits in enumerate(zip(*answers, strict=True), start=1):
         table.add_row(str(rank), *(Text(f"{hit.score:.3f}  {hit.text}") for hit in hits))
     console.print(table)
 
 
-def _since(began: float) -> str:
+def _elapsed(began: float) -> str:
     return f"{time.monotonic() - began:.1f} s"
 
 

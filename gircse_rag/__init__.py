@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gircse_rag.prompts import INSTRUCTIONS
     from gircse_rag.spec import EmbeddingSpec
 
-_HOMES = {
+_MODULES = {
     "Embedder": "gircse_rag.embedder",
     "EmbeddingResult": "gircse_rag.embedder",
     "EmbeddingSpec": "gircse_rag.spec",
@@ -33,12 +33,12 @@ __all__ = ["INSTRUCTIONS", "Embedder", "EmbeddingResult", "EmbeddingSpec", "Girc
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'gircse_rag' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])

@@ -1,4 +1,4 @@
-"""The protocol between the Embedder, which knows texts, and whatever refines token ids into vectors."""
+"""The protocol between the Embedder, which handles texts, and a backend, which refines token ids into vectors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from gircse_rag.errors import GircseError, InputError
 
+CLOSED = "this embedder is closed; load a new one with Embedder.from_pretrained"
+NOT_FINITE = "the model produced NaN or infinity for this text; try dtype='float32'"
+"""Messages of errors that every backend may raise."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -19,9 +23,9 @@ class Request:
     Attributes:
         token_ids: the whole prompt, at least one id.
         steps: K, the number of soft tokens; an upper bound when `tolerance` is set.
-        tolerance: leave as soon as 1 - cos(z_k, z_{k-1}) <= tolerance (`steps="auto"`); None runs all steps.
+        tolerance: stop as soon as 1 - cos(z_k, z_{k-1}) <= tolerance (`steps="auto"`); None runs all steps.
         top_k: how many vocabulary tokens to report per soft token, the most probable first.
-        trajectory: whether the embeddings before the last one will be looked at; most backends have them anyway.
+        trajectory: whether embeddings before the last one are needed; most backends return them anyway.
     """
 
     token_ids: tuple[int, ...]
@@ -33,11 +37,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Refinement:
-    """What came out of one request.
+    """Result of one request.
 
     Attributes:
         trajectory: (k, d) float32, unit rows: z_1..z_k, where k is the number of steps used.
-        soft_tokens: per step the `top_k` most probable (token id, weight), or None if not asked for.
+        soft_tokens: per step the `top_k` most probable (token id, weight) pairs, or None if `top_k` is 0.
     """
 
     trajectory: NDArray[np.float32]
@@ -55,11 +59,12 @@ class Refinement:
         return len(self.trajectory)
 
 
-def check_request(request: Request, vocabulary: int) -> None:
-    """Refuse what no model could compute, before it meets the requests of others.
+def check_request(request: Request, vocabulary: int, window: int) -> None:
+    """Refuse a request that the model cannot compute, before it joins a batch with other requests.
 
     Raises:
-        InputError: no tokens, an id outside the vocabulary, or no number of steps or soft tokens.
+        InputError: no tokens, an id outside the vocabulary, an invalid number of steps or soft tokens, or more
+            positions than the model's window.
     """
     if not request.token_ids:
         raise InputError("a prompt needs at least one token")
@@ -69,9 +74,14 @@ def check_request(request: Request, vocabulary: int) -> None:
                 f"token id {token} is outside the model's vocabulary of {vocabulary}; use the model's own tokenizer"
             )
     if not isinstance(request.steps, int) or request.steps < 1:
-        raise InputError(f"a request's steps must be an integer from 1 on, not {request.steps!r}")
+        raise InputError(f"a request's steps must be an integer from 1 upwards, not {request.steps!r}")
     if not 0 <= request.top_k <= vocabulary:
-        raise InputError(f"top_k must be from 0 to the vocabulary's {vocabulary}, not {request.top_k!r}")
+        raise InputError(f"top_k must be from 0 to the vocabulary size {vocabulary}, not {request.top_k!r}")
+    if len(request.token_ids) + request.steps > window:
+        raise InputError(
+            f"a prompt of {len(request.token_ids)} tokens and {request.steps} refinement steps do not fit the model's "
+            f"window of {window} positions; use fewer steps or a smaller max_length"
+        )
 
 
 class Backend(Protocol):
@@ -85,8 +95,8 @@ class Backend(Protocol):
     def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
         """Yield (position of the request, its result) in completion order, in bounded memory.
 
-        `requests` is consumed lazily and may be endless. A request that fails yields its error and spoils no other.
-        Closing the iterator cancels what is under way and frees what it held.
+        `requests` is consumed lazily and may be endless. A failed request yields its error; others are unaffected.
+        Closing the iterator cancels unfinished requests and frees their memory.
         """
         ...
 

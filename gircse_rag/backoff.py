@@ -1,7 +1,7 @@
 """The retry policy for every server this library talks to: Qdrant (qdrant/retry.py) and `gircse serve` (ServerBackend).
 
-Waits grow exponentially with full jitter (Brooker, "Exponential Backoff And Jitter", 2015), and are never shorter than
-the Retry-After header of the answer.
+Waits grow exponentially with full jitter (Brooker, "Exponential Backoff And Jitter", 2015). They are never shorter than
+the answer's Retry-After header asks for.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import httpx
 import tenacity
 
 DEADLINE = 300.0
-"""Seconds after which a failing request is given up: longer than a server takes to restart."""
+"""Seconds of failures after which a request is given up: longer than a server takes to restart."""
 FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
-"""Bounds in seconds of the wait before the second attempt, and of every wait."""
+"""Upper bounds in seconds of the backoff before the second attempt, and before any other. Retry-After may be longer."""
 RETRIED_STATUS = frozenset({408, 429, 502, 503, 504})
-"""HTTP answers after which the same request may succeed."""
+"""HTTP status codes after which the same request may succeed."""
 CLIENT_FAULTS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
-"""Transport errors caused by our own request, which fails again however often it is sent."""
+"""Transport errors caused by our own request; sending it again cannot help."""
 
 
 def wait_with_backoff(retry_after: Callable[[tenacity.RetryCallState], float]) -> Callable[..., float]:
@@ -29,14 +29,14 @@ def wait_with_backoff(retry_after: Callable[[tenacity.RetryCallState], float]) -
     backoff = tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
 
     def wait(state: tenacity.RetryCallState) -> float:
-        # Up to a tenth longer than asked for: otherwise all rejected clients come back at the same moment.
+        # Up to a tenth longer than Retry-After: otherwise all rejected clients return at the same moment.
         return max(backoff(state), retry_after(state) * random.uniform(1, 1.1))
 
     return wait
 
 
 def parse_retry_after(value: str) -> float:
-    """Seconds to wait according to a Retry-After header, a number or a date; 0 for anything else."""
+    """Seconds to wait according to a Retry-After header (a number or a date); 0 for anything else."""
     try:
         return float(value) if value.isdigit() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:

@@ -1,4 +1,4 @@
-"""Arguments that were renamed: the old name still works for one version, with a DeprecationWarning."""
+"""Renamed arguments: the old name works for one more version, with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def rename_keys(values: Mapping[str, Any], renamed: Mapping[str, str], *, stacklevel: int = 2) -> dict[str, Any]:
+def rename_keys(values: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
     """Copy `values` with old keys replaced by new ones; warn about each.
 
     Args:
         renamed: old name -> new name.
 
     Raises:
-        InputError: both names of one argument are given.
+        InputError: both the old and the new name of an argument are given.
     """
     current = dict(values)
     for old, new in renamed.items():
         if old in current:
             if new in current:
                 raise InputError(f"{new} and its old name {old} are both given; drop {old}")
-            warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=stacklevel + 1)
+            warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)  # at the caller's caller
             current[new] = current.pop(old)
     return current
 
 
 def renamed_arguments(**renamed: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a function that accepts old names of its keyword arguments, given as old="new"."""
+    """Make a function accept old names of its keyword arguments, given as old="new"."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)

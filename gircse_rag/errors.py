@@ -1,4 +1,4 @@
-"""The one family of errors: each says what happened, to which input, and what to do."""
+"""The error classes. Every message says what happened, to which input, and what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 class GircseError(Exception):
-    """Base of every error this library raises on purpose.
+    """Base class of every error this library raises on purpose.
 
     Attributes:
         index: position of the offending input in the sequence the caller passed, or None.
@@ -19,7 +19,7 @@ class GircseError(Exception):
 
 
 class InputError(GircseError, ValueError):
-    """A text or an argument is refused; nothing was computed for it."""
+    """A text or an argument is invalid; nothing was computed for it."""
 
 
 class CheckpointError(GircseError):
@@ -27,23 +27,23 @@ class CheckpointError(GircseError):
 
 
 class SpecMismatchError(GircseError):
-    """Two embeddings do not live in the same vector space."""
+    """Two embeddings belong to different vector spaces."""
 
 
 class StoreError(GircseError):
-    """The vector store is locked, down, missing, or of another shape."""
+    """The vector store is locked, down, missing, or has another schema."""
 
 
 class MissingExtraError(GircseError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names the extra that installs it."""
 
 
 class GircseWarning(UserWarning):
-    """Something is legal and probably not what you want."""
+    """Something is allowed but probably unintended."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign error says, in one line; its kind where it says nothing."""
+    """First line of another library's error message, or the error's class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -51,7 +51,7 @@ def require(module: str, extra: str) -> ModuleType:
     """Import `module`, which only the optional dependency group `extra` installs.
 
     Raises:
-        MissingExtraError: it is not installed; the message is the pip command that installs it.
+        MissingExtraError: it is not installed; the message contains the pip command.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Where to compute and in which dtype: what "auto" means, in one place."""
+"""Device and dtype by name, and the meaning of "auto"."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, else the CPU: Apple's GPU was never tried.
+    """The device called `name`; "auto" is CUDA if available, else the CPU (Apple's GPU is untested).
 
     Raises:
-        InputError: torch knows no such device, or cannot allocate there.
+        InputError: torch does not know the device, or cannot allocate on it.
     """
     import torch
 
@@ -29,10 +29,10 @@ def device_of(name: str) -> torch.device:
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; "auto" is bfloat16 where `device` multiplies it natively, else float32.
+    """The dtype called `name`; "auto" is bfloat16 where `device` multiplies it natively, else float32.
 
     Raises:
-        InputError: it is none of auto, float32, bfloat16, float16.
+        InputError: the name is none of auto, float32, bfloat16, float16.
     """
     import torch
 
@@ -45,7 +45,7 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 natively: an Ampere GPU or newer, a CPU with AVX512-BF16 or AMX."""
+    """Whether `device` multiplies bfloat16 natively: an Ampere GPU or newer, a CPU with AVX512-BF16 or AMX."""
     import torch
 
     if device.type == "cuda":

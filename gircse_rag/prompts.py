@@ -1,6 +1,6 @@
-"""Roles, templates, and instructions by name.
+"""Roles, templates, and named instructions.
 
-A query, and both sides of a symmetric task, is `Instruct: {instruction}\\nQuery:{text}`; a document is the bare text.
+Queries and both sides of a symmetric task are `Instruct: {instruction}\\nQuery:{text}`; a document is the bare text.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ INSTRUCTIONS: dict[str, str] = {
 }
 """Task instructions by name: `embed_queries(texts, instruction=INSTRUCTIONS["python_code"])`.
 
-The bundled checkpoint was trained with nearly all of them. Any sentence is taken; what it does is another matter
+The bundled checkpoint was trained with nearly all of them. Other sentences are accepted but may work less well
 (docs/start/instructions.md).
 """
 
 
 def check_role(role: str, instruction: str | None) -> None:
-    """Refuse a role that does not exist and an instruction where none is rendered.
+    """Refuse an unknown role and an instruction that the role does not use.
 
     Raises:
-        InputError: either is the case.
+        InputError: the role or the instruction is invalid.
     """
     if role not in ROLES:
         raise InputError(f"role {role!r} does not exist; it is one of {', '.join(ROLES)}")
@@ -54,48 +54,48 @@ def check_role(role: str, instruction: str | None) -> None:
         raise InputError(f"instruction must be a string or None, not {type(instruction).__name__}")
     if role == "document" and instruction is not None:
         raise InputError(
-            "a document takes no instruction: documents are embedded once and serve every query; put the instruction "
-            "on the query, or use role='symmetric' if both sides of your task are alike"
+            "a document takes no instruction: documents are embedded once for all queries; put the instruction on the "
+            "query, or use role='symmetric' if both sides of your task are alike"
         )
-    if role != "document" and instruction is not None and not instruction.strip():
+    if instruction is not None and not instruction.strip():
         raise InputError("instruction is empty; pass None for the default instruction")
 
 
 def paraphrases(instruction: Any) -> tuple[str, ...]:
-    """The wordings of a task's `"instruction"` in a tasks.json: a text, or a list of texts.
+    """Wordings of an instruction in a tasks.json, which holds a string or a list of strings.
 
     Raises:
         ValueError: it is neither.
     """
-    found = instruction if isinstance(instruction, list) else [instruction]
-    if not found or not all(isinstance(wording, str) and wording.strip() for wording in found):
+    wordings = instruction if isinstance(instruction, list) else [instruction]
+    if not wordings or not all(isinstance(wording, str) and wording.strip() for wording in wordings):
         raise ValueError(f"an instruction is a text or a list of texts, not {instruction!r}")
-    return tuple(found)
+    return tuple(wordings)
 
 
 def flag(value: Any) -> bool:
-    """A task's `"symmetric"` or `"in_batch"` in a tasks.json; null is false.
+    """Value of `"symmetric"` or `"in_batch"` in a tasks.json; null is false.
 
     Raises:
-        ValueError: it is none: a text, which would count as true, whatever it says.
+        ValueError: it is not true, false or null. A string is refused because it would count as true.
     """
     if value not in (True, False, None):
-        raise ValueError(f"symmetric and in_batch are true or false, not {value!r}")
+        raise ValueError(f"symmetric and in_batch must be true or false, not {value!r}")
     return bool(value)
 
 
 def prefix(template: str, instruction: str | None) -> str:
-    """What a template puts in front of the text, with the instruction filled in."""
+    """The part of a template before the text, with the instruction filled in."""
     return template.removesuffix("{text}").replace("{instruction}", instruction or "")
 
 
 def check_template(template: str) -> None:
-    """A template must end in `{text}`: truncation cuts the end of the body, so nothing may stand behind it.
+    """Refuse a template that does not end in `{text}`: truncation cuts the body's end, so nothing may follow it.
 
     Raises:
-        InputError: it does not.
+        InputError: the template is invalid.
     """
     if not template.endswith("{text}") or template.count("{text}") != 1:
         raise InputError(
-            f"template {template!r} must end in {{text}} and hold it once; what follows a text is the suffix"
+            f"template {template!r} must end in {{text}} and contain it once; use the suffix for what follows a text"
         )

@@ -1,4 +1,4 @@
-"""The method itself (GIRCSE, section 3): generate soft tokens, pool their hidden states.
+"""The method itself (GIRCSE, section 3): generate soft tokens and pool their hidden states.
 
     x_1..x_N   input embeddings of the rendered text
     h_0        last-layer hidden state, after the final norm, at position N
@@ -7,8 +7,8 @@
         h_k = hidden state at position N+k for the input embedding s_k
     z_k = normalize(mean(h_1..h_k))                       pool; h_0 is not pooled
 
-Pure functions of tensors. Whatever the dtype of the model, everything here accumulates in float32
-(float64 inputs stay float64, which is how the tests check the algebra).
+Pure functions of tensors. Everything accumulates in float32, whatever the model's dtype. float64 inputs stay float64,
+which the tests use to check the algebra.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ VOCABULARY_CHUNK = 8192
 
 
 class SoftToken(NamedTuple):
-    """The expectation over the vocabulary, and what weighs most in it.
+    """A soft token: the expectation over the vocabulary, and its most probable tokens.
 
     Attributes:
         embedding: (n, d), float32: s_k, the next input embedding.
-        token_ids: (n, top_k) int64, heaviest first, or None when `top_k` is 0.
+        token_ids: (n, top_k) int64, the most probable first, or None when `top_k` is 0.
         weights: (n, top_k) float32, their probabilities, or None.
     """
 
@@ -41,17 +41,17 @@ def soft_token(
     """s = softmax(hidden @ head^T / temperature) @ embeddings, streamed over the vocabulary.
 
     This is attention with the vocabulary as memory: query `hidden`, keys `head`, values `embeddings`. An online
-    softmax keeps one running maximum, normaliser and weighted sum a row, so memory grows with n x VOCABULARY_CHUNK
+    softmax keeps one running maximum, normaliser and weighted sum per row, so memory grows with n x VOCABULARY_CHUNK
     and never with n x V.
 
     Args:
         hidden: (n, d), any float dtype: h_{k-1}.
-        head: (V, d), the LM head's rows; the very same tensor as `embeddings` when they are tied.
+        head: (V, d), the LM head's rows; must be the same tensor object as `embeddings` when they are tied.
         embeddings: (V, d), the input embedding matrix E.
         temperature: tau > 0.
-        top_k: how many of the heaviest tokens to report a row; 0 for none.
+        top_k: how many of the most probable tokens to report per row; 0 for none.
     """
-    hidden = _wide(hidden)
+    hidden = _upcast(hidden)
     n, vocabulary = hidden.shape[0], head.shape[0]
     maximum = hidden.new_full((n, 1), float("-inf"))
     normaliser = hidden.new_zeros(n, 1)
@@ -86,23 +86,23 @@ def pool(states: Tensor) -> Tensor:
         states: (..., K, d), h_1..h_K (without h_0), any float dtype.
 
     Returns:
-        (..., K, d) float32, unit rows: z_1..z_K. The mean's 1/k is left out because the normalisation undoes it.
+        (..., K, d) float32, unit rows: z_1..z_K. The mean's 1/k is omitted because normalisation cancels it.
     """
-    return torch.nn.functional.normalize(_wide(states).cumsum(dim=-2), dim=-1)
+    return torch.nn.functional.normalize(_upcast(states).cumsum(dim=-2), dim=-1)
 
 
 def settled(previous: Tensor, current: Tensor, tolerance: float) -> Tensor:
-    """Whether another step still moved the embedding: 1 - cos(z_{k-1}, z_k) <= tolerance.
+    """Whether the last step hardly moved the embedding: 1 - cos(z_{k-1}, z_k) <= tolerance.
 
     Args:
         previous, current: (..., d), unit rows.
-        tolerance: a cosine distance; 0 means only a step that moved nothing at all.
+        tolerance: a cosine distance; at 0 only a step that moved nothing counts as settled.
 
     Returns:
         (...) bool.
     """
-    return 1.0 - (_wide(previous) * _wide(current)).sum(dim=-1) <= tolerance
+    return 1.0 - (_upcast(previous) * _upcast(current)).sum(dim=-1) <= tolerance
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _upcast(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,8 +1,8 @@
-"""EmbeddingSpec: everything that fixes the vector space, and its fingerprint.
+"""EmbeddingSpec: everything that determines the vector space, and its fingerprint.
 
-Two vectors may be compared when the specs they were made with have the same fingerprint. What a query may vary is
-not part of it: its instruction and its own number of steps. The dtype is recorded beside it: the space is the same
-up to rounding, so a difference warns.
+Vectors are comparable when their specs have the same fingerprint. The fingerprint excludes what a query may choose: its
+instruction and its own number of steps. It also excludes the dtype, which changes vectors only by rounding; a different
+dtype causes a warning.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError
 from gircse_rag.prompts import DEFAULT_INSTRUCTION, DOCUMENT_TEMPLATE, QUERY_TEMPLATE, check_template
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Decoder families that loading, the engine and training all know; what transformers calls `model_type`."""
+"""Decoder families (transformers' `model_type`) that loading, the engine and training all support."""
 DEFAULT_STEPS = 5
 MAX_STEPS = 256
 
-# Names are for people; the hashes beside them are what fixes the space. A moved folder is still the same model.
-_KINDS = {"str": (str,), "int": (int,), "float": (float,), "bool": (bool,), "str | None": (str, type(None))}
+# Names are for people; the hashes determine the space. A moved folder is still the same model.
+_FIELD_TYPES = {"str": (str,), "int": (int,), "float": (float,), "bool": (bool,), "str | None": (str, type(None))}
 _NOT_IN_FINGERPRINT = frozenset({"base_model", "adapter", "default_instruction", "dtype"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSpec:
-    """Everything that fixes the vector space.
+    """Everything that determines the vector space.
 
     Attributes:
         base_model: name, folder or Hub id of the base model, for people.
-        base_hash: sha256 over its weights and the parts of its configuration that change the arithmetic.
+        base_hash: sha256 of its weights and of the configuration values that change the arithmetic.
         tokenizer_hash: sha256 of the tokenizer's definition.
         adapter: name, folder or Hub id of the LoRA adapter, or None.
-        adapter_hash: sha256 over its weights and configuration, or None.
+        adapter_hash: sha256 of its weights and configuration, or None.
         dimension: d, the length of a vector.
         temperature: tau of the soft token's softmax.
-        pooling: "mean" over h_1..h_K, the paper's.
-        normalize: vectors have unit length; always true, written down because a reader of the spec needs to know.
-        query_template: ends in `{text}` and holds `{instruction}`; for queries and symmetric texts.
+        pooling: "mean" over h_1..h_K, as in the paper.
+        normalize: whether vectors have unit length; always true, stated for readers of the spec.
+        query_template: for queries and symmetric texts; contains `{instruction}` and ends in `{text}`.
         document_template: ends in `{text}`.
-        suffix: appended to every rendered text before tokenising, kept under truncation; "" for none.
-        max_length: prompt tokens at most, the suffix included; what is over is cut from the body's end.
-        document_steps: K that documents are embedded with, and queries unless they ask for another.
-        default_instruction: what a query without an instruction gets.
-        dtype: of the weights the vectors were computed with ("float32", "bfloat16", "float16").
+        suffix: appended to every rendered text before tokenising and kept under truncation; "" for none.
+        max_length: maximum prompt tokens, including the suffix; longer texts are cut at the body's end.
+        document_steps: K for documents, and for queries by default.
+        default_instruction: instruction of a query that has none.
+        dtype: dtype of the weights that computed the vectors ("float32", "bfloat16", "float16").
     """
 
     base_model: str
@@ -68,10 +68,10 @@ class EmbeddingSpec:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, int):  # 1 and 1.0 are one space and one fingerprint
+        if isinstance(self.temperature, int):  # 1 and 1.0 are the same space and must have the same fingerprint
             object.__setattr__(self, "temperature", float(self.temperature))
         for field in fields(self):
-            value, kind = getattr(self, field.name), _KINDS[str(field.type)]
+            value, kind = getattr(self, field.name), _FIELD_TYPES[str(field.type)]
             if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
                 raise InputError(f"{field.name} must be {field.type}, not {value!r}")
         check_template(self.query_template)
@@ -84,29 +84,29 @@ class EmbeddingSpec:
         if self.max_length < 1:
             raise InputError(f"max_length must be at least 1, not {self.max_length}")
         if self.pooling != "mean" or not self.normalize:
-            raise InputError("GIRCSE pools by the normalised mean; pooling='mean', normalize=True is all there is")
+            raise InputError("GIRCSE supports only pooling='mean' with normalize=True: it pools by the normalised mean")
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits that are equal exactly when vectors may be compared."""
+        """32 hex digits; equal exactly when vectors are comparable."""
         space = {name: value for name, value in self.to_dict().items() if name not in _NOT_IN_FINGERPRINT}
         return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:32]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` reads them back."""
+        """Convert to plain JSON values; `from_dict` reads them back."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EmbeddingSpec:
-        """The inverse of `to_dict`.
+        """Create a spec from the values of `to_dict`.
 
         Raises:
-            InputError: a field is missing, or one is there that this version does not know.
+            InputError: a field is missing or unknown to this version.
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise InputError(
-                f"unknown spec fields {unknown}: written by a newer gircse-rag? this one knows {sorted(known)}"
+                f"unknown spec fields {unknown}: written by a newer gircse-rag? This version knows {sorted(known)}"
             )
         try:
             return cls(**values)
@@ -116,23 +116,23 @@ class EmbeddingSpec:
     def check_matches(
         self, other: EmbeddingSpec, *, ours: str = "this embedder", theirs: str = "the collection"
     ) -> None:
-        """Whether vectors of both specs may be compared; a dtype that differs only warns.
+        """Check that vectors of both specs are comparable; a different dtype only warns.
 
         Raises:
-            SpecMismatchError: they may not; names every field that differs, with both values.
+            SpecMismatchError: they are not; names every field that differs, with both values.
         """
         if self.fingerprint != other.fingerprint:
-            mine, his = self.to_dict(), other.to_dict()
-            differing = [name for name in mine if name not in _NOT_IN_FINGERPRINT and mine[name] != his[name]]
-            lines = [f"  {name}: {ours} {mine[name]!r}, {theirs} {his[name]!r}" for name in differing]
+            mine, others = self.to_dict(), other.to_dict()
+            differing = [name for name in mine if name not in _NOT_IN_FINGERPRINT and mine[name] != others[name]]
+            lines = [f"  {name}: {ours} {mine[name]!r}, {theirs} {others[name]!r}" for name in differing]
             raise SpecMismatchError(
                 f"{ours} ({self.describe()}) and {theirs} ({other.describe()}) embed into different vector spaces:\n"
                 + "\n".join(lines)
-                + "\nuse the model the vectors were made with, or embed the documents again into a new collection"
+                + "\nuse the model that made the vectors, or embed the documents again into a new collection"
             )
         if self.dtype != other.dtype:
             warnings.warn(
-                f"{ours} computes in {self.dtype}, {theirs} was made in {other.dtype}: similarities move slightly",
+                f"{ours} computes in {self.dtype}, {theirs} was made in {other.dtype}: similarities differ slightly",
                 GircseWarning,
                 stacklevel=3,
             )
@@ -144,10 +144,10 @@ class EmbeddingSpec:
 
 
 def check_steps(steps: int) -> None:
-    """Refuse a number of refinement steps that is no integer from 1 to MAX_STEPS.
+    """Refuse anything but an integer from 1 to MAX_STEPS as a number of refinement steps.
 
     Raises:
-        InputError: it is not.
+        InputError: `steps` is not such an integer.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise InputError(f"steps must be an integer from 1 to {MAX_STEPS}, not {steps!r}; the paper uses 5 to 20")

@@ -1,7 +1,7 @@
-"""Text -> token ids, with truncation reported, never silent.
+"""Tokenise texts; truncation is always reported.
 
 The rendered text is always tokenised whole: a text that starts with `"`, `(`, `->`, `:` or `'s` merges with the
-template's colon, so ids of pieces may not be joined. Cutting happens afterwards, on ids.
+template's colon, so ids of pieces must not be joined. Truncation happens afterwards, on ids.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gircse_rag.spec import EmbeddingSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Python counts \t \n \v \f \r and \x1c-\x1f as white space; the other controls mean that this is not text.
+# Python counts \t \n \v \f \r and \x1c-\x1f as white space. Other control characters indicate binary data.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
 
 
@@ -26,7 +26,7 @@ class Prompt:
     """A rendered, tokenised text.
 
     Attributes:
-        token_ids: at most `max_length` of them, suffix included.
+        token_ids: at most `max_length` ids, including the suffix.
         truncated: whether the end of the body was cut.
     """
 
@@ -35,43 +35,43 @@ class Prompt:
 
 
 def check_text(text: object, index: int | None = None) -> str:
-    """Refuse what cannot be embedded.
+    """Refuse a text that cannot be embedded; return it otherwise.
 
     Raises:
-        InputError: no string, nothing but white space, a lone surrogate, or a control character.
+        InputError: not a string, only white space, or contains a lone surrogate or a control character.
     """
     if not isinstance(text, str):
-        raise InputError(f"{_which(index)} is not a string but {type(text).__name__}", index=index)
+        raise InputError(f"{_label(index)} is not a string but {type(text).__name__}", index=index)
     if not text.strip():
-        raise InputError(f"{_which(index)} is empty or white space; leave it out", index=index)
+        raise InputError(f"{_label(index)} is empty or white space; leave it out", index=index)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{_which(index)} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
+            f"{_label(index)} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
             "it was decoded wrongly; read the source again with its real encoding",
             index=index,
         ) from error
     if control := _CONTROL.search(text):
         raise InputError(
-            f"{_which(index)} holds the control character U+{ord(control[0]):04X} at character {control.start()}: "
-            "binary data or terminal codes; remove it",
+            f"{_label(index)} holds the control character U+{ord(control[0]):04X} at character {control.start()}, "
+            "as binary data or terminal codes do; remove it",
             index=index,
         )
     return text
 
 
 def without_controls(text: str) -> str:
-    """`text` with spaces for the control characters that `check_text` refuses.
+    """Replace the control characters that `check_text` refuses with spaces.
 
-    For published evaluation sets, which hold some (STS12 does) and are scored whole; a user's own document is refused
-    instead, for there they mean that it was read wrongly.
+    For published evaluation sets: some contain control characters (STS12 does) and are scored whole. A user's own
+    document is refused instead, because there such characters mean that the document was read wrongly.
     """
     return _CONTROL.sub(" ", text)
 
 
 def check_instruction(instruction: str) -> None:
-    """The same for an instruction.
+    """Refuse an instruction that cannot be embedded.
 
     Raises:
         InputError: as `check_text`.
@@ -91,7 +91,7 @@ def encode(
     instruction: str | None,
     index: int | None = None,
 ) -> Prompt:
-    """Render `text` for its role, tokenise it whole, and cut the body's end if it is too long.
+    """Render `text` for its role, tokenise it, and cut the body's end if it is too long.
 
     Template and suffix always survive. No special tokens are added.
 
@@ -99,7 +99,8 @@ def encode(
         InputError: the text is refused (`check_text`), or template, instruction and suffix leave no room for it.
     """
     check_text(text, index)
-    head = _head(spec, role, instruction)
+    asked = spec.default_instruction if instruction is None else instruction
+    head = prefix(spec.document_template, None) if role == "document" else prefix(spec.query_template, asked)
     rendered = head + text + spec.suffix
     ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     if len(ids) <= spec.max_length:
@@ -114,18 +115,12 @@ def encode(
     kept = spec.max_length - tail
     if kept <= first_of_body:
         raise InputError(
-            f"{_which(index)} has no room: template, instruction and suffix take {first_of_body + tail} of the "
+            f"{_label(index)} has no room: template, instruction and suffix take {first_of_body + tail} of the "
             f"{spec.max_length} tokens; shorten the instruction",
             index=index,
         )
     return Prompt(tuple(ids[:kept] + ids[len(ids) - tail :]), truncated=True)
 
 
-def _head(spec: EmbeddingSpec, role: Role, instruction: str | None) -> str:
-    if role == "document":
-        return prefix(spec.document_template, None)
-    return prefix(spec.query_template, spec.default_instruction if instruction is None else instruction)
-
-
-def _which(index: int | None) -> str:
+def _label(index: int | None) -> str:
     return "the text" if index is None else f"text {index}"

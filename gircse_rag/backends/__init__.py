@@ -1,1 +1,7 @@
-"""Where refinement runs. One protocol (`base.py`); `reference` is the paper's loop, the yardstick of the others."""
+"""Where refinement runs. All backends implement the protocol of `gircse_rag/backend.py`.
+
+paged       the engine (gircse_rag/engine), shared by any number of threads; the default
+reference   the paper's loop, one text at a time: the yardstick of the others
+lazy        loads another backend when it is first used
+vllm/       vLLM in this process, or a running `gircse serve`
+"""

@@ -1,11 +1,11 @@
-"""A backend that loads its model when it is first used: an ingest that finds everything unchanged never loads one."""
+"""A backend that loads its model on first use. An ingest in which nothing changed never loads it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from gircse_rag.backend import Backend, Refinement, Request
+from gircse_rag.backend import CLOSED, Backend, Refinement, Request
 from gircse_rag.errors import CheckpointError, GircseError
 from gircse_rag.spec import EmbeddingSpec
 
@@ -14,8 +14,8 @@ class LazyBackend:
     """Delays loading until the first `refine`.
 
     Args:
-        load: loads the model; returns its backend and the spec that its files turned out to have.
-        spec: the spec that the embedder was given before loading.
+        load: loads the model; returns its backend and its actual spec.
+        spec: the spec that was read from the files before loading.
     """
 
     def __init__(self, load: Callable[[], tuple[Backend, EmbeddingSpec]], spec: EmbeddingSpec) -> None:
@@ -33,17 +33,17 @@ class LazyBackend:
         """Load the model if necessary, then refine.
 
         Raises:
-            CheckpointError: the model cannot be loaded, or its files changed since the spec was read.
+            CheckpointError: the model cannot be loaded, or its files changed after the spec was read.
         """
         with self._lock:
             if self._closed:
-                raise GircseError("the embedder is closed; make another")
+                raise GircseError(CLOSED)
             if self._backend is None:
                 backend, spec = self._load()
                 if spec != self._spec:
                     raise CheckpointError(
-                        f"the model that was loaded ({spec.describe()}) is not what its files promised "
-                        f"({self._spec.describe()}): did they change meanwhile? run again"
+                        f"the loaded model ({spec.describe()}) differs from the spec read before loading "
+                        f"({self._spec.describe()}): did the files change meanwhile? Run again"
                     )
                 self._backend = backend
             backend = self._backend

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from gircse_rag.backend import Refinement, Request, check_request
+from gircse_rag.backend import CLOSED, Refinement, Request, check_request
 from gircse_rag.engine.attention import has_paged_kernel
 from gircse_rag.engine.block_manager import BlockManager
 from gircse_rag.engine.engine import Engine, Outcome
@@ -26,39 +26,39 @@ from gircse_rag.spec import MAX_STEPS, EmbeddingSpec
 TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}
 MAX_RUNNING = {"cpu": 256, "cuda": 1024}
 CPU_CACHE_BYTES = 256 * 2**20
-MEMORY = Path("/proc/meminfo")
-PACKED_SHARE = 0.25  # of the available memory that reordered weights may take
+MEMINFO = Path("/proc/meminfo")
+MAX_PACKED_FRACTION = 0.25  # of the available memory: maximum for a second copy of the weights, packed for oneDNN
 
 
 class _Call:
-    """One `refine` under way: the owner of its sequences. Its own thread reads `done`, whoever drives writes it."""
+    """One call of `refine`, the owner of its sequences. Results go into `done`, mostly from the driving thread."""
 
     def __init__(self) -> None:
-        self.indices: dict[Sequence, int] = {}
+        self.indices: dict[Sequence, int] = {}  # of sequences not yet returned: their place among the requests
         self.done: deque[Outcome] = deque()
         self.closed = False
 
 
 class PagedBackend:
-    """Refines requests of all its callers in common forwards.
+    """Batches the requests of all callers into common forwards.
 
-    There is no engine thread: whoever waits for a result drives the engine one step, for everybody, while the other
-    waiting threads sleep. The prefix cache lives as long as the backend and never grows beyond `cache_bytes`.
+    There is no engine thread. One of the threads that wait for results drives the engine one step, for all callers,
+    while the others sleep. The prefix cache lives as long as the backend and never exceeds `cache_bytes`.
 
     Args:
-        model: a causal LM in eval mode; it computes what it did, and its parameters are shared: where weights are
-            merged (see fused.py) they become views of ours.
-        spec: names the vector space (the prefix cache's salt) and holds temperature and maximum length.
-        cache_bytes: memory for keys and values; None takes 256 MiB on a CPU, or more if the longest text needs it,
-            and half of what is free on a GPU.
-        token_budget: rows a forward at most, more than max_running.
-        max_running: sequences refined at once. Of one call twice as many are under way, sorted by length.
-        block_size: rows a KV block.
-            All three: None takes what suits the device.
-        prefix_caching: whether equal prompt prefixes are computed once.
+        model: a causal LM in eval mode. The engine shares its parameters: weights that fused.py merges become views
+            of the merged ones. The model's own outputs do not change.
+        spec: the vector space (salt of the prefix cache), temperature and maximum length.
+        cache_bytes: memory for keys and values. None: 256 MiB on a CPU, or more if the longest text needs it; half of
+            the free memory on a GPU.
+        token_budget: maximum rows per forward; must exceed max_running.
+        max_running: maximum number of sequences refined at once. Up to twice as many requests of a call are read ahead
+            and sorted by length.
+        block_size: rows per KV block. None for token_budget, max_running or block_size: a default for the device.
+        prefix_caching: compute equal prompt prefixes only once.
 
     Raises:
-        CheckpointError: the model is of a kind the engine would get wrong.
+        CheckpointError: the engine does not support the model.
     """
 
     def __init__(
@@ -80,13 +80,14 @@ class PagedBackend:
         device, dtype = weights.device, weights.dtype
         paged = has_paged_kernel(model.config, device, dtype)
         size = block_size or (PAGED_BLOCK_SIZE if paged else GATHERED_BLOCK_SIZE)
-        pack = can_pack(weights) and _model_bytes(model) <= PACKED_SHARE * _available_bytes()
-        fast = fused_copy(model, pack=pack)  # before the cache, whose size depends on what is then free
+        weight_bytes = model.get_memory_footprint(return_buffers=False)
+        pack = can_pack(weights) and weight_bytes <= MAX_PACKED_FRACTION * _available_bytes()
+        fused = fused_copy(model, pack=pack)  # before the cache, which is sized by the memory that this leaves
         block_bytes = bytes_per_block(model.config, size, dtype)
         memory = _default_cache_bytes(device, -(-longest // size) * block_bytes) if cache_bytes is None else cache_bytes
         num_blocks = 1 + memory // block_bytes
         cache = KVCache(model.config, num_blocks, paged=paged, block_size=size, dtype=dtype, device=device)
-        runner = ModelRunner(fast, cache, temperature=spec.temperature, pack=pack)
+        runner = ModelRunner(fused, cache, temperature=spec.temperature, pack=pack)
         self._blocks = BlockManager(num_blocks, size, salt=spec.fingerprint, caching=prefix_caching)
         self._max_running = max_running or MAX_RUNNING.get(device.type, MAX_RUNNING["cpu"])
         self._engine = Engine(
@@ -95,11 +96,11 @@ class PagedBackend:
             token_budget=token_budget or max(TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"]), self._max_running + 1),
             max_running=self._max_running,
         )
-        self._inbox: deque[Sequence] = deque()
-        self._abandoned: deque[_Call] = deque()
-        self._turn = threading.Condition()
-        self._driving = False
-        self._driver = 0  # the thread that drives, or drove last
+        self._queue: deque[Sequence] = deque()
+        self._ended_calls: deque[_Call] = deque()
+        self._condition = threading.Condition()
+        self._engine_busy = False
+        self._driving_thread = 0  # id of the thread that drives the engine, or drove it last
         self._closed = False
         self._process = os.getpid()
 
@@ -116,7 +117,7 @@ class PagedBackend:
                 self._check_open()
                 while call.done:
                     sequence, outcome = call.done.popleft()
-                    if sequence in call.indices:  # else delivered twice, see Engine.undelivered
+                    if sequence in call.indices:  # otherwise a duplicate, see Engine.undelivered
                         yield call.indices.pop(sequence), outcome
                 if not exhausted and len(call.indices) <= self._max_running:
                     room = 2 * self._max_running - len(call.indices)
@@ -125,97 +126,84 @@ class PagedBackend:
                     for index, request in sorted(batch, key=lambda pair: -len(pair[1].token_ids)):
                         self._submit(call, index, request)
                 if call.indices:
-                    self._wait(call)
+                    self._wait_for_results(call)
                 elif exhausted:
                     return
         finally:
             call.closed = True
-            self._abandoned.append(call)  # this may run inside a garbage collection: take no lock that a step needs
+            self._ended_calls.append(call)  # may run in garbage collection: must not take a lock that a step needs
 
     def close(self) -> None:
         if os.getpid() != self._process:
             return
-        with self._turn:
-            self._closed = True  # first: calls of other threads end, and only the forward under way is waited for
-            self._turn.notify_all()
-            while self._driving and self._driver != threading.get_ident():  # a signal's handler may interrupt a forward
-                self._turn.wait()
-            if not self._driving:
+        with self._condition:
+            self._closed = True  # first, so calls of other threads end and only the current forward is waited for
+            self._condition.notify_all()
+            # A signal handler may call this during a forward of its own thread, which then must not wait for itself.
+            while self._engine_busy and self._driving_thread != threading.get_ident():
+                self._condition.wait()
+            if not self._engine_busy:
                 self._release()
 
     def _release(self) -> None:
         if hasattr(self, "_engine"):
-            del self._engine  # and with it the model and the cache
+            del self._engine  # also frees the model and the cache
 
     def _submit(self, call: _Call, index: int, request: Request) -> None:
-        sequence = Sequence(
-            request.token_ids,
-            request.steps,
-            tolerance=request.tolerance,
-            top_k=request.top_k,
-            owner=call,
-        )
+        sequence = Sequence(request.token_ids, request.steps, request.tolerance, request.top_k, owner=call)
         call.indices[sequence] = index
         try:
-            check_request(request, self._vocabulary)
-            self._check_fits(sequence)
+            check_request(request, self._vocabulary, self._window)
+            if not self._blocks.fits(sequence.max_rows):
+                rows = (self._blocks.num_blocks - 1) * self._blocks.block_size
+                raise InputError(
+                    f"a prompt of {sequence.num_tokens} tokens and {sequence.steps} refinement steps do not fit the KV "
+                    f"cache of {rows} rows; use fewer steps or a shorter text, or load the embedder where more memory "
+                    "is free"
+                )
         except InputError as error:
             call.done.append((sequence, error))
         else:
-            self._inbox.append(sequence)
+            self._queue.append(sequence)
 
-    def _check_fits(self, sequence: Sequence) -> None:
-        prompt = f"a prompt of {sequence.num_tokens} tokens and {sequence.steps} refinement steps"
-        if sequence.max_rows > self._window:
-            raise InputError(
-                f"{prompt} do not fit the model's window of {self._window} positions; use fewer steps or a smaller "
-                "max_length"
-            )
-        if not self._blocks.fits(sequence.max_rows):
-            rows = (self._blocks.num_blocks - 1) * self._blocks.block_size
-            raise InputError(
-                f"{prompt} do not fit the KV cache of {rows} rows; use fewer steps or a shorter text, or load the "
-                "embedder where more memory is free"
-            )
-
-    def _wait(self, call: _Call) -> None:
-        """Return when `call` has results, having driven the engine if nobody else did."""
-        drives = False
+    def _wait_for_results(self, call: _Call) -> None:
+        """Wait until `call` has results; drive the engine one step if no other thread does."""
+        is_driver = False
         try:
-            with self._turn:
-                while self._driving and not call.done and not self._closed:
-                    self._turn.wait()
+            with self._condition:
+                while self._engine_busy and not call.done and not self._closed:
+                    self._condition.wait()
                 if call.done or self._closed:
                     return
-                drives, self._driver = True, threading.get_ident()
-                self._driving = True
-            self._drive()
-            if not call.done and not self._inbox and not self._engine.scheduler.has_work:
+                is_driver, self._driving_thread = True, threading.get_ident()
+                self._engine_busy = True
+            self._step_engine()
+            if not call.done and not self._queue and not self._engine.scheduler.has_work:
                 raise GircseError("the engine lost a text to an interrupt; embed it again")
         finally:
-            if drives:
-                with self._turn:
-                    self._driving = False
+            if is_driver:
+                with self._condition:
+                    self._engine_busy = False
                     if self._closed:
                         self._release()
-                    self._turn.notify_all()
+                    self._condition.notify_all()
 
-    def _drive(self) -> None:
-        """One step of the engine, for all callers. Only the driving thread touches the engine.
+    def _step_engine(self) -> None:
+        """Run one step of the engine for all callers. Only the driving thread touches the engine.
 
-        An interrupt may come anywhere. Therefore nothing is taken out of a queue before it is where it goes to, and
-        what was under way ends with an error for each caller.
+        An interrupt may come anywhere. Items are therefore added to the next queue before they leave the previous one,
+        and after an interrupt every unfinished sequence ends with an error.
         """
         engine = self._engine
         try:
-            while self._inbox:
-                sequence = self._inbox[0]
+            while self._queue:
+                sequence = self._queue[0]
                 if not sequence.owner.closed:
-                    engine.add(sequence)
-                self._inbox.popleft()
-            while self._abandoned:
-                engine.cancel(self._abandoned[0])
-                self._abandoned.popleft()
+                    engine.scheduler.add(sequence)
+                self._queue.popleft()
+            while self._ended_calls:
+                engine.scheduler.cancel(self._ended_calls[0])
+                self._ended_calls.popleft()
             engine.step()
         except BaseException as error:
             engine.fail(error)
@@ -228,29 +216,25 @@ class PagedBackend:
     def _check_open(self) -> None:
         if os.getpid() != self._process:
             raise GircseError(
-                "this embedder was loaded before the process forked; load it in the new process, or start that by "
-                "spawn (multiprocessing.get_context('spawn'))"
+                "this embedder was loaded before the process forked; load it in the new process, or start the process "
+                "with the spawn method: multiprocessing.get_context('spawn')"
             )
         if self._closed:
-            raise GircseError("this embedder is closed; load a new one with Embedder.from_pretrained")
+            raise GircseError(CLOSED)
 
 
-def _default_cache_bytes(device: torch.device, longest: int) -> int:
-    """Memory for keys and values; `longest` is what those of the longest text take."""
+def _default_cache_bytes(device: torch.device, longest_text_bytes: int) -> int:
+    """Memory for keys and values in bytes, enough for the longest text on a CPU."""
     if device.type != "cuda":
-        return max(CPU_CACHE_BYTES, longest)
-    torch.cuda.empty_cache()  # what merging the weights freed counts as used until then
+        return max(CPU_CACHE_BYTES, longest_text_bytes)
+    torch.cuda.empty_cache()  # otherwise the memory freed by merging the weights still counts as used
     return torch.cuda.mem_get_info(device)[0] // 2
 
 
-def _model_bytes(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
 def _available_bytes() -> int:
-    """Memory that programs may still take, what the system holds files in included; 0 if it does not tell."""
+    """Memory still available to programs, including the system's file cache; 0 if unknown."""
     try:
-        lines = MEMORY.read_text(encoding="ascii").splitlines()
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # not Linux
         try:

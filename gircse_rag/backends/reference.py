@@ -1,27 +1,26 @@
-"""The paper's loop, one text at a time: obvious, slow, and the yardstick every other backend is held to."""
+"""The paper's loop, one text at a time: simple, slow, and the standard that every other backend is compared with."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from gircse_rag.backend import Refinement, Request, check_request
-from gircse_rag.errors import GircseError, InputError
+from gircse_rag.backend import CLOSED, NOT_FINITE, Refinement, Request, check_request
+from gircse_rag.errors import GircseError
 from gircse_rag.refinement import pool, settled, soft_token
 
 
 class ReferenceBackend:
-    """Runs Hugging Face's own model with its own KV cache on a single sequence at a time.
+    """Runs Hugging Face's own model with its own KV cache, one sequence at a time.
 
-    A batch of one needs no padding, so a vector cannot depend on what else was in the call.
+    A batch of one needs no padding, so a vector cannot depend on other texts of the call.
 
     Args:
-        model: a causal LM in eval mode, on its device; it is used as it is and never changed.
+        model: a causal LM in eval mode, on its device; never modified.
         temperature: tau of the soft token's softmax.
     """
 
@@ -30,7 +29,8 @@ class ReferenceBackend:
         self._temperature = temperature
         self._vocabulary, self._dimension = map(int, model.get_input_embeddings().weight.shape)
         self._window = int(model.config.max_position_embeddings)
-        # One forward at a time: more would only fight for the same cores. A signal's handler may close in its middle.
+        # One forward at a time, because parallel ones would compete for the same cores. Reentrant, because a signal
+        # handler may call close() during a forward.
         self._lock = threading.RLock()
         self._closed = False
 
@@ -42,35 +42,26 @@ class ReferenceBackend:
         for index, request in enumerate(requests):
             with self._lock:
                 if self._closed:
-                    raise GircseError("this embedder is closed; load a new one with Embedder.from_pretrained")
-                outcome = self._outcome(request)
+                    raise GircseError(CLOSED)
+                outcome: Refinement | GircseError
+                try:
+                    outcome = self._refine_one(request)
+                except GircseError as error:
+                    outcome = error
+                except Exception as error:  # for example out of memory
+                    outcome = GircseError(f"the forward pass failed: {type(error).__name__}: {error}")
+                    outcome.__cause__ = error
             yield index, outcome
 
     def close(self) -> None:
-        self._closed = True  # before the lock: whoever computes in another thread ends with the text it is at
+        self._closed = True  # before taking the lock: calls of other threads then end after their current text
         with self._lock:
             if hasattr(self, "_model"):
                 del self._model
 
-    def _outcome(self, request: Request) -> Refinement | GircseError:
-        try:
-            return self._refine_one(request)
-        except GircseError as error:
-            return error
-        except Exception as error:  # such as no memory left
-            failure = GircseError(f"the forward pass failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            return failure
-
     @torch.inference_mode()
     def _refine_one(self, request: Request) -> Refinement:
-        check_request(request, self._vocabulary)
-        length = len(request.token_ids)
-        if length > self._window - request.steps:
-            raise InputError(
-                f"a prompt of {length} tokens and {request.steps} refinement steps do not fit the model's window of "
-                f"{self._window} positions; use fewer steps or a smaller max_length"
-            )
+        check_request(request, self._vocabulary, self._window)
         body = self._model.model
         head = self._model.get_output_embeddings().weight
         embeddings = self._model.get_input_embeddings().weight
@@ -80,15 +71,15 @@ class ReferenceBackend:
         hidden = body(input_ids=prompt, past_key_values=cache, use_cache=True).last_hidden_state[0, -1:]  # h_0
         states: list[Tensor] = []
         trajectory = hidden.new_empty(0)
-        heaviest: list[list[tuple[int, float]]] = []
+        top_tokens: list[list[tuple[int, float]]] = []
         for step in range(request.steps):
             token = soft_token(hidden, head, embeddings, self._temperature, top_k=request.top_k)
             if token.token_ids is not None and token.weights is not None:
-                heaviest.append(list(zip(token.token_ids[0].tolist(), token.weights[0].tolist(), strict=True)))
+                top_tokens.append(list(zip(token.token_ids[0].tolist(), token.weights[0].tolist(), strict=True)))
             soft = token.embedding.to(embeddings.dtype)
             hidden = body(
                 inputs_embeds=soft[None],
-                position_ids=torch.tensor([[length + step]], device=embeddings.device),
+                position_ids=torch.tensor([[len(request.token_ids) + step]], device=embeddings.device),
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state[0]
@@ -97,8 +88,5 @@ class ReferenceBackend:
             if request.tolerance is not None and step and settled(trajectory[-2], trajectory[-1], request.tolerance):
                 break
         if not torch.isfinite(trajectory).all():
-            raise GircseError("the model produced NaN or infinity for this text; try dtype='float32'")
-        return Refinement(
-            np.asarray(trajectory.float().cpu().numpy(), dtype=np.float32),
-            heaviest if request.top_k else None,
-        )
+            raise GircseError(NOT_FINITE)
+        return Refinement(trajectory.float().cpu().numpy(), top_tokens if request.top_k else None)

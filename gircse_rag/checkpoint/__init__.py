@@ -2,10 +2,10 @@
 
     locate    where the files are: the folder, its adapter, its base model (imports no torch)
     bundled   the models known by name, fetched and converted once into the user's cache (imports no torch)
-    spec_file gircse.json, and what `gircse export` recorded in config.json
+    spec_file gircse.json, and the entry that `gircse export` adds to config.json
     lora      a PEFT LoRA adapter, merged into its base model
-    hashing   the hashes that fix a vector space
-    load      all of it together: `load_checkpoint`
+    hashing   sha256 of the weights, the adapter and the tokenizer
+    load      `load_checkpoint`: all of the above together
     weights/  the adapter that ships with the package
 
 The names below load on first use, because `load` imports torch.

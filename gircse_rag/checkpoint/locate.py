@@ -1,8 +1,8 @@
-"""Where the files of a checkpoint are: `locate`.
+"""Find the files of a checkpoint by name.
 
 "smollm2-135m"                 a bundled name (bundled.py)
-"./my-model"                   a folder: a merged model, or a PEFT adapter whose config names its base model
-"Roytsai27/GIRCSE-QWEN7B"      a Hub id of either kind
+"./my-model"                   a folder: a full model, or a PEFT adapter whose config names its base model
+"Roytsai27/GIRCSE-QWEN7B"      a Hub id: full model or adapter
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Located:
     """A checkpoint's files.
 
     Attributes:
-        name: what the caller asked for.
-        folder: the local folder of that name.
+        name: as given to `locate`.
+        folder: local folder of the full model or the adapter.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Located:
 
     @property
     def adapter(self) -> Path | None:
-        """The folder again if it holds a PEFT adapter, else None: it is a full model."""
+        """The folder if it holds a PEFT adapter; None if it holds a full model."""
         return self.folder if (self.folder / ADAPTER_CONFIG).exists() else None
 
     @cached_property
@@ -61,10 +61,10 @@ class Located:
 
 
 def locate(name: str) -> Located:
-    """Find the files of a bundled name, a folder or a Hub id. Fetches what is not there yet.
+    """Find the files of a bundled name, a folder or a Hub id. Downloads missing files.
 
     Raises:
-        CheckpointError: there is nothing of that name, or it cannot be fetched; says what was looked for.
+        CheckpointError: no such model, or the download failed.
     """
     if name in BUNDLED:
         return Located(name, BUNDLED[name].adapter or ensure_base())
@@ -84,7 +84,7 @@ def locate(name: str) -> Located:
 
 
 def local_base_name(name: str) -> str:
-    """The base model of `name` as far as local files tell: an adapter's base, or `name` itself. Fetches nothing."""
+    """Return the base model of `name` according to local files: an adapter's base, or `name`. Downloads nothing."""
     try:
         folder = (BUNDLED[name].adapter or base_folder()) if name in BUNDLED else _local_folder(name)
         return name if folder is None else Located(name, folder).base_name
@@ -96,7 +96,7 @@ def _local_folder(name: str) -> Path | None:
     try:
         folder = Path(name).expanduser()
         return folder if folder.is_dir() else None
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, ~nobody, a zero byte
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, unknown ~user, zero byte
         raise CheckpointError(f"no model {name!r}: {error}") from error
 
 
@@ -109,5 +109,5 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
             f"could not get {name!r} from the Hugging Face Hub: {first_line(error)}; check the name, the "
-            "network and, for a gated model, your token"
+            "network and, for a gated model, your access token"
         ) from error

@@ -1,4 +1,4 @@
-"""The JSON files beside the weights: `gircse.json`, and what `gircse export` recorded in `config.json`."""
+"""JSON files beside the weights: `gircse.json`, and the entry that `gircse export` adds to `config.json`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SPEC_FILE_FIELDS = frozenset(
         "default_instruction",
     }
 )
-"""The spec fields that the author of a checkpoint chooses; all others follow from the weights."""
+"""Spec fields that the author of a checkpoint chooses. All others follow from the weights."""
 EXPORT_KEY = "gircse"
-"""The key of config.json under which `gircse export` keeps the spec and a hash of the exported weights."""
+"""Key in config.json where `gircse export` stores the spec and the hash of the exported weights."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: the file cannot be read, or does not hold a JSON object.
+        CheckpointError: the file cannot be read, or holds no JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -45,7 +45,7 @@ def read_spec_file(folder: Path) -> tuple[dict[str, Any], str | None]:
     """Read a folder's gircse.json.
 
     Returns:
-        The spec fields it sets ({} without such a file), and the pooling of a baseline ("last" or "mean") or None.
+        The spec fields it sets ({} if there is no file), and a baseline's pooling ("last" or "mean") or None.
 
     Raises:
         CheckpointError: the file is not a JSON object, or sets an unknown field.
@@ -61,7 +61,7 @@ def read_spec_file(folder: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def make_spec(folder: Path, **fixed: Any) -> EmbeddingSpec:
-    """Build the spec: `fixed` follows from the weights, the rest comes from the folder's gircse.json.
+    """Build the spec from `fixed` (fields that follow from the weights) and the folder's gircse.json.
 
     Raises:
         CheckpointError: gircse.json is damaged, holds a value out of range, or belongs to a pooling baseline.
@@ -69,8 +69,8 @@ def make_spec(folder: Path, **fixed: Any) -> EmbeddingSpec:
     fields, pooling = read_spec_file(folder)
     if pooling is not None:
         raise CheckpointError(
-            f"{folder / SPEC_FILE}: trained with pooling {pooling!r}, a baseline without refinement; "
-            "`gircse eval` scores it"
+            f"{folder / SPEC_FILE}: this is a baseline trained with pooling {pooling!r}, without refinement; "
+            "only `gircse eval` can load it"
         )
     try:
         return EmbeddingSpec(**fixed, **fields)
@@ -79,10 +79,10 @@ def make_spec(folder: Path, **fixed: Any) -> EmbeddingSpec:
 
 
 def read_export(folder: Path, entry: Any) -> tuple[str, dict[str, Any]]:
-    """Take apart what `gircse export` recorded under EXPORT_KEY.
+    """Parse the entry that `gircse export` stored under EXPORT_KEY.
 
     Returns:
-        The hash of the exported weights, and the spec fields that name their origin: base model, adapter, hashes.
+        The hash of the exported weights, and the spec fields of their origin: base model, adapter and their hashes.
 
     Raises:
         CheckpointError: the entry is damaged.

@@ -1,8 +1,8 @@
-"""`gircse ...`: thin commands over the library. Results go to stdout, everything else to stderr.
+"""The `gircse` command: thin wrappers around the library. Results go to stdout, everything else to stderr.
 
-    app.py           the commands, one place for errors and exit codes
-    options.py       options that several commands share
-    output.py        stdout for results, stderr for the rest
+    app.py           registers the commands; turns errors into exit codes
+    options.py       options shared by several commands
+    output.py        writes results to stdout, notes and progress to stderr
     embedding.py     embed, explain
     ingesting.py     ingest
     searching.py     search
@@ -11,9 +11,9 @@
     evaluation.py    eval
     serving.py       export, serve
     environment.py   models, doctor
-    watched.py       progress of a backend
+    progress.py      ProgressBackend, which reports every embedded text
 
-No module here imports torch, transformers or qdrant-client at its top: `gircse --help` answers at once.
+No module here imports torch, transformers or qdrant-client at its top, so that `gircse --help` starts fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m gircse_rag.cli`: what `accelerate launch -m` starts on every process."""
+"""Entry point of `python -m gircse_rag.cli`, which `accelerate launch -m` runs in every process."""
 
 from gircse_rag.cli import main
 

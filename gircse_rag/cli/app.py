@@ -1,4 +1,4 @@
-"""The application: its commands, and the one place where errors become exit codes."""
+"""The application: registers the commands and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 
 import gircse_rag
-from gircse_rag.cli import embedding, environment, evaluation, ingesting, migrating, searching, serving, training
+from gircse_rag.cli import (
+    embedding,
+    environment,
+    evaluation,
+    ingesting,
+    interrupts,
+    migrating,
+    searching,
+    serving,
+    training,
+)
 from gircse_rag.cli.output import ExitCode, emit, note
 from gircse_rag.errors import GircseError, InputError, SpecMismatchError, StoreError, first_line
 
@@ -20,12 +30,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 some inputs failed, 2 usage, 3 model, 4 store, 5 bad input, 130 interrupted.",
+    epilog="Exit codes: 0 success, 1 some inputs failed, 2 usage, 3 model, 4 store, 5 bad input, 130 interrupted.",
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         emit(f"gircse-rag {gircse_rag.__version__}")
         raise typer.Exit
 
@@ -33,7 +43,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """GIRCSE for RAG: embeddings from a language model that thinks before it embeds."""
@@ -52,14 +62,15 @@ for command in (
     environment.doctor,
 ):
     app.command(command.__name__.rstrip("_"))(command)
-# what serve does not know goes to the server
+# `serve` passes unknown options on to vLLM
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serving.serve)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit. With GIRCSE_DEBUG=1 an error's traceback comes before its one line."""
+    """Run one command and exit. With GIRCSE_DEBUG=1, an error also prints its traceback."""
+    interrupts.install()
     try:
-        app(arguments, prog_name="gircse")  # exits by itself: 0, 2, 130, or what a command raised as typer.Exit
+        app(arguments, prog_name="gircse")  # always exits: with 0, 2, 130, or the code of a typer.Exit
     except Exception as error:
         if os.environ.get("GIRCSE_DEBUG"):
             traceback.print_exc()
@@ -68,14 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(error: Exception) -> ExitCode:
     if not isinstance(error, GircseError):
-        note(
-            "error",
-            f"unexpected {type(error).__name__}: {first_line(error)}; GIRCSE_DEBUG=1 shows where. Please report it",
-        )
+        what = f"unexpected {type(error).__name__}: {first_line(error)}"
+        note("error", f"{what}; please report this bug, with the traceback that GIRCSE_DEBUG=1 shows")
         return ExitCode.BUG
     note("error", str(error))
     if isinstance(error, InputError):
         return ExitCode.INPUT
     if isinstance(error, (StoreError, SpecMismatchError)):
         return ExitCode.STORE
-    return ExitCode.MODEL  # a checkpoint, the backend, or an extra that is not installed
+    return ExitCode.MODEL  # the checkpoint, the backend, or a missing extra

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress, shortened
+from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress, shorten
 from gircse_rag.cli.progress import ProgressBackend
 from gircse_rag.errors import InputError
 from gircse_rag.files import atomic_write
@@ -25,38 +26,29 @@ if TYPE_CHECKING:
 
 @options.with_model_options
 def embed(
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="Left out: one text a line from stdin.")
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", exists=True, dir_okay=False, help="Read one text a line from here instead.")
-    ] = None,
-    role: Annotated[
-        Role, typer.Option("--role", help="query and symmetric take the instruction, document none.")
-    ] = "query",
-    instruction: Annotated[
-        str | None, typer.Option("--instruction", help="What to look for; left out, the checkpoint's own.")
-    ] = None,
+    texts: Annotated[list[str] | None, Argument(metavar="TEXT", help="Texts (default: one per line of stdin).")] = None,
+    file: Annotated[Path | None, Option(exists=True, dir_okay=False, help="File with one text per line.")] = None,
+    role: Annotated[Role, Option(help="query and symmetric take an instruction, document does not.")] = "query",
+    instruction: Annotated[str | None, Option(help="The task, in words (default: the model's).")] = None,
     steps: options.Steps = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", dir_okay=False, help="Write the vectors here, a float32 .npy array.")
-    ] = None,
+    output: Annotated[Path | None, Option(dir_okay=False, help="File for the vectors, a float32 .npy array.")] = None,
     model: options.ModelOptions = options.DEFAULT,
     as_json: options.AsJson = False,
 ) -> None:
-    """Turn texts into vectors. The table shows their beginnings; --json and --output have all of them.
+    """Embed texts.
 
-    A text that cannot be embedded ends the command before anything is computed.
+    The table shows the start of each vector; --json and --output give all of it.
+    All texts are checked first: a bad one stops the command before embedding.
     """
     if texts and file:
-        raise typer.BadParameter("give texts or --file, not both")
+        raise typer.BadParameter("give either texts or --file, not both")
     if not texts and file is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise typer.BadParameter("no text: give some, or --file, or pipe one text a line into stdin")
+        raise typer.BadParameter("no text given; pass texts, use --file, or pipe one text per line into stdin")
     with only_results_on_stdout():
         if not texts:
             texts = options.read_lines(file)
             options.check_lines(texts, str(file or "stdin"))
-        embedder = model.load()
+        embedder = options.load(model)
         with progress("embedding") as update:
             if update:
                 embedder.backend = ProgressBackend(embedder.backend, update, len(set(texts)))
@@ -83,7 +75,7 @@ def embed(
             }
         )
     else:
-        emit(_overview(texts, result))
+        emit(_vector_table(texts, result))
 
 
 def _save(path: Path, result: EmbeddingResult) -> None:
@@ -93,17 +85,17 @@ def _save(path: Path, result: EmbeddingResult) -> None:
         with atomic_write(path) as scratch, scratch.open("wb") as file:
             np.save(file, result.vectors)
     except OSError as error:
-        raise InputError(f"could not write {path}: {error.strerror or error}; nothing was left there") from error
-    note("note", f"{path}: {result.vectors.shape[0]} vectors of {result.vectors.shape[1]}, float32")
+        raise InputError(f"could not write {path}: {error.strerror or error}; no partial file was left") from error
+    note("note", f"wrote {path}: {result.vectors.shape[0]} vectors of dimension {result.vectors.shape[1]}, float32")
 
 
-def _overview(texts: list[str], result: EmbeddingResult) -> Table:
-    table = Table("text", "tokens", "steps", "vector", "cosine to the first")
+def _vector_table(texts: list[str], result: EmbeddingResult) -> Table:
+    table = Table("text", "tokens", "steps", "vector", "cosine to first")
     for text, tokens, cut, steps, vector in zip(
         texts, result.prompt_tokens, result.truncated, result.steps, result.vectors, strict=True
     ):
         table.add_row(
-            Text(shortened(text, 48)),
+            Text(shorten(text, 48)),
             f"{tokens}{' (cut)' if cut else ''}",
             str(steps),
             " ".join(f"{x:+.4f}" for x in vector[:4]) + " ...",
@@ -112,92 +104,71 @@ def _overview(texts: list[str], result: EmbeddingResult) -> Table:
     return table
 
 
-@dataclass(frozen=True)
-class _Explanation:
-    instruction: str
-    result: EmbeddingResult  # of the one text
+def _explain(instruction: str, result: EmbeddingResult) -> dict[str, Any]:
+    """The refinement of one text under one instruction, as JSON values."""
+    assert result.soft_tokens is not None and result.trajectory is not None
+    cosines = [None, *(float(a @ b) for a, b in pairwise(result.trajectory[0]))]  # cos(z_k, z_{k-1}) for k = 1, 2, ...
+    return {
+        "instruction": instruction,
+        "prompt_tokens": int(result.prompt_tokens[0]),
+        "steps": [
+            {
+                "step": k,
+                "tokens": [{"token": token, "weight": weight} for token, weight in tokens],
+                "cosine_to_previous": cosine,
+            }
+            for k, (tokens, cosine) in enumerate(zip(result.soft_tokens[0], cosines, strict=True), start=1)
+        ],
+    }
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "instruction": self.instruction,
-            "prompt_tokens": int(self.result.prompt_tokens[0]),
-            "steps": [
-                {
-                    "step": k,
-                    "tokens": [{"token": token, "weight": weight} for token, weight in tokens],
-                    "cosine_to_previous": moved,
-                }
-                for k, (tokens, moved) in enumerate(zip(self.tokens, self.cosines, strict=True), start=1)
-            ],
-        }
 
-    @property
-    def tokens(self) -> list[list[tuple[str, float]]]:
-        assert self.result.soft_tokens is not None
-        return self.result.soft_tokens[0]
-
-    @property
-    def cosines(self) -> list[float | None]:
-        """cos(z_k, z_{k-1}) for k = 1.., None for the first."""
-        assert self.result.trajectory is not None
-        path = self.result.trajectory[0]
-        return [None, *(float(a @ b) for a, b in pairwise(path))]
-
-    def table(self) -> Table:
-        table = Table("step", "the soft token's heaviest vocabulary tokens, and their weights", "cosine to step before")
-        table.title, table.title_justify = Text(f"Instruct: {self.instruction}"), "left"
-        for k, (tokens, moved) in enumerate(zip(self.tokens, self.cosines, strict=True), start=1):
-            shown = Text("  ").join(
-                Text.assemble(repr(token), " ", (f"{weight:.3f}", "dim")) for token, weight in tokens
-            )
-            table.add_row(str(k), shown, "" if moved is None else f"{moved:.4f}")
-        return table
+def _step_table(explanation: dict[str, Any]) -> Table:
+    table = Table("step", "most probable tokens of the soft token, with their weights", "cosine to previous step")
+    table.title, table.title_justify = Text(f"Instruct: {explanation['instruction']}"), "left"
+    for step in explanation["steps"]:
+        tokens = [Text.assemble(repr(t["token"]), " ", (f"{t['weight']:.3f}", "dim")) for t in step["tokens"]]
+        cosine = step["cosine_to_previous"]
+        table.add_row(str(step["step"]), Text("  ").join(tokens), "" if cosine is None else f"{cosine:.4f}")
+    return table
 
 
 @options.with_model_options
 def explain(
-    text: Annotated[str, typer.Argument(help="The text to embed as a query.")],
+    text: Annotated[str, Argument(help="The text to embed as a query.")],
     instruction: Annotated[
-        list[str] | None,
-        typer.Option("--instruction", help="Repeat it to compare several; left out, the checkpoint's own."),
+        list[str] | None, Option(help="The task, in words; repeat to compare several (default: the model's).")
     ] = None,
-    soft_tokens: Annotated[int, typer.Option("--soft-tokens", min=1, max=100, help="Tokens to show a step.")] = 8,
+    soft_tokens: Annotated[int, Option(min=1, max=100, help="Tokens to show per step.")] = 8,
     steps: options.Steps = None,
     model: options.ModelOptions = options.DEFAULT,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show the soft tokens of a text, and how far instructions move its embedding.
+    """Show the soft tokens of a text, and how instructions change its embedding.
 
-    A soft token is an average over the vocabulary, shown by its heaviest tokens.
+    A soft token is an average over the vocabulary; its top tokens are shown.
     """
     with only_results_on_stdout():
-        embedder = model.load()
-        explanations = [
-            _Explanation(
-                asked,
-                embedder.embed([text], instruction=asked, steps=steps, trajectory=True, soft_tokens=soft_tokens),
-            )
-            for asked in instruction or [embedder.spec.default_instruction]
-        ]
-    vectors = [explanation.result.vectors[0] for explanation in explanations]
-    between = [[float(a @ b) for b in vectors] for a in vectors]
+        embedder = options.load(model)
+        tasks = instruction or [embedder.spec.default_instruction]
+        embed_task = partial(embedder.embed, [text], steps=steps, trajectory=True, soft_tokens=soft_tokens)
+        results = [embed_task(instruction=task) for task in tasks]
+    explanations = [_explain(task, result) for task, result in zip(tasks, results, strict=True)]
+    cosines = [[float(a.vectors[0] @ b.vectors[0]) for b in results] for a in results]
     if as_json:
         emit_json(
             {
                 "text": text,
                 "spec": embedder.spec.to_dict(),
                 "fingerprint": embedder.fingerprint,
-                "explanations": [explanation.to_dict() for explanation in explanations],
-                "cosine_between_instructions": between,
+                "explanations": explanations,
+                "cosine_between_instructions": cosines,
             }
         )
         return
-    emit(*(explanation.table() for explanation in explanations))
-    if len(vectors) > 1:
-        table = Table("", *(str(i) for i in range(1, len(vectors) + 1)), title="cosine between the instructions")
+    emit(*(_step_table(explanation) for explanation in explanations))
+    if len(tasks) > 1:
+        table = Table("", *(str(i + 1) for i in range(len(tasks))), title="cosine between the instructions")
         table.title_justify = "left"
-        for i, row in enumerate(between):
-            table.add_row(
-                Text(f"{i + 1}  {shortened(explanations[i].instruction, 60)}"), *(f"{value:.4f}" for value in row)
-            )
+        for i, (task, row) in enumerate(zip(tasks, cosines, strict=True), start=1):
+            table.add_row(Text(f"{i}  {shorten(task, 60)}"), *(f"{value:.4f}" for value in row))
         emit(table)

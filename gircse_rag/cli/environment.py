@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from gircse_rag.cli.output import ExitCode, emit, emit_json, only_results_on_std
 from gircse_rag.errors import GircseError
 
 LIBRARIES = ("torch", "transformers", "peft", "qdrant-client", "semantic-text-splitter", "numpy")
-# One telling distribution for each optional group.
+# One distribution per extra whose presence means that the extra is installed.
 EXTRAS = {
     "eval": "pytrec-eval-terrier",
     "train": "accelerate",
@@ -38,40 +37,35 @@ EXTRAS = {
 
 
 def models(as_json: options.AsJson = False) -> None:
-    """List the models known by name. A folder or a Hub id serves as a model as well."""
+    """List the bundled models.
+
+    --model also takes a folder or a Hub id.
+    """
     from gircse_rag.checkpoint.bundled import BUNDLED, base_folder
 
     fetched = base_folder().exists()
     if as_json:
-        emit_json(
+        listed = [
             {
-                "cache": str(base_folder()),
-                "models": [
-                    {
-                        "name": model.name,
-                        "description": model.description,
-                        "adapter": None if model.adapter is None else str(model.adapter),
-                        "fetched": fetched,
-                    }
-                    for model in BUNDLED.values()
-                ],
+                "name": model.name,
+                "description": model.description,
+                "adapter": None if model.adapter is None else str(model.adapter),
+                "fetched": fetched,
             }
-        )
+            for model in BUNDLED.values()
+        ]
+        emit_json({"cache": str(base_folder()), "models": listed})
         return
-    table = Table("name", "what it is", "adapter", "weights")
+    table = Table("name", "description", "adapter", "weights")
+    weights = f"in {base_folder()}" if fetched else "downloaded on first use (93 MB)"
     for model in BUNDLED.values():
-        table.add_row(
-            model.name,
-            model.description,
-            "none" if model.adapter is None else "bundled",
-            f"in {base_folder()}" if fetched else "fetched on first use, 93 MB",
-        )
+        table.add_row(model.name, model.description, "none" if model.adapter is None else "bundled", weights)
     emit(table)
 
 
 @dataclass(frozen=True)
 class Check:
-    """What `gircse doctor` found out about one thing."""
+    """The result of one check of `gircse doctor`."""
 
     name: str
     state: Literal["ok", "note", "broken"]
@@ -79,42 +73,38 @@ class Check:
 
 
 def doctor(model: options.Model = options.DEFAULT_MODEL, as_json: options.AsJson = False) -> None:
-    """Check what gircse needs on this machine; exit code 1 if something needed is broken. Fetches nothing."""
+    """Check that this machine has what gircse needs.
+
+    Downloads nothing. Exits with code 1 if something is broken.
+    """
     with only_results_on_stdout():
-        checks = [
-            Check(
-                "gircse-rag",
-                "ok",
-                f"{gircse_rag.__version__}, Python {platform.python_version()}, {platform.platform()}",
-            ),
-            *_libraries(),
-            *_guarded("torch", _torch),
-            *_guarded("cache", _cache),
-            *_guarded("model", lambda: _model(model)),
-            *_guarded("qdrant", _qdrant),
-            *(_extra(name) for name in EXTRAS),
-        ]
-    sound = all(check.state != "broken" for check in checks)
+        system = f"{gircse_rag.__version__}, Python {platform.python_version()}, {platform.platform()}"
+        checks = [Check("gircse-rag", "ok", system)]
+        parts = {
+            "libraries": _libraries,
+            "torch": _torch,
+            "cache": _cache,
+            "model": lambda: _model(model),
+            "qdrant": _qdrant,
+        }
+        for name, check in parts.items():
+            try:
+                checks += check()
+            except Exception as error:  # the other checks still run
+                kind = "" if isinstance(error, GircseError) else f"{type(error).__name__}: "
+                checks.append(Check(name, "broken", f"{kind}{error}"))
+        checks += map(_extra, EXTRAS)
+    ok = all(done.state != "broken" for done in checks)
     if as_json:
-        emit_json({"ok": sound, "checks": [asdict(check) for check in checks]})
+        emit_json({"ok": ok, "checks": [asdict(done) for done in checks]})
     else:
         table = Table("", "check", "found")
-        for check in checks:
-            mark = {"ok": Text("ok", "green"), "note": Text("note", "yellow"), "broken": Text("BROKEN", "bold red")}
-            table.add_row(mark[check.state], check.name, Text(check.found))
+        mark = {"ok": Text("ok", "green"), "note": Text("note", "yellow"), "broken": Text("BROKEN", "bold red")}
+        for done in checks:
+            table.add_row(mark[done.state], done.name, Text(done.found))
         emit(table)
-    if not sound:
+    if not ok:
         raise typer.Exit(ExitCode.INCOMPLETE)
-
-
-def _guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
-    """A check that fails in a way nobody foresaw must not hide the others."""
-    try:
-        return check()
-    except Exception as error:
-        return [
-            Check(name, "broken", f"{error}" if isinstance(error, GircseError) else f"{type(error).__name__}: {error}")
-        ]
 
 
 def _version(distribution: str) -> str | None:
@@ -126,16 +116,15 @@ def _version(distribution: str) -> str | None:
 
 def _libraries() -> list[Check]:
     found = {name: _version(name) for name in LIBRARIES}
-    missing = [name for name, version in found.items() if version is None]
-    if missing:
-        return [Check("libraries", "broken", f"not installed: {', '.join(missing)}; run: pip install gircse-rag")]
+    if missing := [name for name, version in found.items() if version is None]:
+        raise GircseError(f"not installed: {', '.join(missing)}; run: pip install gircse-rag")
     return [Check("libraries", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))]
 
 
 def _extra(name: str) -> Check:
     if version := _version(EXTRAS[name]):
         return Check(f"extra {name}", "ok", f"installed ({EXTRAS[name]} {version})")
-    return Check(f"extra {name}", "note", f'not installed; if you want it: pip install "gircse-rag[{name}]"')
+    return Check(f"extra {name}", "note", f'not installed; to add it: pip install "gircse-rag[{name}]"')
 
 
 def _torch() -> list[Check]:
@@ -144,15 +133,13 @@ def _torch() -> list[Check]:
     from gircse_rag.hardware import multiplies_bfloat16
 
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    advice = f"; more than the {cores} cores here, set OMP_NUM_THREADS={cores}" if threads > cores else ""
+    advice = f"; set OMP_NUM_THREADS={cores} to use no more than the {cores} cores" if threads > cores else ""
     native = multiplies_bfloat16(torch.device("cpu"))
     devices = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     devices += ["mps"] if torch.backends.mps.is_available() else []
     return [
-        Check("threads", "note" if advice else "ok", f"torch computes with {threads} of {cores} cores{advice}"),
-        Check(
-            "bfloat16", "ok", f"the CPU multiplies it natively: {'yes' if native else 'no, --dtype auto takes float32'}"
-        ),
+        Check("threads", "note" if advice else "ok", f"torch uses {threads} threads on {cores} cores{advice}"),
+        Check("bfloat16", "ok", f"native on this CPU: {'yes' if native else 'no, so --dtype auto means float32'}"),
         Check("accelerators", "ok", ", ".join(devices) or "none"),
     ]
 
@@ -165,10 +152,10 @@ def _cache() -> list[Check]:
     free = shutil.disk_usage(existing).free
     fetched = base_folder().exists()
     if not fetched and not (existing.is_dir() and os.access(existing, os.W_OK)):
-        return [Check("cache", "broken", f"{folder} cannot be written; set GIRCSE_CACHE to a folder that can")]
+        raise GircseError(f"{folder} is not writable; set GIRCSE_CACHE to a writable folder")
     if not fetched and free < SPACE_NEEDED:
-        advice = f"{SPACE_NEEDED >> 20} MB are needed to fetch the model; free some, or set GIRCSE_CACHE"
-        return [Check("cache", "broken", f"{folder}: {free >> 20} MB free, {advice}")]
+        advice = f"but downloading the model needs {SPACE_NEEDED >> 20} MB; free some space, or set GIRCSE_CACHE"
+        raise GircseError(f"{folder}: {free >> 20} MB free, {advice}")
     return [Check("cache", "ok", f"{folder}, {free >> 20} MB free")]
 
 
@@ -177,18 +164,18 @@ def _model(name: str) -> list[Check]:
     from gircse_rag.checkpoint.locate import local_base_name
 
     if options.needs_fetching(name):
-        return [Check("model", "note", f"{name}: not fetched yet (93 MB); its first use fetches it")]
+        return [Check("model", "note", f"{name}: not downloaded yet; the first use downloads 93 MB")]
     base = local_base_name(name)
     if base not in BUNDLED and base.count("/") == 1 and not Path(base).expanduser().exists():
-        return [Check("model", "note", f"{name}: not checked, because {base} is a Hub id and that might fetch it")]
-    embedder = options.ModelOptions(name, device="cpu").load()
-    return [Check("model", "ok", f"{embedder.spec.describe()}, d={embedder.dimension}, weights as they should be")]
+        return [Check("model", "note", f"{name}: not checked, because {base} is a Hub id and could be downloaded")]
+    embedder = options.load(options.ModelOptions(name, device="cpu"))
+    return [Check("model", "ok", f"{embedder.spec.describe()}, d={embedder.dimension}, weights verified")]
 
 
 def _qdrant() -> list[Check]:
     url = os.environ.get("QDRANT_URL")
     if not url:
-        return [Check("qdrant", "ok", "embedded in the process; QDRANT_URL is not set")]
+        return [Check("qdrant", "ok", "embedded store, because QDRANT_URL is not set")]
     from gircse_rag.qdrant import open_client
     from gircse_rag.qdrant.stores import store_errors
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from gircse_rag.cli import options
 from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress
@@ -19,28 +20,29 @@ if TYPE_CHECKING:
     from gircse_rag.training.baseline import Baseline
 
 FIGURES = (".png", ".svg", ".pdf")
+_SETS = "Sets to score: names (sts/stsb_test), tasks (sts) or patterns ('retrieval/c*') (default: all)."
 
 
-def _listed(value: str) -> list[str]:
+def _split_list(value: str) -> list[str]:
     parts = [part.strip() for part in value.split(",") if part.strip()]
     if not parts:
-        raise typer.BadParameter("names nothing; separate several by commas")
+        raise typer.BadParameter("empty list; separate names with commas")
     return parts
 
 
-def _step_list(value: str) -> tuple[int, ...]:
+def _parse_steps(value: str) -> tuple[int, ...]:
     try:
-        steps = tuple(int(part) for part in _listed(value))
+        steps = tuple(int(part) for part in _split_list(value))
         for step in steps:
             check_steps(step)
     except InputError as error:
         raise typer.BadParameter(str(error)) from error
     except ValueError as error:
-        raise typer.BadParameter(f"{value!r} is no list of steps such as 1,5,20") from error
+        raise typer.BadParameter(f"{value!r} is not a list of steps such as 1,5,20") from error
     return steps
 
 
-def _figure(path: Path | None) -> Path | None:
+def _check_suffix(path: Path | None) -> Path | None:
     if path is not None and path.suffix not in FIGURES:
         raise typer.BadParameter(f"{path.name!r} must end in {', '.join(FIGURES)}")
     return path
@@ -48,26 +50,15 @@ def _figure(path: Path | None) -> Path | None:
 
 @options.with_model_options
 def eval_(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The evaluation sets (docs/guides/evaluation.md).")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder of evaluation sets (docs/guides/evaluation.md).")],
     model: options.ModelOptions = options.DEFAULT,
-    steps: Annotated[
-        Any, typer.Option("--steps", parser=_step_list, metavar="K,K,...", help="Refinement steps to score at.")
-    ] = "1,5",
-    sets: Annotated[
-        Any,
-        typer.Option(
-            "--sets",
-            parser=_listed,
-            metavar="NAME,...",
-            help="Names (sts/stsb_test), whole tasks (sts) or patterns ('retrieval/c*'); left out, all there are.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Score a fixed sample of each set, for a quick look only.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", dir_okay=False, help="Write the report here.")] = None,
+    steps: Annotated[Any, Option(parser=_parse_steps, metavar="K,K,...", help="Numbers of steps to score.")] = "1,5",
+    sets: Annotated[Any, Option(parser=_split_list, metavar="NAME,...", help=_SETS)] = None,
+    limit: Annotated[int | None, Option(min=1, help="Size of a fixed sample of each set (default: all).")] = None,
+    output: Annotated[Path | None, Option(dir_okay=False, help="File for the report, as JSON.")] = None,
     figure: Annotated[
-        Path | None, typer.Option("--plot", callback=_figure, dir_okay=False, help="Draw scores against K here.")
+        Path | None,
+        Option("--plot", callback=_check_suffix, dir_okay=False, help="File for a plot (.png, .svg or .pdf)."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -78,11 +69,11 @@ def eval_(
         from gircse_rag.evaluation import evaluate, load_sets, plot
         from gircse_rag.training.baseline import trained_pooling
 
-        chosen = load_sets(folder, sets, limit=limit)  # a bad set is refused before the model is loaded
+        chosen = load_sets(folder, sets, limit=limit)  # before the model, so that a bad set fails fast
         if trained_pooling(model.name) in ("last", "mean"):
             report = evaluate(_baseline(model.name, model.dtype), chosen, (0,), limit=limit, model=model.name)
         else:
-            embedder = model.load()
+            embedder = options.load(model)
             with progress("embedding") as update:
                 if update:
                     embedder.backend = ProgressBackend(embedder.backend, update, _count_texts(chosen))
@@ -108,8 +99,8 @@ def _baseline(model: str, dtype: str) -> Baseline:
 
 
 def _count_texts(chosen: Sequence[EvalSet]) -> int:
-    """How many different (text, role, instruction) the sets hold: each is embedded once."""
-    blocks = [block for one in chosen for block in one.blocks.values()]
+    """Count the distinct (text, role, instruction) of the sets; each is embedded once."""
+    blocks = [block for eval_set in chosen for block in eval_set.blocks.values()]
     return len({(text, block.role, block.instruction) for block in blocks for text in block.texts})
 
 
@@ -120,4 +111,4 @@ def _write(save: Any, path: Path | None) -> None:
         save(path)
     except OSError as error:
         raise InputError(f"could not write {path}: {error.strerror or error}") from error
-    note("note", f"written: {path}")
+    note("note", f"wrote {path}")

@@ -9,26 +9,25 @@ from typing import Annotated
 
 import typer
 from rich.text import Text
+from typer import Argument, Option
 
-from gircse_rag.cli import options
+from gircse_rag.cli import interrupts, options
 from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout, progress
 
 
 @options.with_model_options
 def migrate(
-    old: Annotated[str, typer.Argument(help="The collection to embed again.")],
-    new: Annotated[str, typer.Argument(help="The collection to make.")],
-    alias: Annotated[
-        str | None, typer.Option("--alias", metavar="NAME", help="Let this name stand for NEW once it is whole.")
-    ] = None,
+    old: Annotated[str, Argument(help="Collection to migrate.")],
+    new: Annotated[str, Argument(help="Collection to create.")],
+    alias: Annotated[str | None, Option(metavar="NAME", help="Alias to point at NEW once it is complete.")] = None,
     path: options.StorePath = None,
     url: options.StoreUrl = None,
     model: options.ModelOptions = options.DEFAULT,
     as_json: options.AsJson = False,
 ) -> None:
-    """Embed a collection's stored texts with another model, into a new collection.
+    """Embed a collection's texts with another model, into a new collection.
 
-    OLD stays as it is. Interrupted, the same command goes on with what NEW does not have yet.
+    OLD is not changed. After an interruption, run the same command again to continue.
     """
     began = time.monotonic()
     with only_results_on_stdout():
@@ -36,29 +35,29 @@ def migrate(
         from gircse_rag.qdrant.stores import build_index
 
         with closing(open_client(path, url, create=False)) as client:
-            embedder = model.load()
+            embedder = options.load(model)
             with progress("points") as update:
+
+                def report_progress(done: int, total: int) -> None:
+                    interrupts.check()
+                    if update:
+                        update(done, total)
+
                 try:
-                    report = migrate(old, new, embedder=embedder, client=client, alias=alias, progress=update)
+                    report = migrate(old, new, embedder=embedder, client=client, alias=alias, progress=report_progress)
                 except KeyboardInterrupt:
-                    note("interrupted", "what is written is safe; the same command goes on from there")
+                    note("interrupted", "all points written so far are kept; run the same command again to continue")
                     raise typer.Exit(ExitCode.INTERRUPTED) from None
             build_index(client, new)
     note_some("failed", [f"{name}: {reason}" for name, reason in report.failed.items()], len(report.failed))
     if report.extra:
-        note(
-            "warning", f"{new} has {report.extra} points that {old} has not; delete them, or migrate into another name"
-        )
+        note("warning", f"{new} has {report.extra} points that {old} does not; delete them, or migrate to another name")
     if as_json:
         emit_json({"old": old, "new": new, **asdict(report), "seconds": round(time.monotonic() - began, 3)})
     else:
-        moved = f"; {alias} is now {new}" if report.alias_moved else ""
-        emit(
-            Text(
-                f"{old} to {new}: {report.points} points, {report.embedded} embedded ({report.prompt_tokens} tokens), "
-                f"{report.unchanged} there already, {len(report.failed)} failed, "
-                f"{time.monotonic() - began:.1f} s{moved}"
-            )
-        )
+        moved = f"; alias {alias} now points at {new}" if report.alias_moved else ""
+        counts = f"{report.points} points, {report.embedded} embedded ({report.prompt_tokens} tokens)"
+        rest = f"{report.unchanged} unchanged, {len(report.failed)} failed, {time.monotonic() - began:.1f} s{moved}"
+        emit(Text(f"{old} to {new}: {counts}, {rest}"))
     if report.failed or (alias is not None and not report.alias_moved):
         raise typer.Exit(ExitCode.INCOMPLETE)

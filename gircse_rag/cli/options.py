@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they ask for: an embedder, texts, a number of steps."""
+"""Options shared by several commands, and the code that loads models and reads texts for them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Option
 
 from gircse_rag.cli.output import note
 from gircse_rag.errors import InputError
@@ -34,102 +35,77 @@ def _parse_steps(value: str) -> int | str:
     return steps
 
 
-Model = Annotated[str, typer.Option("--model", help="A bundled name (`gircse models`), a folder, or a Hub id.")]
-Backend = Annotated[
-    Literal["paged", "reference"] | None,
-    typer.Option("--backend", help="Where refinement runs; left out, the library chooses."),
-]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...")]
+Model = Annotated[str, Option("--model", help="Bundled model (`gircse models`), folder or Hub id.")]
+Backend = Annotated[Literal["paged", "reference"] | None, Option(help="Execution backend (default: automatic).")]
+Device = Annotated[str, Option(metavar="NAME", help="Device: auto, cpu, cuda, cuda:1, mps, ...")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option("--dtype", help="auto is bfloat16 where the hardware multiplies it natively, else float32."),
+    Option(help="Data type; auto is bfloat16 where the hardware supports it natively, else float32."),
 ]
-Steps = Annotated[
-    Any,  # int | Literal["auto"] | None; typer converts by the parser, not by the annotation
-    typer.Option(
-        "--steps",
-        parser=_parse_steps,
-        metavar="K|auto",
-        help="Refinement steps; left out, the checkpoint's own; auto stops when the embedding settles.",
-    ),
-]
-Collection = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection in the store.")]
-StorePath = Annotated[
-    Path | None, typer.Option("--path", metavar="DIR", help="Folder of an embedded store; left out, ./qdrant.")
-]
-StoreUrl = Annotated[
-    str | None, typer.Option("--url", help="Of a Qdrant server; left out, QDRANT_URL. Its key: QDRANT_API_KEY.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
+_STEPS = "Number of refinement steps, or auto to stop once the embedding converges (default: the model's)."
+# int | Literal["auto"] | None; typer converts with the parser, not the annotation
+Steps = Annotated[Any, Option(parser=_parse_steps, metavar="K|auto", help=_STEPS)]
+Collection = Annotated[str, Option(metavar="NAME", help="Qdrant collection.")]
+StorePath = Annotated[Path | None, Option(metavar="DIR", help="Folder of an embedded store (default: ./qdrant).")]
+StoreUrl = Annotated[str | None, Option(help="Qdrant server (default: $QDRANT_URL; its API key: $QDRANT_API_KEY).")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON document.")]
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model to load, and where it computes: --model, --backend, --device and --dtype."""
+    """The model to load and how to run it: --model, --backend, --device and --dtype."""
 
-    name: str = DEFAULT_MODEL
-    backend: Literal["paged", "reference"] | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-
-    def load(self, *, lazy: bool = False) -> Embedder:
-        """Load the embedder. Prints a note first if the weights have to be fetched.
-
-        Raises:
-            CheckpointError, InputError: as `Embedder.from_pretrained`.
-        """
-        from gircse_rag.checkpoint.bundled import BUNDLED
-
-        if self.name in BUNDLED and BUNDLED[self.name].adapter is None:
-            note("note", f"{self.name} has no trained adapter: its embeddings rank poorly")
-        announce(self.name)
-        from gircse_rag.embedder import Embedder
-
-        choice: dict[str, Any] = {} if self.backend is None else {"backend": self.backend}
-        return Embedder.from_pretrained(self.name, device=self.device, dtype=self.dtype, lazy=lazy, **choice)
+    name: Model = DEFAULT_MODEL
+    backend: Backend = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
 
 
 DEFAULT = ModelOptions()
 
 
+def load(model: ModelOptions, *, lazy: bool = False) -> Embedder:
+    """Load the embedder. Prints a note first if the weights must be downloaded.
+
+    Raises:
+        CheckpointError, InputError: as `Embedder.from_pretrained`.
+    """
+    from gircse_rag.checkpoint.bundled import BUNDLED
+
+    if model.name in BUNDLED and BUNDLED[model.name].adapter is None:
+        note("note", f"{model.name} has no trained adapter, so its rankings are poor")
+    announce(model.name)
+    from gircse_rag.embedder import Embedder
+
+    choice: dict[str, Any] = {} if model.backend is None else {"backend": model.backend}
+    return Embedder.from_pretrained(model.name, device=model.device, dtype=model.dtype, lazy=lazy, **choice)
+
+
 def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command that takes `model: ModelOptions`: on the command line it has the four options instead."""
-    separate = {
-        "model": (Model, DEFAULT.name),
-        "backend": (Backend, DEFAULT.backend),
-        "device": (Device, DEFAULT.device),
-        "dtype": (Dtype, DEFAULT.dtype),
-    }
+    """Decorator: replace a command's parameter `model: ModelOptions` by its four command-line options."""
+    fields = inspect.signature(ModelOptions, eval_str=True).parameters
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
-        chosen = ModelOptions(*(arguments.pop(name) for name in separate))
-        command(**arguments, model=chosen)
+        model = ModelOptions(*(arguments.pop(name) for name in fields))
+        command(**arguments, model=model)
 
-    parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if parameter.name == "model":
-            kind = parameter.kind
-            parameters += [
-                inspect.Parameter(name, kind, annotation=annotation, default=default)
-                for name, (annotation, default) in separate.items()
-            ]
-        else:
-            parameters.append(parameter)
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    expanded = [
+        option
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        for option in (fields.values() if parameter.name == "model" else [parameter])
+    ]
+    run.__signature__ = inspect.Signature(expanded)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in expanded}
     return run
 
 
 def announce(model: str) -> None:
-    """Before a model is loaded: say so if its weights have to be fetched, and keep transformers quiet."""
+    """Call before loading a model: prints a note if its weights must be downloaded, and silences transformers."""
     from gircse_rag.checkpoint.bundled import base_folder
 
     if needs_fetching(model):
-        note(
-            "note",
-            f"first use: fetching SmolLM2-135M (93 MB), once, into {base_folder()}; converting it takes a minute",
-        )
+        note("note", f"first use: downloading SmolLM2-135M (93 MB) to {base_folder()}; converting it takes a minute")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -138,7 +114,7 @@ def announce(model: str) -> None:
 
 
 def needs_fetching(model: str) -> bool:
-    """Whether `model` is the bundled base model, or an adapter for it, and that model is not in the cache yet."""
+    """Whether `model` needs the bundled base model, and that is not in the cache yet."""
     from gircse_rag.checkpoint.bundled import BUNDLED, base_folder
     from gircse_rag.checkpoint.locate import local_base_name
 
@@ -146,10 +122,10 @@ def needs_fetching(model: str) -> bool:
 
 
 def read_lines(path: Path | None) -> list[str]:
-    """The lines of a UTF-8 file, or of stdin for None, one text each.
+    """Read a UTF-8 file, or stdin for None, as one text per line.
 
     Raises:
-        InputError: not UTF-8, no line at all, or not readable; says where.
+        InputError: the input is unreadable, empty, or not UTF-8 (names the first bad byte and its line).
     """
     source = "stdin" if path is None else str(path)
     try:
@@ -165,15 +141,15 @@ def read_lines(path: Path | None) -> list[str]:
             "it first, for example with `iconv -f latin1 -t utf-8`"
         ) from error
     if not text.strip():
-        raise InputError(f"{source} is empty; give one text a line")
+        raise InputError(f"{source} is empty; give one text per line")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def check_lines(lines: Iterable[str], source: str) -> None:
-    """Refuse a line that cannot be embedded, by its line number.
+    """Check that every line can be embedded.
 
     Raises:
-        InputError: the first such line (index: its position, from 0).
+        InputError: a line cannot be embedded; names the first by its line number (index: its position from 0).
     """
     from gircse_rag.tokens import check_text
 
@@ -181,5 +157,5 @@ def check_lines(lines: Iterable[str], source: str) -> None:
         try:
             check_text(line)
         except InputError as error:
-            said = str(error).removeprefix("the text ")
-            raise InputError(f"line {index + 1} of {source} {said}", index=index) from error
+            reason = str(error).removeprefix("the text ")
+            raise InputError(f"line {index + 1} of {source} {reason}", index=index) from error

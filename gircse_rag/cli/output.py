@@ -1,4 +1,4 @@
-"""What a command tells: results to stdout, progress, warnings and notes to stderr, and an exit code."""
+"""Command output: results on stdout; progress, warnings and notes on stderr; exit codes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
@@ -19,14 +19,14 @@ from rich.text import Text
 
 from gircse_rag.errors import GircseWarning, InputError
 
-_NAMED_AT_MOST = 20
+_MAX_NOTES = 20
 
 
 class ExitCode(enum.IntEnum):
-    """What a command's exit code says (docs/operate/commands.md lists them)."""
+    """Exit codes of the commands (listed in docs/operate/commands.md)."""
 
     OK = 0
-    INCOMPLETE = 1  # it ran to its end, but some inputs failed or a check did not pass
+    INCOMPLETE = 1  # the command ran to its end, but some inputs failed or a check did not pass
     USAGE = 2
     MODEL = 3
     STORE = 4
@@ -36,39 +36,43 @@ class ExitCode(enum.IntEnum):
 
 
 def note(kind: str, message: str) -> None:
-    """One remark to stderr, as `kind: message`."""
+    """Print `kind: message` to stderr."""
     colour = {"error": "bold red", "warning": "yellow"}.get(kind, "cyan")
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"[{colour}]{kind}:[/] {escape(message)}")
 
 
 def note_some(kind: str, messages: Sequence[object], count: int) -> None:
-    """The first twenty messages as notes, and how many more there are of `count`; `messages` may lack the last ones."""
-    for message in messages[:_NAMED_AT_MOST]:
+    """Print the first twenty messages as notes, then how many of `count` are left. `messages` may be incomplete."""
+    for message in messages[:_MAX_NOTES]:
         note(kind, str(message))
-    if count > _NAMED_AT_MOST:
-        part = "" if count == len(messages) else " in part"
-        note(kind, f"and {count - _NAMED_AT_MOST} more; --json names them{part}")
+    if count > _MAX_NOTES:
+        which = "them" if count == len(messages) else "some of them"
+        note(kind, f"and {count - _MAX_NOTES} more; --json lists {which}")
 
 
 def emit_json(value: Any) -> None:
-    """One JSON document to stdout. NaN never is JSON: it raises."""
+    """Print one JSON document to stdout.
+
+    Raises:
+        ValueError: the value holds NaN or an infinity, which JSON does not have.
+    """
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     _write(json.dumps(value, indent=2, ensure_ascii=not utf8, allow_nan=False) + "\n")
 
 
 def emit(*parts: RenderableType) -> None:
-    """Tables and text to stdout, as wide as the terminal, or 120 columns into a pipe."""
-    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()  # rich finds out how wide
-    console = Console(file=sys.stdout, highlight=False, width=None if known else 120)
-    with _unwritable_is_said(), console.capture() as captured:
+    """Print tables and text to stdout, as wide as the terminal, or 120 columns wide in a pipe."""
+    width_known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()  # rich finds the width itself
+    console = Console(file=sys.stdout, highlight=False, width=None if width_known else 120)
+    with _stdout_errors(), console.capture() as captured:
         for part in parts:
             console.print(part)
     _write(captured.get())
 
 
 def _write(text: str) -> None:
-    with _unwritable_is_said():
+    with _stdout_errors():
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -79,38 +83,32 @@ def _write(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _unwritable_is_said() -> Iterator[None]:
+def _stdout_errors() -> Iterator[None]:
+    """Exit quietly when a pipe's reader has closed it; raise other write errors as InputError."""
     try:
         yield
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere at exit
-        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+        # Discard what is still buffered, so that flushing at exit cannot fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # for example `| head`
             raise typer.Exit(0) from None
         raise InputError(f"could not write the result to stdout: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
 def only_results_on_stdout() -> Iterator[None]:
-    """While it lasts, what libraries print goes to stderr, a GircseWarning is one line there, and others are unheard
-    (GIRCSE_DEBUG=1 shows them)."""
+    """Send what libraries print to stderr, GircseWarnings as one line each. Without GIRCSE_DEBUG=1, hide others."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         if not os.environ.get("GIRCSE_DEBUG"):
             warnings.simplefilter("ignore")
         warnings.simplefilter("always", GircseWarning)
-        plain = warnings.showwarning
+        original = warnings.showwarning
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, GircseWarning):
                 note("warning", str(message))
             else:
-                plain(message, category, filename, lineno, file, line)
+                original(message, category, *where, **more)
 
         warnings.showwarning = show
         yield
@@ -124,10 +122,10 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr with rate and time left.
+    """Show a progress bar on stderr, with rate and time left.
 
     Yields:
-        update(done, total), or None when stderr is no terminal: there is no bar then.
+        update(done, total), or None if stderr is not a terminal and there is no bar.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -139,7 +137,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def shortened(text: str, length: int) -> str:
-    """`text` on one line of at most `length` characters."""
+def shorten(text: str, length: int) -> str:
+    """Put `text` on one line, cut to at most `length` characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 3] + "..."

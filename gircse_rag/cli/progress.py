@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class ProgressBackend:
-    """Wraps a Backend and calls `update(done, total)` after every finished text, counted over all calls."""
+    """Wraps a Backend and calls `update(done, total)` after each finished text; `done` adds up over all calls."""
 
     def __init__(self, backend: Backend, update: Callable[[int, int], None], total: int) -> None:
         self._backend, self._update, self._total = backend, update, total

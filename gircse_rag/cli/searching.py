@@ -7,12 +7,12 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import emit, emit_json, only_results_on_stdout, shortened
+from gircse_rag.cli.output import emit, emit_json, only_results_on_stdout, shorten
 from gircse_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,31 +21,21 @@ if TYPE_CHECKING:
 
 @options.with_model_options
 def search(
-    question: Annotated[str, typer.Argument(help="In plain words.")],
+    question: Annotated[str, Argument(help="The question, in plain words.")],
     collection: options.Collection,
-    instruction: Annotated[
-        str | None, typer.Option("--instruction", help="What makes a good answer; left out, the checkpoint's own.")
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Answers at most.")] = 5,
-    offset: Annotated[int, typer.Option("--offset", min=0, help="Skip that many of the best: the next page.")] = 0,
+    instruction: Annotated[str | None, Option(help="What makes a good answer (default: the model's).")] = None,
+    limit: Annotated[int, Option(min=1, help="Maximum number of answers.")] = 5,
+    offset: Annotated[int, Option(min=0, help="Number of best answers to skip, for paging.")] = 0,
     filters: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter", metavar="KEY=VALUE", help="Only documents whose metadata say so; a key given twice: either."
-        ),
+        list[str] | None, Option("--filter", metavar="KEY=VALUE", help="Metadata value; repeat a key for alternatives.")
     ] = None,
-    min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out answers below this cosine.")] = None,
+    min_score: Annotated[float | None, Option(help="Minimum cosine similarity.")] = None,
     group: Annotated[
-        int | None,
-        typer.Option("--group", min=1, metavar="N", help="At most N answers of a document; --limit documents."),
+        int | None, Option(min=1, metavar="N", help="Maximum answers per document; --limit then counts documents.")
     ] = None,
-    mmr: Annotated[
-        float | None,
-        typer.Option("--mmr", min=0, max=1, help="Diversity, 0 to 1: answers that repeat others give way."),
-    ] = None,
+    mmr: Annotated[float | None, Option(min=0, max=1, help="Diversity: rank answers lower that repeat others.")] = None,
     coarse_to_fine: Annotated[
-        bool,
-        typer.Option("--coarse-to-fine", help="Answer after one refinement step, then again after 20 (or --steps)."),
+        bool, Option("--coarse-to-fine", help="Answer after one refinement step, then again after 20 (or --steps).")
     ] = False,
     steps: options.Steps = None,
     path: options.StorePath = None,
@@ -53,46 +43,46 @@ def search(
     model: options.ModelOptions = options.DEFAULT,
     as_json: options.AsJson = False,
 ) -> None:
-    """Ask a collection a question, under an instruction.
+    """Search a collection with an instructed question.
 
-    The table shows how each answer begins; --json has all of it.
+    The table shows the start of each answer; --json gives all of it.
     """
-    alone = {"--offset": offset or None, "--min-score": min_score, "--group": group, "--mmr": mmr}
-    if coarse_to_fine and (others := [name for name, value in alone.items() if value is not None]):
-        raise InputError(f"--coarse-to-fine ranks the first answer's candidates again; it does not go with {others[0]}")
+    incompatible = {"--offset": offset or None, "--min-score": min_score, "--group": group, "--mmr": mmr}
+    if coarse_to_fine and (given := [name for name, value in incompatible.items() if value is not None]):
+        raise InputError(f"--coarse-to-fine cannot be combined with {given[0]}; leave one of them out")
     if coarse_to_fine and steps == "auto":
-        raise InputError("--coarse-to-fine refines for a number of steps; give --steps one, or leave it out")
+        raise InputError("--coarse-to-fine needs a fixed number of --steps, not auto")
     with only_results_on_stdout():
         from gircse_rag.qdrant import open_client, search, search_coarse_to_fine
 
-        wanted = _parse_filters(filters or [])
+        query_filter = _parse_filters(filters or [])
         with closing(open_client(path, url, create=False)) as client:
-            embedder = model.load()
-            asked: dict[str, Any] = {
+            embedder = options.load(model)
+            arguments: dict[str, Any] = {
                 "collection": collection,
                 "embedder": embedder,
                 "client": client,
                 "instruction": instruction,
                 "limit": limit,
-                "query_filter": wanted,
+                "query_filter": query_filter,
             }
             if coarse_to_fine:
-                answers = search_coarse_to_fine(question, **asked, **({} if steps is None else {"steps": steps}))
+                answers = search_coarse_to_fine(question, **arguments, **({} if steps is None else {"steps": steps}))
             else:
                 more = {"offset": offset, "steps": steps, "min_score": min_score, "group_size": group, "mmr": mmr}
-                answers = iter([search(question, **asked, **more)])
+                answers = iter([search(question, **arguments, **more)])
             hits = next(answers)
-    at_once: dict[str, Any] = {}
+    first_answer: dict[str, Any] = {}
     if coarse_to_fine:
-        at_once = {"at_once": [asdict(hit) for hit in hits]}
+        first_answer = {"at_once": [asdict(hit) for hit in hits]}
         if not as_json:
             emit("at once, after one refinement step:", _table(hits), "refined:")
         with only_results_on_stdout():
             hits = next(answers)
     if as_json:
-        told = instruction or embedder.spec.default_instruction
-        head = {"question": question, "instruction": told, "collection": collection}
-        emit_json({**head, **at_once, "hits": [asdict(hit) for hit in hits]})
+        used = instruction or embedder.spec.default_instruction
+        head = {"question": question, "instruction": used, "collection": collection}
+        emit_json({**head, **first_answer, "hits": [asdict(hit) for hit in hits]})
     else:
         emit(_table(hits))
 
@@ -100,14 +90,14 @@ def search(
 def _table(hits: list[Hit]) -> Table:
     table = Table("score", "document", "text", show_lines=True)
     for hit in hits:
-        table.add_row(f"{hit.score:.4f}", Text(hit.document or ""), Text(shortened(hit.text, 200)))
+        table.add_row(f"{hit.score:.4f}", Text(hit.document or ""), Text(shorten(hit.text, 200)))
     return table
 
 
-def _parse_filters(given: list[str]) -> dict[str, Any] | None:
-    """Values that read as JSON numbers, booleans or strings are those, and any other is a string as it stands."""
-    wanted: dict[str, Any] = {}
-    for item in given:
+def _parse_filters(items: list[str]) -> dict[str, Any] | None:
+    """Parse KEY=VALUE items. A value is a JSON number, boolean or string if it parses as one, else a plain string."""
+    parsed: dict[str, Any] = {}
+    for item in items:
         key, separator, text = item.partition("=")
         if not key or not separator:
             raise InputError(f"--filter {item!r} is not KEY=VALUE, such as --filter kind=animal")
@@ -115,7 +105,5 @@ def _parse_filters(given: list[str]) -> dict[str, Any] | None:
             value = json.loads(text)
         except ValueError:
             value = text
-        if not isinstance(value, str | int | float):
-            value = text
-        wanted.setdefault(key, []).append(value)
-    return {key: values[0] if len(values) == 1 else values for key, values in wanted.items()} or None
+        parsed.setdefault(key, []).append(value if isinstance(value, str | int | float) else text)
+    return {key: values[0] if len(values) == 1 else values for key, values in parsed.items()} or None

@@ -7,24 +7,24 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument
 
-from gircse_rag.cli import options
+from gircse_rag.cli import interrupts, options
 from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress
 from gircse_rag.errors import InputError, require
 
 
 def train(
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what (docs/guides/training.md).")
-    ],
+    config: Annotated[Path, Argument(metavar="CONFIG.yaml", help="Training configuration (docs/guides/training.md).")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Train an adapter on instructed triplets, or go on where a run of the same config was stopped.
+    """Train an adapter on instructed triplets.
 
-    The adapter goes to OUTPUT/checkpoint, which serves as --model everywhere. OUTPUT/log.jsonl has a line a batch.
+    Resumes a stopped run of the same configuration.
+    Writes the adapter to OUTPUT/checkpoint, which every --model option accepts,
+    and one line per batch to OUTPUT/log.jsonl.
     """
-    main = os.environ.get("RANK", "0") == "0"  # under `accelerate launch` every process comes through here
+    main = os.environ.get("RANK", "0") == "0"  # `accelerate launch` runs this in every process
     with only_results_on_stdout():
         require("accelerate", "train")
         from gircse_rag.training.config import TrainConfig
@@ -34,8 +34,8 @@ def train(
         state = find_state(Path(chosen.output))
         begun = rows_seen(state) if state is not None else 0
         if main and begun:
-            done = "nothing is left to do but to write the checkpoint" if begun >= chosen.rows else "going on there"
-            note("note", f"{state}: {begun} of {chosen.rows} rows were seen before; {done}")
+            next_step = "only the checkpoint is left to write" if begun >= chosen.rows else "resuming"
+            note("note", f"{state}: {begun} of {chosen.rows} rows were already seen; {next_step}")
         options.announce(chosen.model)
         from gircse_rag.training.run import train as run
 
@@ -45,6 +45,7 @@ def train(
 
             def step(record: dict[str, Any]) -> None:
                 nonlocal rows
+                interrupts.check()
                 rows = record["cursor"]
                 losses.append(record["loss"])
                 if update is not None:
@@ -60,9 +61,9 @@ def train(
     tenth = max(1, len(losses) // 10)
     first, last = (sum(part) / tenth if losses else None for part in (losses[:tenth], losses[-tenth:]))
     if as_json:
-        found = {"checkpoint": str(folder), "rows_seen": rows, "rows_before": begun, "batches": len(losses)}
-        emit_json({**found, "first_loss": first, "last_loss": last, "seconds": round(seconds, 1)})
+        result = {"checkpoint": str(folder), "rows_seen": rows, "rows_before": begun, "batches": len(losses)}
+        emit_json({**result, "first_loss": first, "last_loss": last, "seconds": round(seconds, 1)})
         return
-    emit(f"{folder}: {rows} rows seen, {rows - begun} of them in the last {seconds:.0f} s")
+    emit(f"{folder}: {rows} rows seen, {rows - begun} of them now, in {seconds:.0f} s")
     if losses:
-        emit(f"loss {first:.3f} -> {last:.3f} (the first and the last {tenth} of {len(losses)} batches)")
+        emit(f"loss {first:.3f} -> {last:.3f} (means of the first and last {tenth} of {len(losses)} batches)")

@@ -1,13 +1,13 @@
-"""Documents: reading them from files and frameworks, and cutting them into chunks that fit the model.
+"""Read documents from files and frameworks, and cut them into chunks that fit the model.
 
-    document     Document, and SkippedFile for what gave none
-    readers/     files, folders, LangChain's and LlamaIndex's documents -> Document
+    document     Document, and SkippedFile for input that could not be read
+    readers/     files, folders, LangChain and LlamaIndex documents -> Document
     chunking     Document -> chunks of whole sections, paragraphs, sentences or definitions
-    metadata     what a document's metadata may hold
-    languages    the programming languages that are cut at their definitions
-    nesting      how deeply source code is nested, so that deep code is not given to a slow parser
+    metadata     which metadata a document may have
+    languages    programming languages that are cut at definitions
+    nesting      how deeply source code is nested; deep code is too slow for the parser
 
-Nothing here knows Qdrant.
+Nothing here depends on Qdrant.
 """
 
 from gircse_rag.documents.chunking import Chunk, Chunker

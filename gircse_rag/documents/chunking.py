@@ -1,7 +1,7 @@
-"""Cutting documents into chunks that the model reads whole.
+"""Cut documents into chunks that fit the model.
 
-The cuts are `semantic-text-splitter`'s: the largest units of meaning that fit (sections, paragraphs, sentences, words;
-of source code: definitions, blocks, statements). `by` says where there has to be a cut before that.
+`semantic-text-splitter` cuts at the largest units of meaning that fit: sections, paragraphs, sentences and words; in
+source code, definitions, blocks and statements. `by` adds places where a cut is required.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gircse_rag.documents.document import Document
 from gircse_rag.documents.languages import LANGUAGES, grammar
-from gircse_rag.documents.nesting import nesting
+from gircse_rag.documents.nesting import nesting_depth
 from gircse_rag.errors import InputError, require
 from gircse_rag.prompts import prefix
 from gircse_rag.spec import EmbeddingSpec
@@ -29,30 +29,30 @@ from gircse_rag.spec import EmbeddingSpec
 By: TypeAlias = Literal["tokens", "sentences", "headings"]
 _Splitter: TypeAlias = TextSplitter | MarkdownSplitter | CodeSplitter
 
-# The splitter takes a minute for a megabyte without white space (base64, a minified script), and two seconds if such
-# runs are broken up first.
+# Runs without white space (base64, minified scripts) are broken up at this length before the splitter sees them: it
+# then takes 2 seconds per megabyte instead of 60.
 _LONG_RUN = re.compile(r"\S{4096}(?=\S)")
-# Its time for source code grows with the cube of the depth: 50 s a megabyte at 64 levels, ten times as long at 100.
-# None of 67,000 files of other projects, generated ones among them, was deeper than 40.
-_MOST_NESTING = 64
+# Code nested deeper than this is cut as plain text. The code splitter's time grows faster than the cube of the depth:
+# 50 s per megabyte at 64 levels, 500 s at 100. Among 67,000 files of other projects the deepest had 40 levels.
+_MAX_CODE_DEPTH = 64
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
-# What the splitter takes off a piece's ends, as far as it is ASCII; str.strip() takes off more.
+# The ASCII white space that the splitter strips from pieces; str.strip() strips more.
 _SPACE = " \t\n\v\f\r"
-# A first word can merge with what stands before it into other tokens, a few more or a few less.
+# Tokens reserved at each end: text merges with the template around it into slightly more or fewer tokens.
 _MERGE_MARGIN = 4
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a document, white space at both ends removed.
+    """A piece of a document, stripped of white space at both ends.
 
     Attributes:
         number: position in the document, from 0.
-        text: at most the chunker's capacity in tokens.
-        start, end: characters of the document; `document.text[start:end] == text`.
-        headings: the Markdown headings above its first character, outermost first; () for plain text.
-        page: of its first character, from 1; None where the document has no pages.
+        text: has at most `Chunker.capacity` tokens.
+        start, end: character offsets in the document: `document.text[start:end] == text`.
+        headings: path of Markdown headings above the first character, outermost first; () for plain text.
+        page: page of the first character, from 1; None if the document has no pages.
     """
 
     number: int
@@ -64,23 +64,23 @@ class Chunk:
 
 
 class Chunker:
-    """Cuts texts so that a chunk, rendered as a document, has at most `spec.max_length` tokens.
+    """Cuts texts so that each chunk, rendered as a document, has at most `spec.max_length` tokens.
 
-    `by` is "tokens": as much as fits, cut at the largest unit of meaning; "sentences": whole sentences, as many as fit
-    (extra `sentences`); or "headings": of Markdown, no chunk of two sections. By sentences keeps sections apart too.
-    Only what does not fit by itself is cut further. Source code is cut at its definitions, whatever `by` says; where it
-    is nested more than 64 levels deep (`nesting`), as plain text by tokens.
+    Source code is cut at definitions, whatever `by` says. Code nested more than 64 levels deep (`nesting_depth`) is cut
+    as plain text.
 
     Args:
-        max_tokens: of a chunk at most; left out, what the model reads.
+        by: "tokens": as much text per chunk as fits. "sentences": whole sentences (extra `sentences`). "headings":
+            no chunk spans two Markdown sections (nor with "sentences"). Only what does not fit is cut further.
+        max_tokens: limit per chunk; the model's limit if None.
 
     Attributes:
-        capacity: tokens of a chunk at most: what the document template and the suffix leave, or `max_tokens`.
-        recipe: changes when the same text may be cut differently; part of what makes a stored document current.
+        capacity: tokens per chunk: `max_tokens`, or what the document template and the suffix leave.
+        recipe: changes whenever the same text may be cut differently; a stored document with another one is outdated.
 
     Raises:
-        InputError: template and suffix leave no room, or not as much as `max_tokens`; or `by` is none of these.
-        MissingExtraError: by sentences, and the extra is not installed.
+        InputError: template and suffix leave no room or less than `max_tokens`, or `by` is unknown.
+        MissingExtraError: `by` is "sentences" and the extra is not installed.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class Chunker:
         fast.no_truncation()
         fast.no_padding()
         frame = [part for part in (prefix(spec.document_template, None), spec.suffix) if part]
-        taken = sum(len(fast.encode(part, add_special_tokens=False).ids) + _MERGE_MARGIN for part in frame)
-        room = spec.max_length - taken
+        reserved = sum(len(fast.encode(part, add_special_tokens=False).ids) + _MERGE_MARGIN for part in frame)
+        room = spec.max_length - reserved
         if room < 1:
             raise InputError(
-                f"the document template and the suffix take {taken} of the {spec.max_length} tokens: no room for text"
+                f"document template and suffix take {reserved} of the {spec.max_length} tokens: no room for text"
             )
         if max_tokens is not None and not 1 <= max_tokens <= room:
             raise InputError(f"max_tokens is {max_tokens}; the model leaves room for 1 to {room}")
@@ -111,7 +111,7 @@ class Chunker:
         self.recipe = f"1/{self.capacity}" if by == "tokens" else f"1/{self.capacity}/{by}"
         self._by = by
         self._tokenizer = fast
-        # Then a token stands for one byte or more of the text, so it has no more tokens than bytes.
+        # With such a tokenizer every token covers at least one byte, so a text has no more tokens than bytes.
         level = fast.pre_tokenizer
         self._by_bytes = fast.normalizer is None and isinstance(level, ByteLevel) and not level.add_prefix_space
         self._sentencex = require("sentencex", "sentences") if by == "sentences" else None
@@ -121,43 +121,37 @@ class Chunker:
         self._parser = MarkdownIt("commonmark").disable("inline")
 
     def recipe_of(self, document: Document) -> str:
-        """The recipe, and what else of the document, besides its text and `markdown`, decides over its chunks."""
+        """The recipe, extended by the properties of `document` that change its cuts (other than `markdown`)."""
         kind = document.language or ("paged" if document.paged else None)
-        if document.language is not None and nesting(document.text) > _MOST_NESTING:
+        if document.language is not None and nesting_depth(document.text) > _MAX_CODE_DEPTH:
             kind = f"{kind}/flat"
         return f"{self.recipe}/{kind}" if kind else self.recipe
 
     def cut(self, document: Document) -> list[Chunk]:
-        """The chunks of a document (valid Unicode, at least one character that is not white space), in order.
+        """Cut a document, whose text must be valid Unicode and not only white space, into chunks, in order.
 
         Raises:
-            InputError: a language that is not cut as such.
+            InputError: `document.language` is not supported.
             MissingExtraError: the language's grammar is not installed.
         """
         text = document.text
         outline = self._outline(text) if document.markdown else []
         if document.language is not None:
             code = self._code_splitter(document.language)
-            pieces = self._split(text, 0, len(text), self._plain if nesting(text) > _MOST_NESTING else code)
+            pieces = self._split(text, 0, len(text), self._plain if nesting_depth(text) > _MAX_CODE_DEPTH else code)
         elif self._by == "tokens":
             pieces = self._split(text, 0, len(text), self._markdown if document.markdown else self._plain)
         else:
             pieces = self._split_sections(text, [start for start, _ in outline])
-        page_ends = [match.end() for match in re.finditer("\f", text)] if document.paged else None
-        return [
-            Chunk(
-                number,
-                text[start:end],
-                start,
-                end,
-                _headings(outline, start),
-                None if page_ends is None else bisect.bisect_right(page_ends, start) + 1,
-            )
-            for number, (start, end) in enumerate(pieces)
-        ]
+        page_ends = [match.end() for match in re.finditer("\f", text)]
+        chunks = []
+        for number, (start, end) in enumerate(pieces):
+            page = bisect.bisect_right(page_ends, start) + 1 if document.paged else None
+            chunks.append(Chunk(number, text[start:end], start, end, _headings(outline, start), page))
+        return chunks
 
     def _split(self, text: str, start: int, end: int, splitter: _Splitter) -> Iterator[tuple[int, int]]:
-        """(start, end) of the splitter's pieces of text[start:end], as characters of `text`."""
+        """Cut text[start:end] with `splitter`: (start, end) of each piece, as offsets in `text`."""
         part = text[start:end]
         cuts = [0, *(run.end() for run in _LONG_RUN.finditer(part)), len(part)]
         for begin, stop in pairwise(cuts):
@@ -167,7 +161,7 @@ class Chunker:
                     yield at, at + len(piece)
 
     def _pieces(self, text: str, splitter: _Splitter) -> list[tuple[int, str]]:
-        """The splitter's (character, piece); without asking it where the text fits whole, whatever its tokens are."""
+        """The splitter's (offset, piece) pairs. A text with fewer bytes than `capacity` skips the splitter."""
         if splitter is self._plain and self._by_bytes and len(text) <= self.capacity and text.isascii():
             piece = text.strip(_SPACE)
             return [(text.index(piece), piece)]
@@ -181,7 +175,7 @@ class Chunker:
                 yield from self._split(text, start, end, self._markdown if headings else self._plain)
 
     def _pack_sentences(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """As many whole sentences as fit, again and again; one that does not fit is cut as by tokens."""
+        """Pack as many whole sentences per chunk as fit; cut a sentence that does not fit like plain text."""
         sentences = self._sentences(text, start, end)
         encodings = self._tokenizer.encode_batch([text[a:b] for a, b in sentences], add_special_tokens=False)
         sizes = [len(encoding.ids) for encoding in encodings]
@@ -191,7 +185,7 @@ class Chunker:
             while last < len(sentences) and total + sizes[last] <= self.capacity:
                 total += sizes[last]
                 last += 1
-            # Sentences may have more tokens together, with the white space between them, than each by itself.
+            # Joined sentences, with white space between them, may have more tokens than the sum of their sizes.
             while last > first + 1 and self._size(text[sentences[first][0] : sentences[last - 1][1]]) > self.capacity:
                 last -= 1
             span = sentences[first][0], sentences[last - 1][1]
@@ -202,14 +196,14 @@ class Chunker:
             first = last
 
     def _sentences(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
-        """(start, end) of each sentence in text[start:end], without the white space around it."""
+        """(start, end) of each sentence in text[start:end], without surrounding white space."""
         assert self._sentencex is not None
         cuts = {start, end}
-        # A paragraph at a time. Of the answer only where sentences begin is used: so nothing of the text is lost.
+        # One paragraph at a time. Only the starts of the sentences are used, so no text between them is lost.
         paragraphs = [start, *(gap.end() for gap in _PARAGRAPH_END.finditer(text, start, end)), end]
         for begin, stop in pairwise(paragraphs):
-            found = self._sentencex.get_sentence_boundaries("en", text[begin:stop])
-            cuts.update(min(begin + sentence["start_index"], stop) for sentence in found)
+            boundaries = self._sentencex.get_sentence_boundaries("en", text[begin:stop])
+            cuts.update(min(begin + sentence["start_index"], stop) for sentence in boundaries)
         spans = []
         for begin, stop in pairwise(sorted(cuts)):
             sentence = text[begin:stop]
@@ -223,28 +217,26 @@ class Chunker:
 
     def _code_splitter(self, language: str) -> CodeSplitter:
         if language not in LANGUAGES:
-            raise InputError(f"no source code is cut as {language!r}; the languages are {', '.join(LANGUAGES)}")
+            raise InputError(f"cannot cut code in the language {language!r}; choose one of {', '.join(LANGUAGES)}")
         if language not in self._code:
-            self._code[language] = CodeSplitter.from_huggingface_tokenizer(
-                grammar(language), self._tokenizer, self.capacity
-            )
+            splitter = CodeSplitter.from_huggingface_tokenizer(grammar(language), self._tokenizer, self.capacity)
+            self._code[language] = splitter
         return self._code[language]
 
     def _outline(self, text: str) -> list[tuple[int, tuple[str, ...]]]:
-        """(character where a heading begins, the path of headings from there on), in order."""
+        """Markdown headings in order: (offset where the heading starts, path of headings from there on)."""
         line_starts = [0, *(match.end() for match in _LINE_END.finditer(text))]
         path: list[tuple[int, str]] = []
         outline = []
-        tokens = self._parser.parse(text)
-        for token, content in pairwise(tokens):
+        for token, content in pairwise(self._parser.parse(text)):
             if token.type == "heading_open" and token.map is not None:
                 level = int(token.tag[1:])
-                path = [(above, title) for above, title in path if above < level]
-                path.append((level, content.content))
+                path = [*((above, title) for above, title in path if above < level), (level, content.content)]
                 outline.append((line_starts[token.map[0]], tuple(title for _, title in path)))
         return outline
 
 
 def _headings(outline: list[tuple[int, tuple[str, ...]]], start: int) -> tuple[str, ...]:
+    """The path of headings at the offset `start`."""
     above = bisect.bisect_right(outline, start, key=lambda entry: entry[0])
     return outline[above - 1][1] if above else ()

@@ -1,4 +1,4 @@
-"""What goes into a collection: `Document`, and `SkippedFile` for what gave none. `readers` makes both."""
+"""What readers produce: a `Document`, or a `SkippedFile` for input that could not be read."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Document:
-    """A text and what is known about it.
+    """A text with an id and metadata.
 
     Attributes:
-        id: names the document in its collection. Ingesting the same id again replaces the document, so an id has to be
-            the same in every run; `read_documents` says what it uses.
-        text: any length; it is cut into chunks that fit the model.
-        metadata: JSON values under string keys; comes back with every hit.
-        markdown: cut at headings and blocks, and keep the path of headings.
-        language: cut as source code of this language, one of `languages.LANGUAGES`; None: it is no code.
-        paged: form feeds divide its pages; each chunk keeps the number of the page it begins on.
+        id: unique within a collection and the same in every run: ingesting an id again replaces the document.
+            See `read_documents` for the ids of files and rows.
+        text: of any length; it is cut into chunks that fit the model.
+        metadata: JSON values under string keys; returned with every hit.
+        markdown: whether to cut at Markdown headings and blocks, and keep each chunk's heading path.
+        language: cut as source code in this language, one of `languages.LANGUAGES`; None if the text is not code.
+        paged: whether form feeds separate pages; each chunk then keeps the number of the page it starts on.
     """
 
     id: str
@@ -31,12 +31,12 @@ class Document:
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A file, folder, line or row that gave no document; or a framework's document that is none of ours.
+    """A file, folder, line or row that could not be read, or a framework's document that could not be converted.
 
     Attributes:
-        path: as it was found; where to look.
-        reason: for people.
-        line: counted from 1, of a .jsonl, .csv or .tsv; None: the file as a whole, or the reason names the row.
+        path: of the file as it was found; for a framework's document, its id or the start of its text.
+        reason: human-readable.
+        line: from 1, in a .jsonl, .csv or .tsv. None if the whole file is meant, or if `reason` names the row.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""The programming languages that are cut as such: their suffixes, and their tree-sitter grammars (extra `code`)."""
+"""Programming languages cut at definitions: their file suffixes and tree-sitter grammars (extra `code`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from gircse_rag.errors import require
 
-# Language -> (grammar's module, its function, suffixes)
+# Language -> (module of the grammar, function in that module, file suffixes)
 _GRAMMARS = {
     "bash": ("tree_sitter_bash", "language", (".sh", ".bash")),
     "c": ("tree_sitter_c", "language", (".c", ".h")),
@@ -27,10 +27,10 @@ LANGUAGE_OF_SUFFIX = {suffix: name for name, (_, _, suffixes) in _GRAMMARS.items
 
 
 def grammar(language: str) -> Any:
-    """The grammar of one of `LANGUAGES`, as `CodeSplitter` takes it.
+    """Load the grammar of one of `LANGUAGES`, in the form `CodeSplitter` takes.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: the grammar is not installed.
     """
     module, function, _ = _GRAMMARS[language]
     return getattr(require(module, "code"), function)()

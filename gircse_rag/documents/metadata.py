@@ -1,4 +1,4 @@
-"""What a document's metadata may hold: what JSON knows, and not nested without end."""
+"""Which metadata a document may have: JSON values, nested to a limited depth."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from gircse_rag.errors import InputError
 
 MAX_DEPTH = 64
-"""Levels of objects and lists, the metadata itself the first: the embedded store pickles payloads, and Python's
-recursion is bounded."""
+"""Levels of objects and lists, counting the metadata itself. The embedded store pickles payloads, which recurses, and
+Python limits recursion."""
 
 
 def json_text(metadata: object) -> str:
-    """Metadata as JSON, keys in order.
+    """Metadata as JSON text, keys sorted.
 
     Raises:
-        InputError: it is no mapping, has a key that is no string at any level, holds what JSON does not know (NaN and
-            infinity, lone surrogates, dates, bytes, objects), or is nested more than `MAX_DEPTH` levels deep.
+        InputError: the metadata is not a mapping, has a key that is not a string, contains values without a JSON form
+            (NaN, infinity, lone surrogates, dates, bytes, objects), or is nested more than `MAX_DEPTH` levels deep.
     """
     if not isinstance(metadata, Mapping):
         raise InputError(f"its metadata is a {type(metadata).__name__}, not a mapping")
@@ -33,7 +33,7 @@ def json_text(metadata: object) -> str:
 
 
 def _check(value: object, depth: int) -> None:
-    """Depth first, so that what holds itself comes to an end."""
+    """Check types of keys and depth. Goes depth first, so a self-referencing value reaches the depth limit."""
     if not isinstance(value, Mapping | list | tuple):
         return
     if depth > MAX_DEPTH:

@@ -1,4 +1,4 @@
-"""How deep source code is nested, by its text alone."""
+"""How deeply source code is nested, estimated from its text without a parser."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ _TOKEN = re.compile(r"[()\[\]{}]|\b(?:else\s+)?if\b")
 
 @dataclass(slots=True)
 class _Level:
-    """What is open: its bracket, how deep it is inside so far, and the `else if`s since its last `if`."""
+    """An open bracket, the depth seen inside it so far, and the number of `else if`s since its last `if`."""
 
     bracket: str
     depth: int = 0
     chain: int = 0
 
 
-def nesting(text: str) -> int:
-    """How many pairs of brackets stand around one place, at most; to a parser an `else if` is inside the one before.
+def nesting_depth(text: str) -> int:
+    """The largest number of bracket pairs around any one place in `text`.
 
-    Linear in the length. Strings and comments count as code; a bracket without its other end counts nothing.
+    Each `else if` adds a level, because parsers nest it in the previous one. Strings and comments count as code,
+    unmatched brackets do not count. Linear time.
     """
     levels, opened = [_Level("")], Counter[str]()
     for token in _TOKEN.findall(text):
@@ -31,7 +32,7 @@ def nesting(text: str) -> int:
             while not done:
                 inner = levels.pop()
                 opened[inner.bracket] -= 1
-                done = inner.bracket == opener  # else it has no other end, and only what is in it counts
+                done = inner.bracket == opener  # else `inner` is unmatched: only its contents count
                 levels[-1].depth = max(levels[-1].depth, levels[-1].chain + inner.depth + done)
         elif token in "([{":
             levels.append(_Level(token))

@@ -2,12 +2,12 @@
 
     o_i = softmax(scaling * q_i K_{<=i}^T) V_{<=i}        per head; K, V from the sequence's blocks
 
-A plan is made once per forward and used by every layer, which finds it in the keyword argument `plan` that the model
-passes through. Each layer first writes all rows of the forward, then attends: a row may read what another sequence of
-the same forward computes.
+A plan is made once per forward and used by every layer, which receives it as the keyword argument `plan` that the model
+passes through. Each layer first writes all rows of the forward, then attends, so a row may read rows that another
+sequence computes in the same forward.
 
 * PagedPlan (float16 and bfloat16 on CUDA): torch's varlen_attn reads the blocks through a block table.
-* GatheredPlan (gathered.py): everywhere else, and where this build of torch has no such kernel or a wrong one.
+* GatheredPlan (gathered.py): everywhere else, and where this build of torch lacks that kernel or has a faulty one.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from gircse_rag.engine.kv_cache import PAGED_BLOCK_SIZE, KVCache
 from gircse_rag.errors import GircseWarning
 
 ATTENTION_NAME = "gircse_paged"
-KERNEL_TOLERANCE = 0.02  # rounding in bfloat16 makes 0.002; a key too many or too few, 0.07 and more
+KERNEL_TOLERANCE = 0.02  # bfloat16 rounding causes 0.002; attending to one key too many or too few, at least 0.07
 
 
 class Segment(NamedTuple):
     """Consecutive rows of one sequence in a packed forward.
 
     Attributes:
-        num_rows: how many.
-        length: rows of the sequence up to and including the last of them.
-        block_table: its blocks, at least enough for `length` rows.
+        num_rows: number of rows.
+        length: rows of the sequence up to and including the segment's last one.
+        block_table: blocks of the sequence, at least enough for `length` rows.
     """
 
     num_rows: int
@@ -46,10 +46,10 @@ class Segment(NamedTuple):
 
 
 class Plan(Protocol):
-    """What a layer needs to attend."""
+    """How the layers of one forward attend to the cache."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Write key and value (T, H_kv, D) to the cache; the attention of query (T, H, D): (T, H * D)."""
+        """Write key and value (T, H_kv, D) to the cache, then attend with query (T, H, D). Returns (T, H * D)."""
         ...
 
 
@@ -64,7 +64,7 @@ def paged_attention(
     plan: Plan,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """The function registered with transformers: (1, H, T, D) in, (1, T, H * D) out."""
+    """Attention function registered with transformers: (1, H, T, D) in, (1, T, H * D) out."""
     q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
     return plan.attend(module.layer_idx, q, k, v, scaling)[None], None
 
@@ -73,12 +73,12 @@ AttentionInterface.register(ATTENTION_NAME, paged_attention)
 
 
 class PagedPlan:
-    """Lets varlen_attn read keys and values where they are.
+    """Attends with varlen_attn, which reads keys and values in place.
 
-    num_splits=1 keeps the order of summation of a row independent of what else is in the batch.
+    num_splits=1 fixes the order of summation of a row, whatever else is in the batch.
 
     Args:
-        cache: in the paged layout.
+        cache: a cache in the paged layout.
         segments: the forward's rows, in order.
     """
 
@@ -88,19 +88,15 @@ class PagedPlan:
         counts = [segment.num_rows for segment in segments]
         lengths = [segment.length for segment in segments]
         self._longest = max(counts), max(lengths)
-        widest = -(-max(lengths) // cache.block_size)
-        tables = np.zeros((len(segments), widest), dtype=np.int32)
-        for number, segment in enumerate(segments):
-            used = -(-segment.length // cache.block_size)
-            tables[number, :used] = segment.block_table[:used]
-        # one transfer for all that the kernel needs, from pinned memory, so that the host runs ahead
+        tables = pad_tables(lengths, [segment.block_table for segment in segments], cache.block_size)
+        # one transfer for all of the kernel's arguments, from pinned memory, so the host does not wait
         parts = [row_slots(segments, cache.block_size), np.cumsum([0, *counts]), np.array(lengths), tables.reshape(-1)]
         packed = torch.from_numpy(np.concatenate(parts).astype(np.int32))
         if device.type == "cuda":
             packed = packed.pin_memory().to(device, non_blocking=True)
         slots, self._starts, self._lengths, flat = torch.split(packed, [len(part) for part in parts])
         self._slots = slots.long()
-        self._tables = flat.view(len(segments), widest)
+        self._tables = flat.view(tables.shape)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         self._cache.write(layer, key, value, self._slots)
@@ -118,23 +114,23 @@ class PagedPlan:
             block_table=self._tables,
             num_splits=1,
         )
-        assert isinstance(out, Tensor)  # a pair only when auxiliary outputs are asked for
+        assert isinstance(out, Tensor)  # a pair only if auxiliary outputs are requested
         return out.flatten(1)
 
 
 def has_paged_kernel(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether varlen_attn reads paged keys and values here, and right: held once to plain attention."""
+    """Whether varlen_attn works on paged keys and values here, compared once with plain attention."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     try:
         difference = kernel_difference(config, device, dtype)
     except (RuntimeError, TypeError, NotImplementedError):  # an older torch, or a GPU without the kernel
         return False
-    if difference < KERNEL_TOLERANCE:  # not so for NaN
+    if difference < KERNEL_TOLERANCE:  # False for NaN
         return True
     warnings.warn(
         f"this torch's paged attention differs from plain attention by {difference:.2g} on {device} in {dtype}; the "
-        "engine gathers keys and values instead, which is right and slower",
+        "engine gathers keys and values instead, which is correct but slower",
         GircseWarning,
         stacklevel=2,
     )
@@ -142,7 +138,7 @@ def has_paged_kernel(config: PretrainedConfig, device: torch.device, dtype: torc
 
 
 def kernel_difference(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> float:
-    """Largest difference of PagedPlan from attention in float32: 64 rows of a prompt beside a soft row."""
+    """Largest difference of PagedPlan from float32 attention, on a batch of 64 prompt rows and one soft row."""
     one_layer = copy.copy(config)
     one_layer.num_hidden_layers = 1
     cache = KVCache(one_layer, 6, paged=True, block_size=PAGED_BLOCK_SIZE, dtype=dtype, device=device)
@@ -154,18 +150,27 @@ def kernel_difference(config: PretrainedConfig, device: torch.device, dtype: tor
         pool[1:] = torch.randn(pool[1:].shape, generator=draw).to(device, dtype)
     key, value = torch.randn(2, sum(counts), cache.num_kv_heads, cache.head_dim, generator=draw).to(device, dtype)
     query = torch.randn(sum(counts), config.num_attention_heads, cache.head_dim, generator=draw).to(device, dtype)
-    found = PagedPlan(cache, segments).attend(0, query, key, value, cache.head_dim**-0.5)
+    output = PagedPlan(cache, segments).attend(0, query, key, value, cache.head_dim**-0.5)
     plain = []
     for rows, segment in zip(torch.split(query, counts), segments, strict=True):
-        seen = [pool[segment.block_table].flatten(0, 1)[: segment.length] for pool in (keys, values)]
-        q, k, v = (heads.float().transpose(0, 1) for heads in (rows, *seen))
+        visible = [pool[segment.block_table].flatten(0, 1)[: segment.length] for pool in (keys, values)]
+        q, k, v = (heads.float().transpose(0, 1) for heads in (rows, *visible))
         mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=device).tril(k.shape[1] - q.shape[1])
         plain.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(0, 1).flatten(1))
-    return float((found.float() - torch.cat(plain)).abs().max())
+    return float((output.float() - torch.cat(plain)).abs().max())
+
+
+def pad_tables(lengths: list[int], tables: list[list[int]], block_size: int) -> NDArray[np.int64]:
+    """(B, blocks of the longest): the blocks of each table that hold its first `length` rows, then zeros."""
+    used = [-(-length // block_size) for length in lengths]
+    padded = np.zeros((len(used), max(used)), dtype=np.int64)
+    for row, count, table in zip(padded, used, tables, strict=True):
+        row[:count] = table[:count]
+    return padded
 
 
 def row_slots(segments: list[Segment], block_size: int) -> NDArray[np.int64]:
-    """(T,) for each row of the forward, block * block_size + offset."""
+    """(T,): block * block_size + offset of each row of the forward."""
     slots = []
     for segment in segments:
         positions = np.arange(segment.length - segment.num_rows, segment.length)

@@ -1,14 +1,14 @@
-"""BlockManager: who owns which KV block, and which blocks hold a prefix that others may share.
+"""BlockManager: assigns KV blocks to sequences and shares the blocks of common prompt prefixes.
 
-Ownership of a block, always exactly one of:
+A block is always in exactly one of these states:
 
     free        in `_free`; holds nothing
     in use      reference count >= 1: in the block tables of that many sequences
     cached      reference count 0, holds a known prompt prefix; in `_cached`, least recently used first
 
-Block 0 is never handed out: it stays all zeros, and tables are padded with it. A block becomes shareable when every
-one of its rows is a prompt token and is computed, or will be in the forward that is being scheduled (a layer writes
-all rows before any row attends). A block that holds a soft token is never shared.
+Block 0 is never handed out: it stays all zeros and pads block tables. A block becomes shareable when all its rows are
+prompt tokens, computed already or in the forward being scheduled (each layer writes all rows before any row attends).
+A block that holds a soft token is never shared.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from hashlib import blake2b
+from itertools import takewhile
 
 from gircse_rag.engine.sequence import Sequence
 
@@ -25,47 +26,47 @@ class IntegrityError(RuntimeError):
 
 
 class BlockManager:
-    """Hands out fixed-size blocks.
+    """Assigns fixed-size blocks.
 
     Args:
-        num_blocks: including the zero block.
-        block_size: rows a block.
-        salt: names what fixes keys and values (model and adapter); prefixes of different salts never match.
-        caching: whether prefixes are shared at all.
+        num_blocks: number of blocks, including the zero block.
+        block_size: rows per block.
+        salt: identifies what determines keys and values (model and adapter); prefixes match only within one salt.
+        caching: whether prefixes are shared.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, salt: str = "", caching: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.num_hits = 0  # prompt rows that a prefix hit saved, since the start
+        self.num_hits = 0  # prompt rows taken from the prefix cache so far
         self._salt = blake2b(salt.encode(), digest_size=16).digest()
         self._caching = caching
-        self._references = [0] * num_blocks
-        self._free = list(range(num_blocks - 1, 0, -1))  # a stack: memory never used stays untouched
+        self._free: list[int] = []
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self.reset()
 
     @property
     def num_available(self) -> int:
-        """Blocks that could be handed out now."""
+        """Number of blocks that could be handed out now."""
         return len(self._free) + len(self._cached)
 
     def blocks_for(self, num_rows: int) -> int:
-        """Blocks that hold `num_rows` rows."""
+        """Number of blocks needed for `num_rows` rows."""
         return -(-num_rows // self.block_size)
 
     def fits(self, num_rows: int) -> bool:
-        """Whether a sequence of `num_rows` rows could ever be held."""
+        """Whether the cache is large enough for a sequence of `num_rows` rows."""
         return self.blocks_for(num_rows) < self.num_blocks
 
     def admit(self, sequence: Sequence) -> bool:
-        """Give a sequence without blocks its prefix hits, if all its known rows and one more would then fit.
+        """Assign prefix hits to a sequence without blocks, if all its known rows and one more would then fit.
 
-        Hits end before the block of the last prompt token, so a forward always has a row to compute. On False
-        nothing has changed.
+        Hits end before the block of the last prompt token, so a forward always has a row to compute. Returning False
+        changes nothing.
         """
-        hits = self._hits(sequence)
+        hits = self._find_hits(sequence)
         revived = sum(1 for block in hits if not self._references[block])
         needed = self.blocks_for(min(sequence.num_rows + 1, sequence.max_rows)) - len(hits)
         if needed > self.num_available - revived:
@@ -81,7 +82,7 @@ class BlockManager:
         return True
 
     def grow(self, sequence: Sequence, num_rows: int) -> bool:
-        """Lengthen the block table to hold `num_rows` rows. On False nothing has changed."""
+        """Lengthen the block table to hold `num_rows` rows. Returning False changes nothing."""
         missing = self.blocks_for(num_rows) - len(sequence.block_table)
         if missing > self.num_available:
             return False
@@ -92,16 +93,16 @@ class BlockManager:
         return True
 
     def register(self, sequence: Sequence, num_rows: int) -> None:
-        """Let others share the blocks that the first `num_rows` rows fill, as far as they are all prompt."""
+        """Make the full blocks among the first `num_rows` rows shareable, as far as they hold only prompt tokens."""
         if not self._caching:
             return
         full = min(num_rows, sequence.num_tokens) // self.block_size
         if full <= sequence.num_registered:
             return
-        keys = self._keys(sequence)
+        keys = self._prefix_keys(sequence)
         for number in range(sequence.num_registered, full):
             block, key = sequence.block_table[number], keys[number]
-            if key not in self._block_of:  # two sequences may compute the same prefix at once: the first is kept
+            if key not in self._block_of:  # two sequences may compute one prefix at the same time: the first is kept
                 self._block_of[key] = block
                 self._key_of[block] = key
         sequence.num_registered = full
@@ -109,8 +110,8 @@ class BlockManager:
     def release(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Take all blocks from a sequence.
 
-        Blocks with a known prefix stay cached, the tail to be evicted before the head. With `forget` (the sequence
-        computed NaN) those that only it used are forgotten, so that a fault of the machine is not kept.
+        Blocks with a known prefix stay cached; the prefix's end is evicted before its beginning. With `forget` (the
+        sequence computed NaN), blocks used by this sequence alone are dropped from the prefix cache.
         """
         for block in reversed(sequence.block_table):
             self._references[block] -= 1
@@ -126,17 +127,17 @@ class BlockManager:
         sequence.num_cached = sequence.num_shared = sequence.num_registered = 0
 
     def forget_prefixes(self) -> None:
-        """Share nothing that was computed so far: what the blocks hold is not to be trusted."""
+        """Drop every cached prefix: the content of the blocks is no longer valid."""
         self._free.extend(self._cached)
         self._cached.clear()
         self._key_of.clear()
         self._block_of.clear()
 
     def reset(self) -> None:
-        """Take all blocks from everybody: an error may have come in the middle of the bookkeeping."""
+        """Take all blocks from all sequences: an error may have interrupted the bookkeeping."""
         self.forget_prefixes()
         self._references = [0] * self.num_blocks
-        self._free = list(range(self.num_blocks - 1, 0, -1))
+        self._free = list(range(self.num_blocks - 1, 0, -1))  # a stack: blocks never used keep their memory untouched
 
     def check_integrity(self, sequences: list[Sequence]) -> None:
         """Check every invariant of this file against the sequences that hold blocks.
@@ -147,9 +148,9 @@ class BlockManager:
         counted = [0] * self.num_blocks
         for sequence in sequences:
             if len(set(sequence.block_table)) != len(sequence.block_table):
-                raise IntegrityError(f"a block is twice in one table: {sequence.block_table}")
+                raise IntegrityError(f"a block appears twice in one table: {sequence.block_table}")
             if sequence.num_cached > len(sequence.block_table) * self.block_size:
-                raise IntegrityError(f"{sequence.num_cached} rows in {len(sequence.block_table)} blocks")
+                raise IntegrityError(f"{sequence.num_cached} rows do not fit in {len(sequence.block_table)} blocks")
             if sequence.num_shared > max(0, sequence.num_tokens - 1) // self.block_size:
                 raise IntegrityError("a shared block may hold the last prompt token or a soft token")
             for block in sequence.block_table:
@@ -166,11 +167,11 @@ class BlockManager:
         for sequence in sequences:
             for number, block in enumerate(sequence.block_table):
                 if block in self._key_of and (number + 1) * self.block_size > sequence.num_tokens:
-                    raise IntegrityError(f"block {block} holds a soft token and can be shared")
+                    raise IntegrityError(f"block {block} holds a soft token but is shareable")
                 if counted[block] > 1 and block not in self._key_of:
                     raise IntegrityError(f"block {block} is shared for writing")
 
-    def _keys(self, sequence: Sequence) -> list[bytes]:
+    def _prefix_keys(self, sequence: Sequence) -> list[bytes]:
         if sequence.prefix_keys is None:
             key, size, ids = self._salt, self.block_size, sequence.token_ids
             sequence.prefix_keys = []
@@ -179,15 +180,11 @@ class BlockManager:
                 sequence.prefix_keys.append(key)
         return sequence.prefix_keys
 
-    def _hits(self, sequence: Sequence) -> list[int]:
-        hits: list[int] = []
-        if self._caching:
-            for key in self._keys(sequence)[: (sequence.num_tokens - 1) // self.block_size]:
-                block = self._block_of.get(key)
-                if block is None:
-                    break
-                hits.append(block)
-        return hits
+    def _find_hits(self, sequence: Sequence) -> list[int]:
+        if not self._caching:
+            return []
+        keys = self._prefix_keys(sequence)[: (sequence.num_tokens - 1) // self.block_size]
+        return [self._block_of[key] for key in takewhile(self._block_of.__contains__, keys)]
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)

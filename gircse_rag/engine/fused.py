@@ -1,10 +1,10 @@
-"""Faster twins of Hugging Face's modules, put into a copy of the model that shares its weights.
+"""Faster replacements of Hugging Face's modules, in a copy of the model that shares its weights.
 
-The decoder layers, the rotary tables and the forward stay transformers'. What is exchanged computes the same:
+The decoder layers, the rotary tables and the forward stay transformers'. The replacements compute the same:
 
-    Linear       weights reordered once for oneDNN's kernels, which otherwise do so at every call (CPU)
+    Linear       weights reordered once for oneDNN's kernels, which otherwise reorder them at every call (CPU)
     attention    one product for q, k and v; the rotation in three calls instead of ten
-    SwiGLU       the activation happens inside the gate's product (CPU), or one product for gate and up (CUDA)
+    SwiGLU       the activation inside the gate's product (CPU), or one product for gate and up (CUDA)
     RMSNorm      one call
 """
 
@@ -26,10 +26,10 @@ from gircse_rag.spec import FAMILIES
 
 
 def check_supported(model: PreTrainedModel, max_rows: int) -> None:
-    """Refuse a model that the paged attention would get wrong.
+    """Refuse a model that the paged attention would compute wrongly.
 
     Args:
-        max_rows: the longest sequence that will be asked for; a sliding window at least as long changes nothing.
+        max_rows: length of the longest sequence; a sliding window at least as long has no effect.
 
     Raises:
         CheckpointError: another family, a shorter sliding window, a soft-cap, attention sinks, another activation.
@@ -37,39 +37,39 @@ def check_supported(model: PreTrainedModel, max_rows: int) -> None:
     config = model.config
     advice = "use backend='reference'"
     if config.model_type not in FAMILIES:
-        raise CheckpointError(f"the paged engine knows {', '.join(FAMILIES)}; this is {config.model_type}: {advice}")
+        raise CheckpointError(f"the paged engine supports {', '.join(FAMILIES)}; this is {config.model_type}: {advice}")
     window = getattr(config, "sliding_window", None)
     if window is not None and window < max_rows:
-        raise CheckpointError(f"a sliding window of {window} is shorter than {max_rows} rows: {advice}")
+        raise CheckpointError(f"the sliding window of {window} is shorter than {max_rows} rows: {advice}")
     for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_sinks"):
         if getattr(config, name, None):
-            raise CheckpointError(f"the paged engine does not know {name}: {advice}")
+            raise CheckpointError(f"the paged engine does not support {name}: {advice}")
     if config.hidden_act != "silu":
-        raise CheckpointError(f"the paged engine knows the activation silu, not {config.hidden_act}: {advice}")
+        raise CheckpointError(f"the paged engine supports the activation silu, not {config.hidden_act}: {advice}")
 
 
 def fused_copy(model: PreTrainedModel, *, pack: bool) -> PreTrainedModel:
-    """A copy of the model that shares its parameters, with faster modules and the paged attention.
+    """Copy a model for the engine: shared parameters, faster modules and the paged attention.
 
     Args:
-        pack: reorder weights for oneDNN; the copy then holds its own. Without it a layer's merged weights take the
-            place of the original's, which become views of them, so that none is held twice.
+        pack: reorder weights for oneDNN; the copy then holds its own weights. Otherwise weights are merged per layer
+            and the original's weights become views of the merged ones, so none is held twice.
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    twin: PreTrainedModel = copy.deepcopy(model, memo=shared)
-    twin.set_attn_implementation(ATTENTION_NAME)
+    fused: PreTrainedModel = copy.deepcopy(model, memo=shared)
+    fused.set_attn_implementation(ATTENTION_NAME)
     product: Callable[..., nn.Module] = PackedLinear if pack else PlainLinear
-    for layer in twin.model.layers:
+    for layer in fused.model.layers:
         layer.self_attn = FusedAttention(layer.self_attn, product)
         layer.mlp = PackedSwiGLU(layer.mlp) if pack else SwiGLU(layer.mlp)
         layer.input_layernorm = FusedRMSNorm(layer.input_layernorm)
         layer.post_attention_layernorm = FusedRMSNorm(layer.post_attention_layernorm)
-    twin.model.norm = FusedRMSNorm(twin.model.norm)
-    return twin.eval()
+    fused.model.norm = FusedRMSNorm(fused.model.norm)
+    return fused.eval()
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN's packed products are there for this weight: on a CPU, in a dtype it multiplies."""
+    """Whether oneDNN's packed products support this weight: on a CPU, in a dtype that it multiplies."""
     return (
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
@@ -79,14 +79,14 @@ def can_pack(weight: Tensor) -> bool:
     )
 
 
-class _Direct(nn.Module):
-    """A module without hooks: with one row, nn.Module's own call costs a tenth of the products."""
+class _HooklessModule(nn.Module):
+    """A module without hooks: with one row, nn.Module's own call costs a tenth of the matrix products."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
 
-class PackedLinear(_Direct):
+class PackedLinear(_HooklessModule):
     """activation(x W^T + b) with W (out, in) reordered for oneDNN; the activation is "none" or "swish"."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> None:
@@ -100,7 +100,7 @@ class PackedLinear(_Direct):
         return out
 
 
-class PlainLinear(_Direct):
+class PlainLinear(_HooklessModule):
     """x W^T + b."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -112,13 +112,13 @@ class PlainLinear(_Direct):
         return linear(x, self._weight, self._bias)
 
 
-class FusedAttention(_Direct):
-    """q, k and v in one product, rotated together, then the paged attention."""
+class FusedAttention(_HooklessModule):
+    """Attention with one product for q, k and v, one rotation for q and k, and the paged cache."""
 
     def __init__(self, attention: Any, product: Callable[..., nn.Module]) -> None:
         super().__init__()
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self._qkv = product(*_merged(projections, views=product is PlainLinear))
+        self._qkv = product(*_merge_linears(projections, views=product is PlainLinear))
         self._output = product(attention.o_proj.weight, attention.o_proj.bias)
         self._q_norm = getattr(attention, "q_norm", None)  # Qwen3
         self._k_norm = getattr(attention, "k_norm", None)
@@ -146,12 +146,12 @@ class FusedAttention(_Direct):
         return self._output(out), None
 
 
-class SwiGLU(_Direct):
-    """down(silu(gate(x)) * up(x)), gate and up in one product."""
+class SwiGLU(_HooklessModule):
+    """down(silu(gate(x)) * up(x)), with gate and up in one product."""
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self._gate_up = PlainLinear(*_merged([mlp.gate_proj, mlp.up_proj], views=True))
+        self._gate_up = PlainLinear(*_merge_linears([mlp.gate_proj, mlp.up_proj], views=True))
         self._down = PlainLinear(mlp.down_proj.weight, mlp.down_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class SwiGLU(_Direct):
         return out
 
 
-class PackedSwiGLU(_Direct):
+class PackedSwiGLU(_HooklessModule):
     """down(silu(gate(x)) * up(x)) with silu applied inside oneDNN's product."""
 
     def __init__(self, mlp: Any) -> None:
@@ -174,8 +174,8 @@ class PackedSwiGLU(_Direct):
         return out
 
 
-class FusedRMSNorm(_Direct):
-    """x / rms(x) * weight, in float32 inside."""
+class FusedRMSNorm(_HooklessModule):
+    """x / rms(x) * weight, computed in float32."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -186,8 +186,8 @@ class FusedRMSNorm(_Direct):
         return rms_norm(x, self._weight.shape, self._weight, self._epsilon)
 
 
-def _merged(linears: list[nn.Linear], *, views: bool) -> tuple[Tensor, Tensor | None]:
-    """Their weights and biases one below the other; with `views` their own weights are views of that from then on."""
+def _merge_linears(linears: list[nn.Linear], *, views: bool) -> tuple[Tensor, Tensor | None]:
+    """Stack the linears' weights and biases. With `views`, their own weights become views of the stacked one."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     if views:
         parts = torch.split(weight, [linear.out_features for linear in linears])

@@ -1,10 +1,10 @@
-"""KVCache: the tensors behind the blocks, one pool of keys and one of values a layer.
+"""KVCache: the tensors behind the blocks, one pool of keys and one of values per layer.
 
-Two layouts, one per attention (attention.py):
+Two layouts, one per attention plan (attention.py):
 
-    gathered   (num_blocks, H_kv, block_size, D)   a head's rows of a block are contiguous: one index_select yields the
+    gathered   (num_blocks, H_kv, block_size, D)   a head's rows in a block are contiguous: one index_select yields the
                                                    (B * H_kv, L, D) operand of a matrix product
-    paged      (num_blocks, block_size, H_kv, D)   what torch's varlen_attn reads through a block table
+    paged      (num_blocks, block_size, H_kv, D)   the layout that torch's varlen_attn reads through a block table
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-GATHERED_BLOCK_SIZE = 2  # queries 8-9% faster than with 4 (fewer instruction rows recomputed), documents equal
-PAGED_BLOCK_SIZE = 256  # flash attention asks for pages of a multiple of 256 rows
+GATHERED_BLOCK_SIZE = 2  # queries 8-9% faster than with 4 (fewer instruction rows recomputed), documents the same
+PAGED_BLOCK_SIZE = 256  # flash attention requires pages of a multiple of 256 rows
 
 
 class KVCache:
-    """Keys and values of `num_blocks` blocks; zeros where nothing was written.
+    """Keys and values of `num_blocks` blocks; rows never written are zeros.
 
     Args:
-        config: the model's.
-        num_blocks: including block 0, which stays zeros.
-        paged: the layout of `varlen_attn`; otherwise the gathered one.
+        config: the model's configuration.
+        num_blocks: number of blocks, including block 0, which stays zeros.
+        paged: use the layout of `varlen_attn` instead of the gathered one.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class KVCache:
         self.head_dim = width
 
     def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> None:
-        """Store rows.
+        """Store rows of keys and values.
 
-        Values are stored finite, and what is not makes its key NaN. An attention multiplies a row that it may not see
-        by zero, and 0 * NaN in a value would reach every row of the tile, even earlier ones whose blocks others share.
-        A NaN in a key is covered by the mask: it reaches the rows that see it, and these only.
+        Non-finite values are stored as zeros, and their key becomes NaN instead. Reason: attention multiplies the
+        rows it masks by zero, and 0 * NaN in a value would reach every row of the tile, even earlier rows, whose blocks
+        other sequences may share. The mask does cover a NaN in a key: only rows that attend to the key become NaN.
 
         Args:
             key, value: (T, H_kv, D).
-            slots: flat index of each row of D numbers in a pool, in the order of key's rows: (T * H_kv,) gathered,
+            slots: flat index in a pool of each row of D numbers, in the order of key's rows: (T * H_kv,) gathered,
                 (T,) paged.
         """
         shape = (-1, self.num_kv_heads, self.head_dim) if self.paged else (-1, self.head_dim)
@@ -69,18 +69,18 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU numpy's, which the system maps on first use: what no sequence reached is never resident."""
+    """Zeros. On a CPU numpy's, which the system maps on first use: blocks never used take no memory."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def head_dim(config: PretrainedConfig) -> int:
-    """D, the width of a head."""
+    """D, the width of an attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def bytes_per_block(config: PretrainedConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Memory of one block over all layers, keys and values."""
+    """Memory of one block in bytes: keys and values of all layers."""
     row = config.num_key_value_heads * head_dim(config) * dtype.itemsize
     return int(2 * config.num_hidden_layers * block_size * row)

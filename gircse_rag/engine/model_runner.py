@@ -1,4 +1,4 @@
-"""ModelRunner: rows in, hidden states and soft tokens out. The only file that runs the model."""
+"""ModelRunner: computes hidden states and soft tokens. The only file that runs the model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gircse_rag.engine.kv_cache import KVCache
 from gircse_rag.engine.scheduler import Chunk
 from gircse_rag.refinement import SoftToken, soft_token
 
-VOCABULARY_ROWS = {"cpu": 64, "cuda": 512}  # rows whose logits exist at once: on a CPU they should stay in its cache
+VOCABULARY_ROWS = {"cpu": 64, "cuda": 512}  # rows whose logits exist at once; on a CPU they should fit its cache
 
 
 class ModelRunner:
-    """Packs chunks of sequences into one row of a batch, without padding, and runs the model over it.
+    """Packs chunks of sequences into one row of a batch, without padding, and runs the model on it.
 
     Args:
-        model: what `fused_copy` made.
-        cache: where keys and values go.
+        model: a model made by `fused_copy`.
+        cache: stores keys and values.
         temperature: tau of the soft token's softmax.
-        pack: reorder the vocabulary for oneDNN, as `fused_copy` did the layers.
+        pack: reorder the vocabulary's matrices for oneDNN, as `fused_copy` does for the layers.
     """
 
     def __init__(self, model: PreTrainedModel, cache: KVCache, *, temperature: float, pack: bool) -> None:
@@ -41,7 +41,7 @@ class ModelRunner:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of hidden states and soft tokens."""
+        """The dtype of hidden states and soft tokens."""
         return self._embeddings.dtype
 
     @torch.inference_mode()
@@ -49,8 +49,8 @@ class ModelRunner:
         """Compute the chunks' rows.
 
         Returns:
-            (m, d): for each chunk that reaches its sequence's end, in order, the last `num_outputs` rows' hidden
-            states after the final norm.
+            (m, d): hidden states after the final norm. For each chunk that reaches its sequence's end, in order, those
+            of the last `num_outputs` rows.
         """
         ids: list[int] = []
         positions: list[int] = []
@@ -61,11 +61,11 @@ class ModelRunner:
         for sequence, num_rows in chunks:
             start, end = sequence.num_cached, sequence.num_cached + num_rows
             tokens = sequence.token_ids[start:end]
-            replayed = sequence.soft[max(0, start - sequence.num_tokens) : max(0, end - sequence.num_tokens)]
+            soft_inputs = sequence.soft[max(0, start - sequence.num_tokens) : max(0, end - sequence.num_tokens)]
             ids.extend(tokens)
-            soft_rows.extend(range(len(ids), len(ids) + len(replayed)))
-            ids.extend([0] * len(replayed))
-            soft.extend(replayed)
+            soft_rows.extend(range(len(ids), len(ids) + len(soft_inputs)))
+            ids.extend([0] * len(soft_inputs))
+            soft.extend(soft_inputs)
             positions.extend(range(start, end))
             if end == sequence.num_rows:
                 output_rows.extend(range(len(ids) - sequence.num_outputs, len(ids)))
@@ -76,17 +76,14 @@ class ModelRunner:
         if soft:
             inputs[self._index(soft_rows)] = torch.stack(soft)
         hidden = self._body(
-            inputs_embeds=inputs[None],
-            position_ids=self._index(positions)[None],
-            use_cache=False,
-            plan=plan,
+            inputs_embeds=inputs[None], position_ids=self._index(positions)[None], use_cache=False, plan=plan
         ).last_hidden_state[0]
         output: Tensor = hidden[self._index(output_rows)]
         return output
 
     @torch.inference_mode()
     def soft_tokens(self, hidden: Tensor, top_k: int = 0) -> SoftToken:
-        """s = softmax(hidden W^T / tau) E for (n, d) hidden states; refinement.soft_token at the machine's speed.
+        """Compute s = softmax(hidden W^T / tau) E for (n, d) hidden states: a fast refinement.soft_token.
 
         Returns:
             embedding (n, d) in the model's dtype; token_ids and weights (n, top_k), or None.
@@ -94,7 +91,7 @@ class ModelRunner:
         if hidden.dtype == torch.float32:
             return soft_token(hidden, self._head, self._embeddings, self._temperature, top_k=top_k)
         parts = [
-            self._half_soft_token(rows, top_k)
+            self._soft_token_in_half_precision(rows, top_k)
             for rows in torch.split(hidden, VOCABULARY_ROWS.get(hidden.device.type, 64))
         ]
         embedding = torch.cat([part.embedding for part in parts])
@@ -104,7 +101,7 @@ class ModelRunner:
         weights = [part.weights for part in parts if part.weights is not None]
         return SoftToken(embedding, torch.cat(ids), torch.cat(weights))
 
-    def _half_soft_token(self, hidden: Tensor, top_k: int) -> SoftToken:
+    def _soft_token_in_half_precision(self, hidden: Tensor, top_k: int) -> SoftToken:
         if self._packed_vocabulary is not None:
             head, embeddings = self._packed_vocabulary
             logits = head(hidden)
@@ -118,11 +115,11 @@ class ModelRunner:
         embedding = weights @ self._embeddings if self._packed_vocabulary is None else embeddings(weights)
         if not top_k:
             return SoftToken(embedding, None, None)
-        heaviest = weights.float().topk(top_k, dim=-1)
-        return SoftToken(embedding, heaviest.indices, heaviest.values)
+        top = weights.float().topk(top_k, dim=-1)
+        return SoftToken(embedding, top.indices, top.values)
 
     def _index(self, numbers: list[int]) -> Tensor:
-        """On the device; from pinned memory, so that the host need not wait for a GPU."""
+        """Copy to the device; from pinned memory, so the host does not wait for a GPU."""
         on_gpu = self._embeddings.is_cuda
         host = torch.tensor(numbers, dtype=torch.int64, pin_memory=on_gpu)
         return host.to(self._embeddings.device, non_blocking=True) if on_gpu else host

@@ -1,9 +1,9 @@
-"""Sequence: one request on its way through the engine. Knows positions and blocks, and nothing of tensors.
+"""Sequence: the state of one request in the engine. Knows positions and blocks, but no tensors.
 
 Rows of a sequence, by position:
 
     0 .. N-1          its prompt tokens
-    N .. N+k-1        its soft tokens s_1..s_k, appended as they are made, or all K at once: drafts (sweeps.py)
+    N .. N+k-1        its soft tokens s_1..s_k: appended one by one, or all K at once as drafts (sweeps.py)
 
 A forward computes the rows [num_cached, num_cached + n). When it reaches the last row, the hidden states of the
 output rows come back: h_0 at position N-1, then h_k at position N+k-1.
@@ -11,9 +11,11 @@ output rows come back: h_0 at position N-1, then h_k at position N+k-1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 
+@dataclass(eq=False, slots=True)
 class Sequence:
     """One request's state.
 
@@ -21,52 +23,27 @@ class Sequence:
         token_ids: the prompt, N ids.
         steps: K, an upper bound when `tolerance` is set.
         tolerance: leave early as soon as 1 - cos(z_k, z_{k-1}) <= tolerance; None runs all steps.
-        owner: who asked (hashable); the scheduler is fair between owners.
+        owner: the caller (hashable); the scheduler is fair between owners.
         num_cached: rows whose keys and values are in this sequence's blocks.
         block_table: KV blocks in position order; the first `num_shared` came from the prefix cache.
-        soft: s_1..s_k, opaque to the policy. Kept through a preemption, so that they are replayed, not recomputed.
+        soft: s_1..s_k, opaque to the policy. Kept through a preemption, so they are replayed instead of recomputed.
         states: h_0..h_j, the hidden states that are final.
-        top_tokens: per step the heaviest (token id, weight), if `top_k` asks for them.
+        top_tokens: per step the most probable (token id, weight) pairs, if `top_k` > 0.
     """
 
-    __slots__ = (
-        "block_table",
-        "num_cached",
-        "num_registered",
-        "num_shared",
-        "owner",
-        "prefix_keys",
-        "soft",
-        "states",
-        "steps",
-        "token_ids",
-        "tolerance",
-        "top_k",
-        "top_tokens",
-    )
-
-    def __init__(
-        self,
-        token_ids: tuple[int, ...],
-        steps: int,
-        *,
-        tolerance: float | None = None,
-        top_k: int = 0,
-        owner: Any = None,
-    ) -> None:
-        self.token_ids = token_ids
-        self.steps = steps
-        self.tolerance = tolerance
-        self.top_k = top_k
-        self.owner = owner
-        self.num_cached = 0
-        self.num_shared = 0
-        self.num_registered = 0
-        self.block_table: list[int] = []
-        self.prefix_keys: list[bytes] | None = None
-        self.soft: list[Any] = []
-        self.states: list[Any] = []
-        self.top_tokens: list[list[tuple[int, float]]] = []
+    token_ids: tuple[int, ...]
+    steps: int
+    tolerance: float | None = None
+    top_k: int = 0
+    owner: Any = None
+    num_cached: int = 0
+    num_shared: int = 0
+    num_registered: int = 0
+    block_table: list[int] = field(default_factory=list)
+    prefix_keys: list[bytes] | None = None
+    soft: list[Any] = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)
+    top_tokens: list[list[tuple[int, float]]] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -75,22 +52,22 @@ class Sequence:
 
     @property
     def num_rows(self) -> int:
-        """Rows whose input is known: the prompt and the soft tokens made so far."""
+        """Number of rows whose input is known: the prompt and the soft tokens made so far."""
         return len(self.token_ids) + len(self.soft)
 
     @property
     def num_pending(self) -> int:
-        """Known rows that are not in the cache: what the next forwards have to compute."""
+        """Number of known rows that are not in the cache, which the next forwards have to compute."""
         return self.num_rows - self.num_cached
 
     @property
     def max_rows(self) -> int:
-        """Rows at the very end: N + K."""
+        """Number of rows when refinement is complete: N + K."""
         return len(self.token_ids) + self.steps
 
     @property
     def num_outputs(self) -> int:
-        """Rows at the end whose hidden states the engine needs: one, or in a sweep all that are not final yet."""
+        """Number of last rows whose hidden states the engine needs: one, or in a sweep all open positions."""
         return 1 + len(self.soft) - len(self.states)
 
     @property

@@ -1,11 +1,11 @@
-"""Evaluation of embeddings: retrieval, STS, classification, clustering and instruction contrast, at any list of K.
+"""Evaluate embeddings at several K: retrieval, STS, classification, clustering and instruction contrast.
 
     from gircse_rag.evaluation import evaluate
 
     report = evaluate(embedder, "data/eval", steps=(1, 5, 20), sets=["sts", "retrieval/cranfield"])
     report.save("report.json")
 
-Importing this needs numpy alone; scikit-learn, scipy, pytrec_eval and matplotlib (the `eval` extra) load on first use.
+Importing it needs only numpy; scikit-learn, scipy, pytrec_eval and matplotlib (the `eval` extra) load on first use.
 """
 
 from gircse_rag.evaluation.catalogue import load_sets

@@ -1,10 +1,10 @@
-"""Sets made from development rows in the training format, which lie beside the evaluation folder.
+"""Build evaluation sets from development rows in the training format, beside the evaluation folder.
 
-    ../tasks.json           {task: {"instruction", "symmetric", "source", "dev_rows"}}; an instruction's first wording
+    ../tasks.json           {task: {"instruction", "symmetric", "source", "dev_rows"}}; uses the first instruction
     ../dev/SOURCE.jsonl     {"task", "query", "positive", "negative"}; negative may be null
 
-`dev/TASK` is a small retrieval set a task, to choose checkpoints by: the task's positives and negatives are its corpus.
-`contrast/dev_*` asks for opposite things about one text, which the evaluation folder has no labels for.
+`dev/TASK`, one per task, is a small retrieval set for choosing checkpoints. Its corpus are the positives and negatives.
+`contrast/dev_*` gives one text two opposed instructions, for which the evaluation folder has no labels.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gircse_rag.evaluation.records import records
 from gircse_rag.evaluation.sets import Choice, ChoiceContrastSet, EvalSet, RetrievalSet
 from gircse_rag.prompts import flag, paraphrases
 
-# Tasks that exclude each other: what answers one of them is wrong for the others. (`clinc_same_intent` and
-# `clinc_same_domain` do not: a request of the same intent is also one of the same domain.)
+# Mutually exclusive tasks: an answer to one of them is wrong for the others. `clinc_same_intent` and
+# `clinc_same_domain` are not exclusive: requests with the same intent have the same domain.
 EXCLUSIVE: Mapping[str, tuple[str, ...]] = {
     "contrast/dev_medical": ("medical_same_topic", "medical_same_question_type"),
     "contrast/dev_aws": ("aws_same_service", "aws_same_action"),
@@ -32,8 +32,8 @@ EXCLUSIVE: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[str, Callable[[], EvalSet]]:
-    """Name -> loader of the sets that `base` has rows for; none where there is no `dev` folder with a `tasks.json`."""
+def find_sets(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[str, Callable[[], EvalSet]]:
+    """Map set names to loaders for the rows in `base`; {} unless it holds a `dev` folder and a `tasks.json`."""
     catalogue = base / "tasks.json"
     if not catalogue.is_file() or not (base / "dev").is_dir():
         return {}
@@ -53,17 +53,17 @@ def find(base: Path, limit: int | None, overrides: Mapping[str, str]) -> dict[st
             f"{catalogue}: expected {{task: {{instruction, symmetric (optional), source, dev_rows}}}} "
             f"({type(error).__name__}: {error})"
         ) from error
-    found: dict[str, Callable[[], EvalSet]] = {}
+    loaders: dict[str, Callable[[], EvalSet]] = {}
     for name, members in EXCLUSIVE.items():
-        here = [m for m in members if m in present]
-        if len(here) > 1:
-            found[name] = partial(_choices, base, name, {m: present[m] for m in here}, limit)
+        available = [m for m in members if m in present]
+        if len(available) > 1:
+            loaders[name] = partial(_load_contrast, base, name, {m: present[m] for m in available}, limit)
     for name in sorted(present):
-        found[f"dev/{name}"] = partial(_retrieval, base, name, present[name], limit)
-    return found
+        loaders[f"dev/{name}"] = partial(_load_retrieval, base, name, present[name], limit)
+    return loaders
 
 
-def _rows(base: Path, name: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _read_rows(base: Path, name: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
     path = base / "dev" / f"{task['source']}.jsonl"
     rows = []
     for number, row in records(path, ("task", "query", "positive")):
@@ -72,12 +72,12 @@ def _rows(base: Path, name: str, task: Mapping[str, Any]) -> list[dict[str, Any]
         if row["task"] == name:
             rows.append(row)
     if not rows:
-        raise InputError(f"{path}: no development row of the task {name!r}, which tasks.json promises")
+        raise InputError(f"{path}: no development row of the task {name!r}, but tasks.json lists some")
     return rows
 
 
-def _retrieval(base: Path, name: str, task: Mapping[str, Any], limit: int | None) -> RetrievalSet:
-    rows = _rows(base, name, task)
+def _load_retrieval(base: Path, name: str, task: Mapping[str, Any], limit: int | None) -> RetrievalSet:
+    rows = _read_rows(base, name, task)
     rows = [rows[int(i)] for i in sample(len(rows), limit)]
     documents = list(dict.fromkeys(text for row in rows for text in (row["positive"], row.get("negative")) if text))
     identifiers = {text: f"d{i}" for i, text in enumerate(documents)}
@@ -98,22 +98,24 @@ def _retrieval(base: Path, name: str, task: Mapping[str, Any], limit: int | None
     )
 
 
-def _choices(base: Path, name: str, tasks: Mapping[str, Mapping[str, Any]], limit: int | None) -> ChoiceContrastSet:
+def _load_contrast(
+    base: Path, name: str, tasks: Mapping[str, Mapping[str, Any]], limit: int | None
+) -> ChoiceContrastSet:
     answers: dict[str, dict[str, str]] = {}
     for task_name, task in tasks.items():
-        for row in _rows(base, task_name, task):
+        for row in _read_rows(base, task_name, task):
             answers.setdefault(row["query"], {}).setdefault(task_name, row["positive"])
     choices = [
         Choice(
             query,
             (tasks[one]["instruction"], tasks[other]["instruction"]),
-            (given[one], given[other]),
+            (positives[one], positives[other]),
             (bool(tasks[one]["symmetric"]), bool(tasks[other]["symmetric"])),
         )
-        for query, given in answers.items()
-        for one, other in combinations(given, 2)
-        if given[one] != given[other]
+        for query, positives in answers.items()
+        for one, other in combinations(positives, 2)
+        if positives[one] != positives[other]
     ]
     if not choices:
-        raise InputError(f"{name}: no development query occurs under two of the tasks {', '.join(tasks)}")
+        raise InputError(f"{name}: no development query occurs in two of the tasks {', '.join(tasks)}")
     return ChoiceContrastSet(name, tuple(choices[int(i)] for i in sample(len(choices), limit)))

@@ -1,10 +1,11 @@
-"""`evaluate`: a model and a folder in, a report out."""
+"""Score a model on a folder of evaluation sets: `evaluate`."""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,48 +39,49 @@ def evaluate(
 ) -> Report:
     """Score a model on evaluation sets at every K of `steps`.
 
-    Each distinct (text, role, instruction) is embedded once for all K: the refinement passes through z_1..z_K anyway.
+    Each distinct (text, role, instruction) is embedded once for all K, because refinement computes z_1..z_K anyway.
 
     Args:
-        embed: an `Embedder`, or any `embed(texts, role, instruction, steps) -> (n, len(steps), d)`, whose vectors are
-            normalised here.
-        data: a folder in the format of `gircse_rag.evaluation.catalogue`, or the sets that `load_sets` returned.
+        embed: an `Embedder`, or any `embed(texts, role, instruction, steps) -> (n, len(steps), d)`; its vectors need
+            not be normalised.
+        data: a folder in the format of `gircse_rag.evaluation.catalogue`, or sets returned by `load_sets`.
         steps: values of K. A model without refinement (a pooling baseline) is scored with `steps=(0,)`.
-        sets, limit, instructions: see `load_sets`. Of loaded sets `limit` is only reported, the others are refused.
-        model: the name in the report; an Embedder's base model by default.
-        on_set: called with each set's result as soon as there is one.
+        sets, limit, instructions: see `load_sets`. With loaded sets, `limit` only appears in the report and the other
+            two are an error.
+        model: name for the report (default: the Embedder's base model).
+        on_set: called with each set's result as soon as it is available.
 
     Raises:
-        MissingExtraError: the `eval` extra is not installed (before anything is embedded).
+        MissingExtraError: the `eval` extra is not installed; checked before embedding.
         InputError: a bad folder, set, file or argument, or vectors that are not finite.
     """
     for module in ("sklearn", "scipy", "pytrec_eval"):
         require(module, "eval")
     started = time.perf_counter()
-    wanted = check_steps(steps)
+    sorted_steps = check_steps(steps)
     if isinstance(data, str | Path):
         chosen = load_sets(data, sets, limit=limit, instructions=instructions)
     elif sets is not None or instructions is not None:
-        raise InputError("sets and instructions choose what is read from a folder; pass them to load_sets")
+        raise InputError("sets and instructions apply only when reading a folder; pass them to load_sets")
     else:
         chosen = list(data)
     function: EmbedFn = embed if callable(embed) else FromEmbedder(embed)
     spec = None if callable(embed) else embed.spec
-    vectors = Vectors(chosen, function, wanted)
+    vectors = Vectors(chosen, function, sorted_steps)
     results: list[SetResult] = []
     mains: list[list[Estimate]] = []
     for index, evaluation_set in enumerate(chosen):
-        result, estimates = score_set(evaluation_set, vectors, wanted)
+        result, estimates = score_set(evaluation_set, vectors, sorted_steps)
         vectors.done_with(index)
         results.append(result)
         if result.in_mean:
             mains.append(estimates)
         if on_set is not None:
             on_set(result)
-    mean, gain = summarise(mains, wanted)
+    mean, gain = summarise(mains, sorted_steps)
     return Report(
         model=model or (spec.base_model if spec is not None else str(getattr(embed, "__name__", "unnamed"))),
-        steps=wanted,
+        steps=sorted_steps,
         sets=tuple(results),
         mean=mean,
         gain=gain,
@@ -93,7 +95,7 @@ def evaluate(
 
 
 def score_set(evaluation_set: EvalSet, vectors: Vectors, steps: tuple[int, ...]) -> tuple[SetResult, list[Estimate]]:
-    """One set at every K: its result, and the estimates of its main metric in the order of `steps`."""
+    """Score one set at every K. Return its result, and the estimates of its main metric in the order of `steps`."""
     started = time.perf_counter()
     blocks = evaluation_set.blocks
     arrays = {name: vectors.of(block) for name, block in blocks.items()}
@@ -117,9 +119,9 @@ def score_set(evaluation_set: EvalSet, vectors: Vectors, steps: tuple[int, ...])
 
 
 def summarise(mains: Sequence[Sequence[Estimate]], steps: tuple[int, ...]) -> tuple[dict[int, Score], dict[int, Score]]:
-    """Mean over sets at each K, and its gain over the first K.
+    """Return the mean over sets at each K, and its gain over the first K.
 
-    Sets are resampled independently; within a set all values of K share the resampled items, so the gain is paired.
+    Sets are resampled independently. Within a set, all K share the resampled items, so the gain is a paired difference.
     """
     if not mains:
         return {}, {}
@@ -133,10 +135,8 @@ def summarise(mains: Sequence[Sequence[Estimate]], steps: tuple[int, ...]) -> tu
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in ("gircse-rag", "torch", "transformers", "scikit-learn", "scipy", "numpy", "pytrec-eval-terrier"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions

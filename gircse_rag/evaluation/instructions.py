@@ -1,7 +1,7 @@
-"""The instruction of each known evaluation set, and one per kind of task for sets of your own.
+"""Default instructions of the known evaluation sets, and of each task for other sets.
 
-The texts are the suggestions of the evaluation sets' README. Retrieval puts them on the query alone; every other task
-on each text. What was used is written into the report, set by set.
+They are those suggested in the README of the evaluation sets. Retrieval applies them to queries only, every other task
+to all texts. The report lists the instruction of each set.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ TASK_INSTRUCTIONS: Mapping[str, str] = {
 
 
 def instruction_for(name: str, overrides: Mapping[str, str]) -> str:
-    """The caller's instruction for set `name`, else the set's own, else its task's (`name` is `task/set`)."""
+    """Return the caller's instruction for set `name` (`task/set`), else that of the set, else that of its task."""
     return overrides.get(name) or SET_INSTRUCTIONS.get(name) or TASK_INSTRUCTIONS[name.partition("/")[0]]

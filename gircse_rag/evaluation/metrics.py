@@ -1,6 +1,6 @@
-"""The numbers: rankings, correlations and clusterings judged from plain arrays, each with bootstrap replicates.
+"""Metrics for rankings, correlations and clusterings of plain arrays, with bootstrap replicates.
 
-Everything here is a fraction (0 to 1, a correlation -1 to 1); reports show it times 100.
+All values are fractions (0 to 1; correlations -1 to 1). Reports show them times 100.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from gircse_rag.errors import require
 
 REPLICATES = 1000
-RANKED = 100  # documents kept a query: the deepest cut-off below
+RANKED = 100  # documents kept per query: the largest cut-off below
 RETRIEVAL_METRICS = ("ndcg@10", "recall@10", "recall@100", "mrr@10")
 
 Run = dict[str, dict[str, float]]
@@ -35,22 +35,22 @@ class Estimate:
 
 
 def resamples(count: int, seed: int, replicates: int = REPLICATES) -> Array:
-    """Row indices (R, count) int32 drawn with replacement. Equal arguments give equal rows, so that two scores of one
-    set (two values of K, two models) are compared on the same resampled queries."""
+    """Draw row indices (R, count) int32 with replacement. Equal arguments give equal indices, so two scores of one set
+    (two values of K, two models) are compared on the same resampled queries."""
     return np.random.default_rng(seed).integers(0, count, size=(replicates, count), dtype=np.int32)
 
 
 def mean_estimate(values: Array, seed: int) -> Estimate:
-    """The mean of one number an item, `values` (n,)."""
+    """Estimate the mean of one number per item, `values` (n,)."""
     values = np.asarray(values, dtype=np.float64)
     return Estimate(float(values.mean()), values[resamples(len(values), seed)].mean(axis=1))
 
 
 def rank(queries: Array, documents: Array, query_ids: Sequence[str], document_ids: Sequence[str]) -> Run:
-    """The 100 documents nearest to each query by dot product, as an IR run {query id: {document id: score}}.
+    """Rank the 100 nearest documents per query by dot product, as an IR run {query id: {document id: score}}.
 
-    `queries` (q, d) and `documents` (n, d) are unit rows. A run is small and plain: it can be computed on one machine
-    and judged on another.
+    `queries` (q, d) and `documents` (n, d) are unit rows. A run is small plain data: one machine can compute it and
+    another score it.
     """
     run: Run = {}
     depth = min(RANKED, len(documents))
@@ -63,10 +63,10 @@ def rank(queries: Array, documents: Array, query_ids: Sequence[str], document_id
 
 
 def retrieval_metrics(qrels: Mapping[str, Mapping[str, int]], run: Run) -> dict[str, Array]:
-    """nDCG@10, recall@10, recall@100 and MRR@10 of each query of `qrels`, in its order: arrays (q,) float64.
+    """Compute nDCG@10, recall@10, recall@100 and MRR@10 per query of `qrels`, in its order: arrays (q,) float64.
 
-    Computed by trec_eval (`pytrec_eval`): linear gains, logarithmic discount, ties by descending document id. A query
-    that `run` lacks scores 0.
+    Uses trec_eval (`pytrec_eval`): linear gains, logarithmic discount, ties broken by descending document id. A query
+    missing from `run` scores 0.
 
     Raises:
         MissingExtraError: pytrec_eval is not installed.
@@ -83,13 +83,13 @@ def retrieval_metrics(qrels: Mapping[str, Mapping[str, int]], run: Run) -> dict[
         "ndcg@10": np.array([row["ndcg_cut_10"] for row in rows]),
         "recall@10": np.array([row["recall_10"] for row in rows]),
         "recall@100": np.array([row["recall_100"] for row in rows]),
-        # trec_eval has no cut-off for the reciprocal rank: ranks past 10 count nothing.
+        # trec_eval has no cut-off for the reciprocal rank: set it to 0 beyond rank 10.
         "mrr@10": np.where(reciprocal >= 0.1 - 1e-9, reciprocal, 0.0),
     }
 
 
 def spearman(similarities: Array, scores: Array, seed: int) -> Estimate:
-    """Spearman's rank correlation of two (n,) arrays, average ranks for ties; 0 where either is constant."""
+    """Spearman's rank correlation of two (n,) arrays, with average ranks for ties; 0 if either is constant."""
     rankdata = require("scipy.stats", "eval").rankdata
     rows = resamples(len(scores), seed)
 
@@ -105,28 +105,28 @@ def spearman(similarities: Array, scores: Array, seed: int) -> Estimate:
 
 
 def average_precision(similarities: Array, relevant: Array, seed: int) -> Estimate:
-    """Area under precision and recall of "same or not" by similarity; `relevant` (n,) holds 0 and 1, not only 0.
+    """Average precision of pairs ranked by similarity; `relevant` (n,) holds 0 and at least one 1.
 
-    A resample without a relevant pair has no precision and is replaced by another replicate.
+    Average precision is undefined without a relevant pair: another replicate replaces such a resample.
     """
     score = require("sklearn.metrics", "eval").average_precision_score
     order = np.argsort(-similarities, kind="stable")
     last_of_ties = np.append(np.diff(similarities[order]) != 0, True)
     count = len(relevant)
     weights = np.stack([np.bincount(row, minlength=count) for row in resamples(count, seed)])[:, order]
-    found = np.cumsum(weights * relevant[order], axis=1)[:, last_of_ties]
-    seen = np.cumsum(weights, axis=1)[:, last_of_ties]
-    gained = np.diff(found, axis=1, prepend=0)
-    summed = np.sum(gained * found / np.maximum(seen, 1), axis=1)
-    total = found[:, -1]
+    hits = np.cumsum(weights * relevant[order], axis=1)[:, last_of_ties]
+    retrieved = np.cumsum(weights, axis=1)[:, last_of_ties]
+    new_hits = np.diff(hits, axis=1, prepend=0)
+    summed = np.sum(new_hits * hits / np.maximum(retrieved, 1), axis=1)
+    total = hits[:, -1]
     return Estimate(float(score(relevant, similarities)), np.resize(summed[total > 0] / total[total > 0], REPLICATES))
 
 
 def v_measure(labels: Sequence[str], assignments: Sequence[Array], seed: int) -> Estimate:
     """Harmonic mean of homogeneity and completeness, averaged over the clusterings `assignments`, each (n,) int.
 
-    A resample repeats texts, which lifts the v-measure of many small clusters; the replicates are shifted back onto the
-    value, so the interval shows the spread over texts and not that bias.
+    Resamples repeat texts, which inflates the v-measure of many small clusters. The replicates are therefore shifted to
+    the value: the interval shows the spread over texts without this bias.
     """
     score = require("sklearn.metrics", "eval").v_measure_score
     truth = np.unique(np.asarray(labels), return_inverse=True)[1]
@@ -137,7 +137,7 @@ def v_measure(labels: Sequence[str], assignments: Sequence[Array], seed: int) ->
 
 
 def _v_measures(truth: Array, assigned: Array, rows: Array) -> Array:
-    """The v-measure of each resample `rows` (R, n): 2 I(truth; assigned) / (H(truth) + H(assigned)), and 1 for 0/0."""
+    """V-measure of each resample `rows` (R, n): 2 I(truth; assigned) / (H(truth) + H(assigned)), and 1 for 0/0."""
     width = int(assigned.max()) + 1
     cells = truth * width + assigned
     shape = (int(truth.max()) + 1, width)
@@ -149,16 +149,16 @@ def _v_measures(truth: Array, assigned: Array, rows: Array) -> Array:
     measures = np.ones(len(rows))
     for i, row in enumerate(rows):
         joint = np.bincount(cells[row], minlength=shape[0] * width).reshape(shape)
-        apart = entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))
-        if apart > 0:
-            measures[i] = 2 * (apart - entropy(joint)) / apart
+        separate = entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))
+        if separate > 0:
+            measures[i] = 2 * (separate - entropy(joint)) / separate
     return measures
 
 
 def average_precision_rows(similarities: Array, relevant: Array, ranked: Array) -> Array:
     """Average precision of each row of a similarity matrix (r, n) over its candidates: (r,) float64.
 
-    `relevant` and `ranked` are (r, n) bool; entries not `ranked` (the query itself, say) are taken out of the ranking.
+    `relevant` and `ranked` are (r, n) bool; entries that are not `ranked` (such as the query itself) are left out.
     A row without a relevant candidate is NaN.
     """
     order = np.argsort(np.where(ranked, -similarities, np.inf), axis=1, kind="stable")

@@ -1,4 +1,4 @@
-"""What an evaluation found: plain data, written as JSON and shown as a table. All scores are times 100."""
+"""Results of an evaluation as plain data, saved as JSON and shown as a table. All scores are times 100."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Score:
 
 @dataclass(frozen=True)
 class SetResult:
-    """The scores of one set: `scores[metric][K]`; `main` names the metric that the table and the mean use.
+    """Scores of one set: `scores[metric][K]`. The table and the mean use the metric `main`.
 
-    `inputs[block]` says how many texts went in, in which role and under which instruction.
+    `inputs[block]` holds the number of texts, their role and their instruction.
     """
 
     name: str
@@ -46,22 +46,22 @@ class SetResult:
 
     @property
     def in_mean(self) -> bool:
-        """Contrast sets measure obedience and development sets are chosen by: neither belongs in a mean of quality."""
+        """Whether the mean includes this set: no contrast sets (obedience), no development sets (selection)."""
         return self.task != "contrast" and not self.name.startswith("dev/")
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of `evaluate`.
+    """Result of `evaluate`.
 
     Attributes:
-        model: what the caller calls it; fingerprint: of its vector space, None for a bare embedding function.
-        steps: the values of K, ascending.
-        limit: the sample size of a quick run, None when whole sets were scored.
-        sets: one result a set, in order.
+        model: name of the model; fingerprint: of its vector space, None for an embedding function.
+        steps: values of K, ascending.
+        limit: sample size per set, None if full sets were scored.
+        sets: one result per set, in order.
         mean: K -> mean of the main scores over the sets with `in_mean`; empty if there is none.
-        gain: K -> the mean at K minus the mean at the first K, on the same resampled queries.
-        texts: distinct (text, role, instruction) embedded; truncated: how many of them were cut (None: not known).
+        gain: K -> mean at K minus mean at the first K, on the same resampled queries.
+        texts: number of distinct (text, role, instruction); truncated: how many of them were cut (None: unknown).
     """
 
     model: str
@@ -83,15 +83,15 @@ class Report:
         raise InputError(f"the report has no set {name!r}; it has {', '.join(r.name for r in self.sets)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; K becomes a string, as JSON keys are."""
+        """Convert to plain JSON types. In JSON, the keys K become strings."""
         return {"format": FORMAT, "scale": "scores are times 100; intervals are 95% bootstrap", **asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
-        """The inverse of `to_dict`, also after a journey through JSON.
+        """Convert from `to_dict`, also after a round trip through JSON.
 
         Raises:
-            InputError: it is not a report, or of another format.
+            InputError: `data` is no report, or a report of another format.
         """
         try:
             if data["format"] != FORMAT:
@@ -110,7 +110,7 @@ class Report:
             raise InputError(f"this is not an evaluation report ({type(error).__name__}: {error})") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON; the file is complete or not there."""
+        """Write the report as JSON, atomically."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as scratch:
@@ -118,7 +118,7 @@ class Report:
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
-        """Read what `save` wrote.
+        """Read a report that `save` wrote.
 
         Raises:
             InputError: the file is missing, not JSON or not a report.
@@ -132,8 +132,8 @@ class Report:
         return cls.from_dict(data)
 
     def table(self) -> Table:
-        """A rich table: one row a set, its main score with its interval for each K, then the mean and the gain."""
-        from rich.table import Table  # here, so that a scoring machine without rich can still write the JSON
+        """Build a rich table: one row per set with its main score and interval at each K, then mean and gain."""
+        from rich.table import Table  # here, so that saving JSON does not need rich
 
         table = Table(title=self._title(), title_justify="left")
         table.add_column("set", no_wrap=True)
@@ -158,7 +158,7 @@ class Report:
     def _title(self) -> str:
         parts = [self.model, "scores x 100 [95% bootstrap]"]
         if self.limit is not None:
-            parts.append(f"a sample of {self.limit} a set: not the scores of the sets")
+            parts.append(f"samples of {self.limit} per set: not the scores of the full sets")
         if self.truncated:
             parts.append(f"{self.truncated} of {self.texts} texts were truncated")
         return "; ".join(parts)
@@ -169,5 +169,5 @@ def _scores(by_k: Mapping[Any, Any]) -> dict[int, Score]:
 
 
 def score_of(value: float, interval: Sequence[float]) -> Score:
-    """A `Score` from fractions."""
+    """Convert fractions to a `Score`."""
     return Score(100 * value, 100 * interval[0], 100 * interval[1])

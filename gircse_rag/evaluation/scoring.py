@@ -1,4 +1,4 @@
-"""From vectors to scores: one function for each kind of set. No model here, only arrays (n, d) of unit rows."""
+"""Compute scores from vectors, (n, d) arrays of unit rows: one function per kind of set. No model is needed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from gircse_rag.errors import InputError, require
-from gircse_rag.evaluation.metrics import (
-    Array,
-    Estimate,
-    average_precision,
-    average_precision_rows,
-    mean_estimate,
-    rank,
-    retrieval_metrics,
-    spearman,
-    v_measure,
-)
+from gircse_rag.evaluation import metrics
+from gircse_rag.evaluation.metrics import Array, Estimate, average_precision_rows, mean_estimate
 from gircse_rag.evaluation.sets import (
     ChoiceContrastSet,
     ClusterSet,
@@ -30,18 +21,18 @@ from gircse_rag.evaluation.sets import (
 )
 
 KMEANS_SEEDS = (0, 1, 2)
-# A gain in average precision below a tenth of a point is a rank swap among near-equal neighbours, not an instruction
-# obeyed: float noise between two batches of one deaf model stays under it.
+# Smaller gains in average precision are rank swaps among near-equal neighbours, not an effect of the instruction.
+# Float noise between two batches of a model that ignores instructions stays below it.
 LEAST_GAIN = 1e-3
-# Chosen on held-out training rows of the five probes, MiniLM's vectors: 10 and 30 tie, 1 is up to 6 points worse.
+# Inverse regularisation of `probe`. On held-out training rows (5 sets, MiniLM): 10 and 30 tie, 1 loses up to 6 points.
 PROBE_C = 10.0
 
 
 def score(evaluation_set: EvalSet, vectors: Mapping[str, Array]) -> dict[str, Estimate]:
-    """Every metric of a set, the leading one (`evaluation_set.main`) first.
+    """Compute all metrics of a set, the main one (`evaluation_set.main`) first.
 
     Args:
-        vectors: for each name in `evaluation_set.blocks` its texts' embeddings at one K, (n, d) float32 unit rows.
+        vectors: name in `evaluation_set.blocks` -> embeddings of its texts at one K, (n, d) float32 unit rows.
 
     Raises:
         MissingExtraError: a library of the `eval` extra is not installed.
@@ -64,53 +55,53 @@ def score(evaluation_set: EvalSet, vectors: Mapping[str, Array]) -> dict[str, Es
 
 def retrieval(data: RetrievalSet, queries: Array, documents: Array, seed: int) -> dict[str, Estimate]:
     """nDCG@10, recall@10, recall@100, MRR@10, resampled over queries."""
-    run = rank(queries, documents, data.query_ids, data.document_ids)
-    return {name: mean_estimate(values, seed) for name, values in retrieval_metrics(data.qrels, run).items()}
+    run = metrics.rank(queries, documents, data.query_ids, data.document_ids)
+    return {name: mean_estimate(values, seed) for name, values in metrics.retrieval_metrics(data.qrels, run).items()}
 
 
 def pairs(data: PairSet, first: Array, second: Array, seed: int) -> dict[str, Estimate]:
-    """Spearman between cosine and human score; average precision leads where the score is 0 or 1."""
+    """Spearman between cosine and human score; for scores of 0 and 1, average precision comes first."""
     similarities = np.einsum("nd,nd->n", first, second, dtype=np.float64)
     scores = np.asarray(data.scores)
-    correlation = spearman(similarities, scores, seed)
+    correlation = metrics.spearman(similarities, scores, seed)
     if data.binary:
-        return {"average_precision": average_precision(similarities, scores, seed), "spearman": correlation}
+        return {"average_precision": metrics.average_precision(similarities, scores, seed), "spearman": correlation}
     return {"spearman": correlation}
 
 
 def probe(data: ProbeSet, train: Array, test: Array, seed: int) -> dict[str, Estimate]:
-    """Accuracy on the test texts of a logistic regression fitted on the train texts, resampled over test texts.
+    """Test accuracy of a logistic regression fitted on the train texts, resampled over test texts.
 
-    The vectors are centred and divided by one number, the root mean square length of the centred train vectors, so that
-    a model whose vectors all lie in a narrow cone is regularised as much as any other. Their geometry is kept.
+    The vectors are centred and divided by one number, the root mean square length of the centred train vectors. This
+    keeps their geometry, and regularises vectors in a narrow cone as much as any others.
     """
     linear = require("sklearn.linear_model", "eval")
     centre = train.mean(axis=0)
     scale = float(np.sqrt(np.mean(np.sum((train - centre) ** 2, axis=1)))) or 1.0
     classifier = linear.LogisticRegression(C=PROBE_C, max_iter=200)
     classifier.fit((train - centre) / scale, np.asarray(data.train_labels))
-    guessed = classifier.predict((test - centre) / scale)
-    return {"accuracy": mean_estimate(guessed == np.asarray(data.test_labels), seed)}
+    predicted = classifier.predict((test - centre) / scale)
+    return {"accuracy": mean_estimate(predicted == np.asarray(data.test_labels), seed)}
 
 
 def clusters(data: ClusterSet, texts: Array, seed: int) -> dict[str, Estimate]:
-    """V-measure of k-means with as many clusters as labels, the mean of three initialisations."""
+    """V-measure of k-means with one cluster per label, averaged over three initialisations."""
     k_means = require("sklearn.cluster", "eval").KMeans
     count = len(set(data.labels))
     assignments = [k_means(count, n_init=1, random_state=s).fit(texts).labels_ for s in KMEANS_SEEDS]
-    return {"v_measure": v_measure(data.labels, assignments, seed)}
+    return {"v_measure": metrics.v_measure(data.labels, assignments, seed)}
 
 
 def nested_contrast(data: NestedContrastSet, fine: Array, coarse: Array, seed: int) -> dict[str, Estimate]:
-    """Do a text's neighbours change the way the instruction asks? `fine`, `coarse`: (n, d) of the same texts.
+    """Measure whether neighbours follow the instruction. `fine`, `coarse`: (n, d), the same texts.
 
-    For each text as a query, two average precisions over its ranking of all others: of those with its fine label, and
-    of those with its coarse label but another fine one (the first kind taken out of the ranking, being right either
-    way). The text follows when the first is higher under the fine instruction than under the coarse one, AND the second
-    is higher under the coarse instruction than under the fine one, each by more than `LEAST_GAIN`.
+    Each text is a query that ranks all others. Its fine precision is the average precision of texts with the same fine
+    label (mates). Its coarse precision is that of texts with the same coarse but another fine label (cousins), ranked
+    without the mates, which are right either way. A text follows the instruction if its fine precision is higher under
+    the fine instruction AND its coarse precision is higher under the coarse one, each by more than `LEAST_GAIN`.
 
-    Vectors that do not depend on the instruction score exactly 0; an instruction that only makes vectors better or
-    worse moves both precisions one way and scores 0 too; one that shuffles them at random about 25% at most.
+    Vectors that ignore the instruction score exactly 0. An instruction that only improves or only worsens vectors
+    changes both precisions alike and also scores 0. One that shuffles vectors at random scores at most about 25%.
     """
     fine_ids = np.unique(np.asarray(data.fine_labels), return_inverse=True)[1]
     coarse_ids = np.unique(np.asarray(data.coarse_labels), return_inverse=True)[1]
@@ -130,7 +121,7 @@ def nested_contrast(data: NestedContrastSet, fine: Array, coarse: Array, seed: i
     gain = np.concatenate(gains)
     gain = gain[~np.isnan(gain).any(axis=1)]
     if not len(gain):
-        raise InputError(f"{data.name}: no text has a mate of each kind in this sample; raise the limit")
+        raise InputError(f"{data.name}: no text shares its fine and its coarse label with others; increase the limit")
     return {
         "followed": mean_estimate((gain > LEAST_GAIN).all(axis=1), seed),
         "fine_gain": mean_estimate(gain[:, 0], seed),
@@ -139,18 +130,19 @@ def nested_contrast(data: NestedContrastSet, fine: Array, coarse: Array, seed: i
 
 
 def choice_contrast(data: ChoiceContrastSet, vectors: Mapping[str, Array], seed: int) -> dict[str, Estimate]:
-    """Forced choices between the answers to two instructions, for one query text.
+    """Measure how often the instruction decides which of two candidates is nearer to the same query text.
 
-    `followed`: under both instructions the own answer is strictly nearer. A model that ignores the instruction makes
-    the same choice twice and scores 0, a random one 25%. `choices`: single choices that are right; ignoring gives 50%.
+    `followed`: under both instructions, the right answer is strictly nearer. A model that ignores the instruction
+    chooses the same answer twice and scores 0; a random one scores 25%. `choices`: share of single right choices;
+    ignoring the instruction gives 50%.
     """
-    used: dict[str, int] = {}
+    next_rows: dict[str, int] = {}  # per instruction: `data.blocks` lists its queries in the order of `choices`
     right = np.zeros((len(data.choices), 2), dtype=bool)
     for index, choice in enumerate(data.choices):
         for side in (0, 1):
             instruction = choice.instructions[side]
-            row = used.get(instruction, 0)
-            used[instruction] = row + 1
+            row = next_rows.get(instruction, 0)
+            next_rows[instruction] = row + 1
             candidates = vectors[f"candidates: {instruction}"][2 * row : 2 * row + 2]
             own, other = candidates @ vectors[f"queries: {instruction}"][row]
             right[index, side] = own > other

@@ -1,7 +1,7 @@
-"""What is scored: the five kinds of evaluation set, as texts and labels, before any vector exists.
+"""The kinds of evaluation set, as texts and labels without vectors.
 
-A set never calls a model. It says which texts it needs, in which role and under which instruction (`blocks`),
-so that every distinct text can be embedded once, anywhere, and scored later from arrays.
+A set never calls a model. Its `blocks` list the texts it needs with their role and instruction, so every distinct text
+can be embedded once, on any machine, and scored later from arrays.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ from gircse_rag.prompts import Role
 
 @dataclass(frozen=True)
 class Block:
-    """Texts that share a role and an instruction. Documents carry none (`instruction is None`)."""
+    """Texts with the same role and instruction. Documents have no instruction (None)."""
 
     texts: tuple[str, ...]
     role: Role
     instruction: str | None
 
 
+def _symmetric(instruction: str, **texts: tuple[str, ...]) -> dict[str, Block]:
+    return {name: Block(part, "symmetric", instruction) for name, part in texts.items()}
+
+
 @dataclass(frozen=True)
 class RetrievalSet:
     """Rank `document_texts` for each query; `qrels[query id][document id]` is the graded relevance.
 
-    Documents without a word are left out of `document_ids` and counted in `empty_documents`: nobody can retrieve them,
-    and a judgement that names one stays a miss. `symmetric` puts the instruction on the documents too.
+    `document_ids` lacks the empty documents, counted in `empty_documents`. A judgement of one counts as a miss.
+    `symmetric` applies the instruction to the documents too.
     """
 
     task: ClassVar[str] = "retrieval"
@@ -45,10 +49,7 @@ class RetrievalSet:
     @property
     def blocks(self) -> dict[str, Block]:
         if self.symmetric:
-            return {
-                "queries": Block(self.query_texts, "symmetric", self.instruction),
-                "documents": Block(self.document_texts, "symmetric", self.instruction),
-            }
+            return _symmetric(self.instruction, queries=self.query_texts, documents=self.document_texts)
         return {
             "queries": Block(self.query_texts, "query", self.instruction),
             "documents": Block(self.document_texts, "document", None),
@@ -57,9 +58,9 @@ class RetrievalSet:
 
 @dataclass(frozen=True)
 class PairSet:
-    """Sentence pairs with a human score each.
+    """Sentence pairs, each with a human score.
 
-    `binary`: the whole set's scores are 0 and 1, "same or not": average precision leads, of a sample as well.
+    `binary`: all scores of the full set are 0 or 1, so the main metric is average precision, also for a sample.
     """
 
     task: ClassVar[str] = "sts"
@@ -76,15 +77,12 @@ class PairSet:
 
     @property
     def blocks(self) -> dict[str, Block]:
-        return {
-            "first": Block(self.first, "symmetric", self.instruction),
-            "second": Block(self.second, "symmetric", self.instruction),
-        }
+        return _symmetric(self.instruction, first=self.first, second=self.second)
 
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """Classification: a logistic regression is fitted on the train texts' vectors and judged on the test texts'."""
+    """Classification: a logistic regression is fitted on vectors of the train texts and scored on the test texts."""
 
     task: ClassVar[str] = "classification"
     main: ClassVar[str] = "accuracy"
@@ -97,15 +95,12 @@ class ProbeSet:
 
     @property
     def blocks(self) -> dict[str, Block]:
-        return {
-            "train": Block(self.train_texts, "symmetric", self.instruction),
-            "test": Block(self.test_texts, "symmetric", self.instruction),
-        }
+        return _symmetric(self.instruction, train=self.train_texts, test=self.test_texts)
 
 
 @dataclass(frozen=True)
 class ClusterSet:
-    """Texts with one label each; k-means is given the number of labels, never the labels."""
+    """Texts with one label each. K-means gets the number of labels, not the labels."""
 
     task: ClassVar[str] = "clustering"
     main: ClassVar[str] = "v_measure"
@@ -116,15 +111,15 @@ class ClusterSet:
 
     @property
     def blocks(self) -> dict[str, Block]:
-        return {"texts": Block(self.texts, "symmetric", self.instruction)}
+        return _symmetric(self.instruction, texts=self.texts)
 
 
 @dataclass(frozen=True)
 class NestedContrastSet:
-    """The same texts under two instructions, one asking for fine labels and one for the coarse labels above them.
+    """The same texts under two instructions: one asks for fine labels, the other for coarse labels above them.
 
-    Labels nest (equal fine labels have equal coarse labels), so a good but deaf model ranks well for both. What is
-    scored is therefore the *change* between the two instructions: see `scoring.nested_contrast`.
+    Labels nest (equal fine labels imply equal coarse labels), so a good model that ignores instructions ranks well for
+    both. Scores therefore measure the *change* between the two instructions: see `scoring.nested_contrast`.
     """
 
     task: ClassVar[str] = "contrast"
@@ -146,7 +141,7 @@ class NestedContrastSet:
 
 @dataclass(frozen=True)
 class Choice:
-    """One query text, two instructions, and for each the text that it should bring nearer than the other's."""
+    """One query text with two instructions, and the answer that each of them should bring nearer."""
 
     query: str
     instructions: tuple[str, str]
@@ -156,7 +151,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class ChoiceContrastSet:
-    """Forced choices: under either instruction its own answer must come before the other's."""
+    """Forced choices: under each instruction, its own answer must be nearer than the other's."""
 
     task: ClassVar[str] = "contrast"
     main: ClassVar[str] = "followed"
@@ -165,7 +160,7 @@ class ChoiceContrastSet:
 
     @property
     def blocks(self) -> dict[str, Block]:
-        """Per instruction its queries and, in the order own, other, the two candidates of each of them."""
+        """Per instruction: its queries, and two candidates per query in the order own, other."""
         queries: dict[tuple[str, bool], list[str]] = {}
         candidates: dict[tuple[str, bool], list[str]] = {}
         for choice in self.choices:
@@ -175,10 +170,10 @@ class ChoiceContrastSet:
                 candidates.setdefault(key, []).extend((choice.answers[side], choice.answers[1 - side]))
         blocks: dict[str, Block] = {}
         for (instruction, symmetric), texts in queries.items():
-            around = tuple(candidates[instruction, symmetric])
+            pairs = tuple(candidates[instruction, symmetric])
             blocks[f"queries: {instruction}"] = Block(tuple(texts), "symmetric" if symmetric else "query", instruction)
             blocks[f"candidates: {instruction}"] = (
-                Block(around, "symmetric", instruction) if symmetric else Block(around, "document", None)
+                Block(pairs, "symmetric", instruction) if symmetric else Block(pairs, "document", None)
             )
         return blocks
 

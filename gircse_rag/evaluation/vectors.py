@@ -1,4 +1,4 @@
-"""From texts to vectors: every distinct (text, role, instruction) is embedded once, for all values of K together."""
+"""Embed every distinct (text, role, instruction) of the evaluation sets once, for all K together."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 EmbedFn = Callable[[list[str], Role, str | None, tuple[int, ...]], np.ndarray]
 """`embed(texts, role, instruction, steps) -> (n, len(steps), d) float32`: z_k of each text for each k of `steps`.
 
-Anything may stand behind it: an `Embedder`, a pooled encoder (which ignores `steps`), a loop on another machine. It
-gets all the texts of a role and an instruction at once and forms its own batches.
+It may wrap an `Embedder`, a pooled encoder (which ignores `steps`), or a loop on another machine. It receives all texts
+with the same role and instruction at once and forms its own batches.
 """
 
 Key = tuple[Role, str | None]
 
 
 class FromEmbedder:
-    """An `Embedder` as an `EmbedFn`; `truncated` counts the texts it had to cut."""
+    """An `EmbedFn` over an `Embedder`; `truncated` counts the truncated texts."""
 
     def __init__(self, embedder: Embedder, *, chunk: int = 2048) -> None:
         self.embedder = embedder
@@ -36,13 +36,13 @@ class FromEmbedder:
 
     def __call__(self, texts: list[str], role: Role, instruction: str | None, steps: tuple[int, ...]) -> np.ndarray:
         if 0 in steps:
-            raise InputError("an Embedder refines at least once: name steps from 1; 0 is for models without refinement")
+            raise InputError("an Embedder takes at least one step: use steps >= 1; 0 is for models without refinement")
         rows = [k - 1 for k in steps]
         parts = []
-        for start in range(0, len(texts), self.chunk):  # a chunk bounds the trajectory, of which only `steps` are kept
+        for start in range(0, len(texts), self.chunk):  # chunks limit the memory of trajectories
             part = texts[start : start + self.chunk]
             with warnings.catch_warnings():
-                # Both things the embedder warns of are the report's to say: texts cut, and K other than the default.
+                # The report shows what these warnings say: truncated texts, and a K that is not the default.
                 warnings.simplefilter("ignore", GircseWarning)
                 result = self.embedder.embed(part, role, instruction, steps=max(steps), trajectory=True)
             assert result.trajectory is not None
@@ -52,12 +52,12 @@ class FromEmbedder:
 
 
 class Vectors:
-    """Vectors of the texts that a list of sets needs: made when first asked for, dropped after the last use.
+    """Vectors for a list of sets: computed on first use, released after the last.
 
     Args:
-        sets: all the sets to be scored, in the order in which they will be.
-        embed: what makes vectors.
-        steps: the values of K, ascending.
+        sets: all sets to score, in scoring order.
+        embed: the embedding function.
+        steps: values of K, ascending.
     """
 
     def __init__(self, sets: Sequence[EvalSet], embed: EmbedFn, steps: tuple[int, ...]) -> None:
@@ -75,50 +75,50 @@ class Vectors:
                 self._last_use[block.role, block.instruction] = index
 
     def of(self, block: Block) -> np.ndarray:
-        """The block's vectors (n, K, d) float32, unit rows.
+        """Return the block's vectors: (n, len(steps), d) float32, unit rows.
 
         Raises:
-            InputError: `embed` returned another shape, or a vector that is not finite or has no length.
+            InputError: `embed` returned a wrong shape, or a vector that is zero or not finite.
         """
         key = (block.role, block.instruction)
         if key not in self._arrays:
-            self._arrays[key] = self._make(key)
+            self._arrays[key] = self._embed_texts(key)
         rows = self._rows[key]
         return self._arrays[key][[rows[text] for text in block.texts]]
 
     def done_with(self, index: int) -> None:
-        """Forget what only the sets up to number `index` needed."""
+        """Release vectors that no set after number `index` needs."""
         for key in [key for key in self._arrays if self._last_use[key] <= index]:
             del self._arrays[key]
 
-    def _make(self, key: Key) -> np.ndarray:
+    def _embed_texts(self, key: Key) -> np.ndarray:
         texts = [without_controls(text) for text in self._rows[key]]
-        made = np.asarray(self.embed(texts, *key, self.steps), dtype=np.float32)
-        if made.ndim != 3 or made.shape[:2] != (len(texts), len(self.steps)):
+        vectors = np.asarray(self.embed(texts, *key, self.steps), dtype=np.float32)
+        if vectors.ndim != 3 or vectors.shape[:2] != (len(texts), len(self.steps)):
             raise InputError(
-                f"the embedding function returned {made.shape} for {len(texts)} texts and {len(self.steps)} values "
+                f"the embedding function returned {vectors.shape} for {len(texts)} texts and {len(self.steps)} values "
                 f"of K; expected ({len(texts)}, {len(self.steps)}, d)"
             )
-        length = np.linalg.norm(made, axis=2, keepdims=True)
+        length = np.linalg.norm(vectors, axis=2, keepdims=True)
         bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)).all(axis=(1, 2)))
         if len(bad):
             text = texts[int(bad[0])]
             raise InputError(
-                f"{len(bad)} of {len(texts)} texts (role {key[0]!r}) got a vector that is not finite or has no length; "
+                f"{len(bad)} of {len(texts)} texts (role {key[0]!r}) got a vector that is zero or not finite; "
                 f"the first is {text[:80]!r}"
             )
         self.embedded += len(texts)
-        unit: np.ndarray = made / length
+        unit: np.ndarray = vectors / length
         return unit
 
 
 def check_steps(steps: Iterable[int]) -> tuple[int, ...]:
-    """`steps` ascending and without repeats.
+    """Return `steps` sorted, without duplicates.
 
-    0 is allowed: it stands for models that take no refinement step, such as pooling baselines and encoders.
+    0 is allowed: it stands for models without refinement, such as pooling baselines and encoders.
 
     Raises:
-        InputError: it is empty or holds anything but whole numbers from 0.
+        InputError: `steps` is empty, or holds anything but whole numbers >= 0.
     """
     if not isinstance(steps, Iterable):
         raise InputError(f"steps must be whole numbers such as (1, 5), got {steps!r}")
@@ -127,5 +127,5 @@ def check_steps(steps: Iterable[int]) -> tuple[int, ...]:
         if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
             raise InputError(f"steps must be whole numbers such as (1, 5), got {step!r}")
     if not given:
-        raise InputError("steps is empty; name at least one number of refinement steps, such as (1, 5)")
+        raise InputError("steps is empty; give at least one number of refinement steps, such as (1, 5)")
     return tuple(sorted({int(step) for step in given}))

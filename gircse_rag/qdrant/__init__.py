@@ -1,4 +1,4 @@
-"""Documents into Qdrant and instructed questions out of it.
+"""Store documents in Qdrant and search them with instructed questions.
 
     from gircse_rag.qdrant import Document, ingest, open_client, read_documents, search
 
@@ -8,13 +8,13 @@
 
     ingestion/   documents -> points of a collection
     search       questions -> hits; filters: conditions on metadata
-    schema       the collection, points: what one of its points holds
-    stores       opening a local, edge or server store; retry: asking it again
-    migration    a collection, embedded again with another model
-    foreign      points that LangChain, LlamaIndex or Haystack write
-    edge/        Qdrant's own engine in this process
+    schema       layout of a collection; points: layout of its points, reading and writing them
+    stores       opening a local, edge or server store; retry: repeating failed requests
+    migration    embedding a collection again with another model
+    foreign      points written by LangChain, LlamaIndex or Haystack
+    edge/        Qdrant's engine inside this process
 
-This package never sees a tensor; `gircse_rag.documents` reads and cuts documents.
+Vectors are NumPy arrays here, never tensors. `gircse_rag.documents` reads and cuts documents.
 """
 
 from gircse_rag.documents.document import Document, SkippedFile

@@ -1,4 +1,4 @@
-"""Filters in plain words: {"kind": "animal", "year": {"gte": 1990}, "lang": ["de", "en"]}, turned into Qdrant's own."""
+"""Converts plain filters, {"kind": "animal", "year": {"gte": 1990}, "lang": ["de", "en"]}, to Qdrant filters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gircse_rag.errors import InputError
 Filter = models.Filter | Mapping[str, Any]
 
 _BOUNDS = frozenset({"gt", "gte", "lt", "lte"})
-# A name, in double quotes or not, and which items of its list. A server knows no escapes: nothing stands for " or \.
+# One part of a key: a name, quoted or bare, and list indices. Qdrant has no escapes, so " and \ are not allowed.
 _PART = re.compile(
     r'(?:"([^"\\\ud800-\udfff]*)"|([^".\\\ud800-\udfff]+?))((?:\[[0-9]{0,18}\])*)(?:\.(?=.)|\Z)', re.DOTALL
 )
@@ -23,14 +23,14 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def as_filter(query_filter: Filter | None) -> models.Filter | None:
-    """Qdrant's filter for `query_filter`.
+    """Convert `query_filter` to a Qdrant filter.
 
-    A mapping names keys of the documents' metadata (`field_path`), all of which must match: a string, a number or a
-    boolean exactly, a list by any of its items, and {"gt", "gte", "lt", "lte"} is a range of numbers, or of dates in
-    ISO 8601. A `models.Filter` says more (should, must_not, geo, other payload keys) and passes unchanged.
+    A mapping gives metadata keys (see `field_path`) and values; all must match. A string, number or boolean matches
+    exactly, a list matches any of its items, and a mapping with "gt", "gte", "lt" or "lte" is a range of numbers or ISO
+    8601 dates. A `models.Filter` (should, must_not, geo, other payload keys) is returned unchanged.
 
     Raises:
-        InputError: neither of the two, or a value that cannot be compared; names the key.
+        InputError: another type, or a value that cannot be compared; names the key.
     """
     if query_filter is None or isinstance(query_filter, models.Filter):
         return query_filter
@@ -40,23 +40,23 @@ def as_filter(query_filter: Filter | None) -> models.Filter | None:
 
 
 def field_path(key: str) -> str:
-    """Qdrant's path to a key of the metadata: `Release Date` is `metadata."Release Date"`.
+    """Qdrant's path to a metadata key: `Release Date` becomes `metadata."Release Date"`.
 
-    Dots reach inside objects, `tags[0]` is an item of a list and `tags[]` any of them. In double quotes, a name is what
-    it says: `"No. of pages"`.
+    A dot reaches inside an object, `tags[0]` is one item of a list and `tags[]` any item. A name in double quotes is
+    taken literally: `"No. of pages"`.
 
     Raises:
-        InputError: it names none, or one that Qdrant has no path to.
+        InputError: the key is empty or not a string, or Qdrant cannot express its path.
     """
     if not isinstance(key, str) or not key:
-        raise InputError(f"a filter has the key {key!r}; a key is the name of a metadata field")
+        raise InputError(f"a filter has the key {key!r}; give the name of a metadata field")
     path, end = "metadata", 0
     while end < len(key):
         part = _PART.match(key, end)
-        # White space beside a dot: that dot is likely to belong to the name, and no answer would say so.
+        # White space beside a dot means the dot probably belongs to the name; the filter would silently match nothing.
         if part is None or ("." in key and part[2] and part[2] != part[2].strip()):
             raise InputError(
-                f"a filter has the key {key!r}: dots reach inside an object, so a name that holds dots goes into "
+                f"a filter has the key {key!r}: dots reach inside an object, so put a name that contains dots in "
                 'double quotes ("No. of pages"); no filter reaches a name with a double quote, \\ or a lone surrogate'
             )
         quoted, bare, items = part.groups()
@@ -93,7 +93,7 @@ def _condition(key: str, value: object) -> models.FieldCondition:
 
 
 def _is_date(bound: object) -> bool:
-    """Not digits alone: pydantic takes them for seconds since 1970."""
+    """Whether `bound` is an ISO date. Digits alone do not count: pydantic reads them as seconds since 1970."""
     try:
         return isinstance(bound, str) and not bound.isdigit() and bool(datetime.fromisoformat(bound.upper()))
     except ValueError:

@@ -1,9 +1,9 @@
-"""Points that another library writes into a collection of ours, or reads from it: what their integrations share.
+"""Points that other libraries write to or read from a gircse collection; shared by the integrations.
 
-Such a point has no `gircse` record, so `ingest` leaves it alone, and an id of its writer's own:
+Such points have no `gircse` record, so `ingest` ignores them. They keep the id that their library gave them:
 
-    id        the writer's own id if it is a UUID, else a uuid5 of it
-    payload   what every point has (`points`), and own_id
+    id        that id if it is a UUID, else a uuid5 of it
+    payload   the fields common to all points (see `points`), and that id as own_id
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OWN_ID = "own_id"
 
 
 def foreign_id(own: str) -> str:
-    """The id in Qdrant of a point whose writer calls it `own`."""
+    """The Qdrant id of a point whose library uses the id `own`."""
     try:
         return str(uuid.UUID(own))
     except ValueError:
@@ -29,21 +29,21 @@ def foreign_id(own: str) -> str:
 
 
 def foreign_payload(own: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """The payload of a point that is to be written, and whose writer calls it `own`.
+    """Check and build the payload of a new point with the library's id `own`.
 
     Raises:
-        InputError: the metadata is no JSON (`json_text`), as NaN is none; or `own` holds a lone surrogate.
+        InputError: the metadata is not JSON (see `json_text`; NaN is not), or `own` contains a lone surrogate.
     """
     try:
         json_text(metadata)
         own.encode()
-    except ValueError as error:  # InputError, or a lone surrogate
+    except ValueError as error:  # InputError, or UnicodeEncodeError for a lone surrogate
         raise InputError(f"{own!r} cannot be stored: {error}") from error
     return payload_of(own, text, metadata)
 
 
 def payload_of(own: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """That payload, unchecked: of a point that is there already."""
+    """Build the same payload without checks, for a point that exists already."""
     node = {
         "id_": foreign_id(own),
         "metadata": metadata,
@@ -55,10 +55,10 @@ def payload_of(own: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_payload(point_id: object, payload: dict[str, Any] | None) -> tuple[str, str, dict[str, Any]]:
-    """What a point holds, whoever wrote it: its writer's id for it, its text and its metadata."""
+    """Read a point of any writer: (its id in the writer's library, text, metadata)."""
     payload = payload or {}
     text, metadata = payload.get("page_content"), payload.get("metadata")
-    if text is None and "_node_content" in payload:  # LlamaIndex's own store writes nothing else
+    if text is None and "_node_content" in payload:  # the only field that LlamaIndex's own store writes
         node = json.loads(payload["_node_content"])
         text, metadata = node.get("text"), node.get("metadata")
     return str(payload.get(_OWN_ID, point_id)), text or "", metadata or {}

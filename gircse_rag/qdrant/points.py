@@ -1,13 +1,13 @@
-"""The points of a document: what one holds, its id, and reading and writing them.
+"""The points of a document: their layout, ids, reading and writing.
 
-    id        uuid5 of document id and chunk number
+    id        uuid5 of document id and position
     vector    {"gircse": [d floats, unit length]}
-    payload   page_content, metadata                                         LangChain reads these
-              _node_content, _node_type, doc_id, document_id, ref_doc_id     LlamaIndex reads these
-              gircse                                                         `Record`: what a later ingest reads
+    payload   page_content, metadata                                         read by LangChain
+              _node_content, _node_type, doc_id, document_id, ref_doc_id     read by LlamaIndex
+              gircse                                                         `Record`, read by later ingests
 
-There is no other record of what was ingested: the collection is the truth. Points `reach` from 0 up: those of the
-document's chunks, and, while it is being replaced, those of the older version and vectors that wait for their place.
+The collection is the only record of what was ingested. A document has points at positions 0 .. chunks-1, one per chunk.
+While it is being replaced, further positions up to reach-1 hold points of the old version and staged vectors.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.documents.chunking import Chunk
 from gircse_rag.errors import StoreError
-from gircse_rag.qdrant.retry import Retry
+from gircse_rag.qdrant.retry import Retry, answer_text
 from gircse_rag.qdrant.schema import RECORD, VECTOR
 
 _NAMESPACE = uuid.UUID("6d0f1b0e-5f0c-5a3b-9f5e-7a1d2c6b9e11")
 _POINTS_PER_REQUEST = 128
 _POINTS_PER_PAGE = 1000
-_CHARACTERS_PER_REQUEST = 4_000_000  # of payloads; a server takes 32 MiB, and a character may take four bytes
+_CHARACTERS_PER_REQUEST = 4_000_000  # of payload; a server takes 32 MiB, and a character takes up to 4 bytes
 _REFUSED = (400, 413, 422)
 
 P = ParamSpec("P")
@@ -43,17 +43,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Record:
-    """What a point remembers, so that a later ingest knows what is already there.
+    """Bookkeeping stored in a point, from which a later ingest decides what has changed.
 
     Attributes:
         document: the document's id.
-        version: hash of the document's text and metadata and of how it was cut; equal means nothing to do.
-        text: hash of this chunk's text; equal means that its vector can be kept.
-        number, chunks: this point's position, and how many chunks the document has. A position from `chunks` on holds
-            a vector that waits for its place.
-        reach: on chunk 0 only, else 0: points of this document may exist up to this number (exclusive). More than
-            `chunks` while it is being replaced, and while what is left of that waits for its deletion.
-        source: on chunk 0 only: what brought the document, so that `--sync` of that may delete it; None for no name.
+        version: hash of the document's text, metadata and chunking; if equal, the document is unchanged.
+        text: hash of this chunk's text; if equal, the vector can be reused.
+        number: this point's position. From `chunks` on, the point is a staged vector, not a chunk.
+        chunks: number of chunks of the document.
+        reach: points of this document may exist at positions 0 .. reach-1. Stored on chunk 0 only, 0 elsewhere. Larger
+            than `chunks` while the document is being replaced, until the left-over points are deleted.
+        source: the source that last ingested the document; `--sync` of that source may delete it. Stored on chunk 0
+            only; None if the source has no name.
     """
 
     document: str
@@ -67,10 +68,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Stored:
-    """A point of ours as the collection has it.
+    """A point written by `ingest`, as read from the collection.
 
     Attributes:
-        vector: (d,) float32; empty if it was not asked for.
+        vector: (d,) float32; empty if vectors were not requested.
     """
 
     record: Record
@@ -78,18 +79,18 @@ class Stored:
 
 
 class RefusedError(StoreError):
-    """The store does not take a point as it is: trying again does not help, leaving it out does."""
+    """The store rejects a point. Retrying does not help; leaving the point out does."""
 
 
-@lru_cache(maxsize=4096)  # looked up, and some batches later written: an ingest asks for each three times
+@lru_cache(maxsize=4096)  # an ingest needs each id three times, some batches apart
 def point_id(document: str, number: int) -> str:
-    """The id of a chunk's point: a uuid5, the same in every run and every collection."""
+    """The id of the point at position `number` of a document: a uuid5, the same in every run and collection."""
     name = hashlib.sha1(_NAMESPACE.bytes + f"{number}:{document}".encode(), usedforsecurity=False)
-    return str(uuid.UUID(bytes=name.digest()[:16], version=5))  # uuid.uuid5, which takes twice as long
+    return str(uuid.UUID(bytes=name.digest()[:16], version=5))  # equals uuid.uuid5, which takes twice as long
 
 
 def read_record(payload: dict[str, Any] | None) -> Record | None:
-    """The record of a point, or None if the point is not one of ours."""
+    """The record in a point's payload, or None if `ingest` did not write the point."""
     try:
         return Record(**(payload or {})[RECORD])
     except (KeyError, TypeError):
@@ -97,10 +98,10 @@ def read_record(payload: dict[str, Any] | None) -> Record | None:
 
 
 def make_payload(record: Record, chunk: Chunk, metadata: dict[str, Any]) -> dict[str, Any]:
-    """The payload of a point. `metadata` is the document's, JSON values only.
+    """Build the payload of a chunk's point. `metadata` is the document's, JSON values only.
 
-    A hit's metadata is the document's, `source` (the document's id, unless the document brings its own), and `_chunk`:
-    number, chunks, start and end (characters of the document), headings, and the page where there are pages.
+    The stored metadata adds `source` (the document's id, unless the document sets it) and `_chunk`: number, chunks,
+    start and end (character offsets in the document), headings, and the page if the document has pages.
     """
     place = {
         "number": chunk.number,
@@ -127,10 +128,10 @@ def make_payload(record: Record, chunk: Chunk, metadata: dict[str, Any]) -> dict
 
 
 def shared_payload(document: str, node: dict[str, Any]) -> dict[str, Any]:
-    """What LangChain and LlamaIndex read of a point of `document`; `node` is LlamaIndex's TextNode, as a dictionary.
+    """The payload fields that LangChain and LlamaIndex read; `node` is a LlamaIndex TextNode as a dictionary.
 
     Raises:
-        TypeError, ValueError: the node holds something that JSON does not know.
+        TypeError, ValueError: the node contains a value without a JSON form.
     """
     return {
         "page_content": node["text"],
@@ -144,17 +145,30 @@ def shared_payload(document: str, node: dict[str, Any]) -> dict[str, Any]:
 
 
 def collection_gone(collection: str) -> StoreError:
-    """What to raise when a collection was there a moment ago."""
+    """The error for a collection that disappeared during an operation."""
     return StoreError(
-        f"collection {collection!r} is gone: something deleted it meanwhile; run again, and all of it is made anew"
+        f"collection {collection!r} is gone: another client deleted it during this run; run again to rebuild it"
     )
 
 
+def read_pages(
+    ask: Callable[..., Any], client: QdrantClient, collection: str, limit: int, **options: Any
+) -> Iterator[list[models.Record]]:
+    """Yield the points of a collection in pages of at most `limit`. `options` are those of `client.scroll`."""
+    offset: Any = None
+    while True:
+        page, offset = ask(client.scroll, collection, limit=limit, offset=offset, **options)
+        if page:
+            yield page
+        if offset is None:
+            return
+
+
 class Points:
-    """The points of one collection. Every write is acknowledged before a method returns.
+    """Reads and writes the points of one collection. Every write is acknowledged before its method returns.
 
     Raises (all methods):
-        StoreError: the store does not do it, or the collection is gone.
+        StoreError: the store fails, or the collection is gone.
     """
 
     def __init__(self, client: QdrantClient, collection: str, ask: Retry) -> None:
@@ -163,40 +177,33 @@ class Points:
         self._ask = ask
 
     def read(self, ids: Iterable[str], *, vectors: bool = False) -> dict[str, Stored]:
-        """The points of ours among `ids`, by id."""
-        found: dict[str, Stored] = {}
-        for part in _parts(list(ids)):
-            points = self._call(
-                self._client.retrieve,
-                self._collection,
-                part,
-                with_payload=[RECORD],
-                with_vectors=[VECTOR] if vectors else False,
-            )
-            for point in points:
-                if (record := read_record(point.payload)) is not None:
-                    vector: Any = point.vector[VECTOR] if isinstance(point.vector, dict) else []
-                    found[str(point.id)] = Stored(record, np.asarray(vector, dtype=np.float32))
-        return found
+        """Read those points among `ids` that `ingest` wrote, by id."""
+        points_by_id: dict[str, Stored] = {}
+        for point, record in self._retrieve(ids, [RECORD], [VECTOR] if vectors else False):
+            vector: Any = point.vector[VECTOR] if isinstance(point.vector, dict) else []
+            points_by_id[str(point.id)] = Stored(record, np.asarray(vector, dtype=np.float32))
+        return points_by_id
 
-    def copies(self, ids: Iterable[str]) -> dict[str, models.PointStruct]:
-        """The points of ours among `ids`, by id, with all that is in them: `write` puts them back as they were."""
-        found: dict[str, models.PointStruct] = {}
+    def read_whole(self, ids: Iterable[str]) -> dict[str, models.PointStruct]:
+        """Read those points among `ids` that `ingest` wrote, by id, complete: `write` restores them exactly."""
+        points_by_id: dict[str, models.PointStruct] = {}
+        for point, _ in self._retrieve(ids, True, True):
+            vector: Any = point.vector
+            points_by_id[str(point.id)] = models.PointStruct(id=point.id, vector=vector, payload=point.payload)
+        return points_by_id
+
+    def _retrieve(self, ids: Iterable[str], payload: Any, vectors: Any) -> Iterator[tuple[models.Record, Record]]:
+        """Read those points among `ids` that `ingest` wrote, with their records."""
         for part in _parts(list(ids)):
-            for point in self._call(
-                self._client.retrieve, self._collection, part, with_payload=True, with_vectors=True
-            ):
-                if read_record(point.payload) is not None:
-                    vector: Any = point.vector
-                    found[str(point.id)] = models.PointStruct(id=point.id, vector=vector, payload=point.payload)
-        return found
+            for point in self._call(self._client.retrieve, self._collection, part, payload, vectors):
+                if (record := read_record(point.payload)) is not None:
+                    yield point, record
 
     def write(self, points: Iterable[models.PointStruct]) -> None:
-        """Put points, over what has their ids, in requests that a server takes. They are taken as they are needed.
+        """Upsert points, in requests small enough for a server. The iterable is consumed lazily.
 
         Raises:
-            RefusedError: the store does not take one of the points, or so many, however often it is asked. Those
-                before it may be written.
+            RefusedError: the store permanently rejects a point or a request. Earlier points may be written.
         """
         for part in _requests(points):
             try:
@@ -204,45 +211,32 @@ class Points:
             except UnexpectedResponse as error:
                 if error.status_code not in _REFUSED:
                     raise
-                said = error.content[:200].decode(errors="replace").strip() or error.reason_phrase
-                raise RefusedError(f"the store refuses its points (HTTP {error.status_code}: {said})") from error
+                reason = f"HTTP {error.status_code}: {answer_text(error)}"
+                raise RefusedError(f"the store refuses its points ({reason})") from error
             except grpc.RpcError as error:
                 if not isinstance(error, grpc.Call) or error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
                     raise
                 raise RefusedError(f"the store refuses its points ({error.details()})") from error
 
-    def mark(self, record: Record) -> None:
-        """Replace the record of a point that is there, and nothing else of it."""
+    def set_record(self, record: Record) -> None:
+        """Replace the record of an existing point and keep the rest of it."""
         ids: list[int | str | uuid.UUID] = [point_id(record.document, record.number)]
         self._call(self._client.set_payload, self._collection, {RECORD: dict(vars(record))}, points=ids, wait=True)
 
     def delete(self, ids: Iterable[str]) -> list[Record]:
-        """Delete points; the records of those that were there."""
-        there = self.read(ids)
-        for part in _parts(list(there)):
+        """Delete those points among `ids` that `ingest` wrote; return their records."""
+        existing = self.read(ids)
+        for part in _parts(list(existing)):
             selected = models.PointIdsList(points=[*part])
             self._call(self._client.delete, self._collection, selected, wait=True)
-        return [point.record for point in there.values()]
+        return [point.record for point in existing.values()]
 
-    def heads(self, source: str) -> Iterator[Record]:
-        """Chunk 0 of every document that `source` brought last."""
-        wanted = models.Filter(
-            must=[models.FieldCondition(key=f"{RECORD}.source", match=models.MatchValue(value=source))]
-        )
-        offset: Any = None
-        while True:
-            points, offset = self._call(
-                self._client.scroll,
-                self._collection,
-                scroll_filter=wanted,
-                limit=_POINTS_PER_PAGE,
-                offset=offset,
-                with_payload=[RECORD],
-                with_vectors=False,
-            )
-            yield from (record for point in points if (record := read_record(point.payload)) is not None)
-            if offset is None:
-                return
+    def first_records(self, source: str) -> Iterator[Record]:
+        """Yield the record of chunk 0 of every document last ingested from `source`."""
+        here = models.FieldCondition(key=f"{RECORD}.source", match=models.MatchValue(value=source))
+        options = {"scroll_filter": models.Filter(must=[here]), "with_payload": [RECORD]}
+        for page in read_pages(self._call, self._client, self._collection, _POINTS_PER_PAGE, **options):
+            yield from (record for point in page if (record := read_record(point.payload)) is not None)
 
     def _call(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
@@ -281,8 +275,8 @@ def _requests(points: Iterable[models.PointStruct]) -> Iterator[list[models.Poin
 
 
 def _characters(payload: dict[str, Any]) -> int:
-    """How long a payload is, about."""
+    """Approximate length of a payload as JSON."""
     node = payload.get("_node_content")
-    if isinstance(node, str):  # text and metadata once more: measured, they would hold an ingest up
+    if isinstance(node, str):  # holds text and metadata again; encoding the payload would slow ingestion
         return 2 * len(node)
     return len(json.dumps(payload, ensure_ascii=False, default=str))

@@ -1,6 +1,6 @@
-"""The collection: what ingest and search agree on.
+"""The layout of a collection, shared by ingest and search.
 
-A collection says in its metadata which spec its vectors were made with, so no search compares what cannot be compared:
+The collection's metadata stores the spec of its vectors, so a search with an incompatible model is refused:
 
     collection.metadata   {"gircse": {"fingerprint": "...", "spec": {...}}}
     collection.vectors    {"gircse": d floats, cosine}
@@ -27,21 +27,20 @@ if TYPE_CHECKING:
 VECTOR = "gircse"
 """The name of the dense vector: `vector_name=` for LangChain, `dense_vector_name=` for LlamaIndex."""
 RECORD = "gircse"
-"""The payload key of a point's `Record`, and of the spec in the collection's metadata."""
+"""Payload key of a point's `Record`, and key of the spec in the collection's metadata."""
 
-_OURS = {"self", "collection_name", "vectors_config", "sparse_vectors_config", "metadata", "kwargs"}
+_SET_BY_US = {"self", "collection_name", "vectors_config", "sparse_vectors_config", "metadata", "kwargs"}
 _FORBIDDEN_IN_NAMES = frozenset('<>:"/\\|?*\0\x1f')
 
 
 def ensure_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> None:
-    """Make the collection if there is none, else check that it takes vectors of `spec`.
+    """Create the collection if it does not exist, else check that its vectors were made with `spec`.
 
     Raises:
-        InputError: the name is not one Qdrant takes.
+        InputError: Qdrant does not allow the name.
         SpecMismatchError, StoreError: as `check_collection`.
     """
-    _check_name(name)
-    if not _created(client, name, spec, {}, {}):
+    if not _create_if_missing(client, name, spec, {}, {}):
         check_collection(client, name, spec)
 
 
@@ -54,53 +53,35 @@ def create_collection(
     payload_indexes: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> None:
-    """Make an empty collection with a server's own settings. `ingest` makes one without any, if there is none.
+    """Create an empty collection with custom settings. Without it, `ingest` creates one with default settings.
 
     Args:
-        vector_params: settings of the vector, for `models.VectorParams`: on_disk, hnsw_config, quantization_config,
-            datatype.
-        payload_indexes: payload field -> kind of index, such as {"metadata.kind": models.PayloadSchemaType.KEYWORD}.
-        options: any of `QdrantClient.create_collection`: shard_number, sharding_method, replication_factor,
+        vector_params: further arguments of `models.VectorParams`: on_disk, hnsw_config, quantization_config, datatype.
+        payload_indexes: payload field -> index type, such as {"metadata.kind": models.PayloadSchemaType.KEYWORD}.
+        options: arguments of `QdrantClient.create_collection`: shard_number, sharding_method, replication_factor,
             write_consistency_factor, on_disk_payload, hnsw_config, optimizers_config, wal_config,
             quantization_config, timeout.
 
     Raises:
-        InputError: the name is not one Qdrant takes, an option that Qdrant does not have, or a value it refuses.
-        StoreError: the collection exists, the store has no such setting, or the server does not answer.
+        InputError: Qdrant does not allow the name, an option or a value.
+        StoreError: the collection exists, the store does not support a setting, or the server does not answer.
     """
-    _check_name(name)
     with store_errors(client):
-        if not _created(client, name, embedder.spec, vector_params or {}, options):
-            raise StoreError(f"collection {name!r} exists; its settings can be changed by client.update_collection")
+        if not _create_if_missing(client, name, embedder.spec, vector_params or {}, options):
+            raise StoreError(f"collection {name!r} exists; change its settings with client.update_collection")
         for field, kind in (payload_indexes or {}).items():
             client.create_payload_index(name, field, kind, wait=True)
 
 
-def _check_name(name: str) -> None:
-    if not name or name in (".", "..") or len(name) > 255 or _FORBIDDEN_IN_NAMES & set(name):
-        raise InputError(f'a collection cannot be called {name!r}: 1 to 255 characters, none of <>:"/\\|?*')
-
-
-def _created(
+def _create_if_missing(
     client: QdrantClient, name: str, spec: EmbeddingSpec, vector: Mapping[str, Any], options: Mapping[str, Any]
 ) -> bool:
-    """Make the collection; False if there is one, made before or meanwhile."""
+    """Create the collection. Returns False if it already exists, also if another process creates it meanwhile."""
+    if not name or name in (".", "..") or len(name) > 255 or _FORBIDDEN_IN_NAMES & set(name):
+        raise InputError(f'a collection cannot be called {name!r}; use 1 to 255 characters, none of <>:"/\\|?*')
     if client.collection_exists(name):
         return False
-    try:
-        _create(client, name, spec, vector, options)
-    except (UnexpectedResponse, grpc.RpcError, StoreError, ValueError):
-        # If there is one now, another has just made it; each kind of store says so by another error.
-        if not client.collection_exists(name):
-            raise
-        return False
-    return True
-
-
-def _create(
-    client: QdrantClient, name: str, spec: EmbeddingSpec, vector: Mapping[str, Any], options: Mapping[str, Any]
-) -> None:
-    known = set(inspect.signature(QdrantClient.create_collection).parameters) - _OURS
+    known = set(inspect.signature(QdrantClient.create_collection).parameters) - _SET_BY_US
     if unknown := sorted(set(options) - known):
         raise InputError(
             f"Qdrant's create_collection has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}"
@@ -108,56 +89,59 @@ def _create(
     try:
         params = models.VectorParams(size=spec.dimension, distance=models.Distance.COSINE, **vector)
     except (ValidationError, TypeError) as error:
-        raise InputError(f"vector_params {dict(vector)!r} are refused: {error}") from error
-    try:  # here, for every store; over gRPC the client would raise errors of other kinds
+        raise InputError(f"vector_params {dict(vector)!r} are not valid: {error}") from error
+    try:  # checked here for every store, because over gRPC the client raises other types of error
         models.CreateCollection(**{option: value for option, value in options.items() if option != "timeout"})
     except ValidationError as error:
-        raise InputError(f"options {dict(options)!r} are refused: {error}") from error
-    client.create_collection(
-        name,
-        vectors_config={VECTOR: params},
-        metadata={RECORD: {"fingerprint": spec.fingerprint, "spec": spec.to_dict()}},
-        **options,
-    )
+        raise InputError(f"options {dict(options)!r} are not valid: {error}") from error
+    metadata = {RECORD: {"fingerprint": spec.fingerprint, "spec": spec.to_dict()}}
+    try:
+        client.create_collection(name, vectors_config={VECTOR: params}, metadata=metadata, **options)
+    except (UnexpectedResponse, grpc.RpcError, StoreError, ValueError):
+        # Another process may have created it just now, which each kind of store reports with another error.
+        if not client.collection_exists(name):
+            raise
+        return False
+    return True
 
 
 def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> None:
-    """Check that vectors of `spec` may be compared with those of the collection.
+    """Check that vectors made with `spec` are comparable with those of the collection.
 
-    A dtype that differs warns (GircseWarning).
+    A different dtype only warns (GircseWarning).
 
     Raises:
-        StoreError: there is no such collection, it is not one of ours, or its vectors have another name or dimension.
-        SpecMismatchError: it was made with another spec; names both sides and every field that differs.
+        StoreError: the collection does not exist, gircse did not make it, or its vectors have another name or size.
+        SpecMismatchError: the collection was made with another spec; names every field that differs.
     """
     if not client.collection_exists(name):
-        known = ", ".join(sorted(there.name for there in client.get_collections().collections)) or "none"
+        known = ", ".join(sorted(each.name for each in client.get_collections().collections)) or "none"
         raise StoreError(f"there is no collection {name!r} (there is: {known}); ingest documents first")
     info = client.get_collection(name)
     config = info.config
-    note = (config.metadata or {}).get(RECORD)
-    if not isinstance(note, dict) or not isinstance(note.get("spec"), dict):
+    stamp = (config.metadata or {}).get(RECORD)
+    if not isinstance(stamp, dict) or not isinstance(stamp.get("spec"), dict):
         raise StoreError(
-            f"collection {name!r} was not made by gircse: it does not say which model its vectors come from; use "
-            "another collection name"
+            f"collection {name!r} was not made by gircse, so the model of its vectors is unknown; use another "
+            "collection name"
         )
     try:
-        stored = EmbeddingSpec.from_dict(note["spec"])
+        stored = EmbeddingSpec.from_dict(stamp["spec"])
     except InputError as error:
-        raise StoreError(f"collection {name!r} holds a spec that cannot be read: {error}") from error
+        raise StoreError(f"the spec of collection {name!r} cannot be read: {error}") from error
     spec.check_matches(stored, theirs=f"collection {name!r}")
-    if note.get("fingerprint") != spec.fingerprint:
+    if stamp.get("fingerprint") != spec.fingerprint:
         raise SpecMismatchError(
-            f"collection {name!r} carries the fingerprint {note.get('fingerprint')}, this embedder {spec.fingerprint}, "
-            "for a spec that reads the same: another version of gircse-rag wrote it; embed into a new collection"
+            f"collection {name!r} has the fingerprint {stamp.get('fingerprint')}, this embedder {spec.fingerprint}, "
+            "for the same spec: another version of gircse-rag made the collection; embed into a new one"
         )
     vectors = config.params.vectors
     params = vectors.get(VECTOR) if isinstance(vectors, dict) else None
     if params is None or params.size != spec.dimension or params.distance != models.Distance.COSINE:
-        there = vectors if isinstance(vectors, dict) else {"": vectors}
-        found = ", ".join(f"{key!r}: {p.size} {p.distance.value}" for key, p in there.items() if p is not None)
+        existing = vectors if isinstance(vectors, dict) else {"": vectors}
+        listed = ", ".join(f"{key!r}: {p.size} {p.distance.value}" for key, p in existing.items() if p is not None)
         raise StoreError(
-            f"collection {name!r} has the vectors ({found or 'none'}), this embedder needs {VECTOR!r}: "
+            f"collection {name!r} has the vectors ({listed or 'none'}), this embedder needs {VECTOR!r}: "
             f"{spec.dimension} Cosine; use another collection name"
         )
     warn_if_outgrown(client, name, info)

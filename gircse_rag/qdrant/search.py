@@ -1,4 +1,4 @@
-"""Instructed questions: `search` asks one, `search_batch` several, and `search_coarse_to_fine` answers twice."""
+"""Search a collection with one question (`search`), several (`search_batch`), or in two passes (coarse to fine)."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 _QUERIES_PER_REQUEST = 64
 _MMR_CANDIDATES = 10
-"""MMR chooses among this many times the hits asked for. Qdrant's own default, as many, only reorders them."""
+"""Candidates per requested hit for MMR. Qdrant's default, one per hit, would only reorder the hits."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A chunk that answers a question.
+    """A chunk found by a search.
 
     Attributes:
-        id: of the point in Qdrant.
+        id: id of the point in Qdrant.
         score: cosine similarity, in [-1, 1].
-        text: the chunk's.
-        metadata: the document's, `source` (its id, unless it brought its own) and `_chunk`: the chunk's number, chunks,
-            start, end and headings.
-        document: the document's id; None for a point that something else wrote into the collection.
+        text: text of the chunk.
+        metadata: metadata of the document, with `source` (the document's id, unless the document sets it) and `_chunk`:
+            number, chunks, start, end, headings, and the page if there are pages.
+        document: id of the document; None for points written by other tools.
     """
 
     id: str
@@ -60,25 +60,25 @@ def search(
     group_size: int | None = None,
     mmr: float | None = None,
 ) -> list[Hit]:
-    """The chunks most similar to a question under an instruction, best first.
+    """Find the chunks most similar to a question under an instruction, best first.
 
     Args:
-        instruction: what makes a chunk a good answer; the spec's default if None.
-        limit: hits at most; documents at most with `group_size`.
-        offset: skip that many of the best hits: pages.
-        steps: refinement steps of the question; None takes what the documents were embedded with. Another number is
-            legal, and the embedder warns about it (GircseWarning).
-        query_filter: keys of the documents' metadata and what they must be, or Qdrant's own filter: see `as_filter`.
-        min_score: leave out hits below this cosine (Qdrant: score_threshold).
-        group_size: at most so many hits of a document. They stand together, documents ordered by their best; points
-            that something else wrote have no document and are left out.
-        mmr: 0 to 1, how much diversity counts against similarity (maximal marginal relevance, Carbonell and Goldstein,
-            1998): hits that repeat better ones give way, among the best ten times `limit`. In order of choice.
+        instruction: says what makes a chunk a good answer; the spec's default if None.
+        limit: maximum number of hits, or of documents if `group_size` is given.
+        offset: number of best hits to skip, for paging.
+        steps: refinement steps of the question; None uses those of the documents. Any other number works too, but the
+            embedder warns (GircseWarning).
+        query_filter: metadata keys and their required values, or a Qdrant filter: see `as_filter`.
+        min_score: minimum cosine similarity (Qdrant: score_threshold).
+        group_size: maximum number of hits per document. Hits are then grouped by document, best document first. Points
+            written by other tools have no document and are skipped.
+        mmr: weight of diversity against similarity, 0 to 1 (maximal marginal relevance, Carbonell and Goldstein, 1998).
+            Chooses among the best `10 * (limit + offset)` chunks; hits come in order of choice.
 
     Raises:
-        InputError: the question is empty or no text, or an argument is refused.
-        SpecMismatchError: the collection was made with another model or spec; both are named.
-        StoreError: no such collection, not one of ours, or the server does not answer.
+        InputError: the question is empty or not a string, or an argument is invalid.
+        SpecMismatchError: the collection was made with another model or spec; the message names both.
+        StoreError: the collection does not exist or was not made by gircse, or the server does not answer.
     """
     (hits,) = search_batch(
         [question],
@@ -112,37 +112,34 @@ def search_batch(
     group_size: int | None = None,
     mmr: float | None = None,
 ) -> list[list[Hit]]:
-    """`search` for several questions, embedded together and asked together: one list of hits each, in their order.
+    """Run `search` for several questions, batched: one list of hits per question, in order.
 
     Raises:
-        InputError: as `search`; `.index` says which question. Nothing was asked.
+        InputError: as `search`; `index` says which question. No search was made.
         SpecMismatchError, StoreError: as `search`.
     """
-    _check(limit, offset, min_score, group_size, mmr)
-    wanted = as_filter(query_filter)
+    _check_options(limit, offset, min_score, group_size, mmr)
+    condition = as_filter(query_filter)
     with store_errors(client):
         check_collection(client, collection, embedder.spec)
         vectors = embedder.embed(questions, role="query", instruction=instruction, steps=steps).vectors.tolist()
+        options: dict[str, Any] = {"using": VECTOR, "limit": limit, "score_threshold": min_score, "with_payload": True}
         if group_size is not None:
-            return [_groups(client, collection, v, wanted, limit, group_size, min_score) for v in vectors]
-        requests = [
-            models.QueryRequest(
-                query=vector if mmr is None else _diverse(vector, mmr, limit + offset),
-                using=VECTOR,
-                filter=wanted,
-                limit=limit,
-                offset=offset or None,
-                score_threshold=min_score,
-                with_payload=True,
-            )
-            for vector in vectors
-        ]
+            options |= {"group_by": f"{RECORD}.document", "group_size": group_size, "query_filter": condition}
+            results = [client.query_points_groups(collection, query=vector, **options).groups for vector in vectors]
+            return [[_to_hit(point) for group in groups for point in group.hits] for groups in results]
+        options |= {"filter": condition, "offset": offset or None}
+        if mmr is not None:
+            pool = min(_MMR_CANDIDATES * (limit + offset), 16_384)
+            diverse = models.Mmr(diversity=mmr, candidates_limit=pool)
+            vectors = [models.NearestQuery(nearest=vector, mmr=diverse) for vector in vectors]
+        requests = [models.QueryRequest(query=vector, **options) for vector in vectors]
         answers = [
             answer
             for start in range(0, len(requests), _QUERIES_PER_REQUEST)
             for answer in client.query_batch_points(collection, requests[start : start + _QUERIES_PER_REQUEST])
         ]
-    return [[_hit(point) for point in answer.points] for answer in answers]
+    return [[_to_hit(point) for point in answer.points] for answer in answers]
 
 
 def search_coarse_to_fine(
@@ -157,52 +154,51 @@ def search_coarse_to_fine(
     steps: int = 20,
     candidates: int = 50,
 ) -> Iterator[list[Hit]]:
-    """Answer at once, then better: two lists of at most `limit` hits, best first.
+    """Yield a quick answer, then a refined one: two lists of at most `limit` hits, best first.
 
-    The first comes from the question after one refinement step. The second is made when it is asked for: the question
-    is refined to `steps`, and the first search's `candidates` are ranked again by it, without another search. Who
-    takes only the first list pays only for that.
+    The first list uses the question after one refinement step. The second list refines the question to `steps` and
+    reranks the `candidates` of the first search, without another search. It is computed only when requested, so a
+    caller who stops after the first list pays only for that.
 
-    Raises (when the first list is asked for):
+    Raises (when the first list is requested):
         InputError, SpecMismatchError, StoreError: as `search`.
     """
-    _check(limit, 0, None, None, None)
+    _check_options(limit, 0, None, None, None)
     if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < limit:
         raise InputError(f"candidates must be an integer of at least limit ({limit}), not {candidates!r}")
     with store_errors(client):
         check_collection(client, collection, embedder.spec)
         points = client.query_points(
             collection,
-            query=_refined(embedder, question, instruction, 1).tolist(),
+            query=_embed_question(embedder, question, instruction, 1).tolist(),
             using=VECTOR,
             query_filter=as_filter(query_filter),
             limit=candidates,
             with_payload=True,
             with_vectors=[VECTOR],
         ).points
-    hits = [_hit(point) for point in points]
+    hits = [_to_hit(point) for point in points]
     yield hits[:limit]
     if not hits:
         yield []
         return
     vectors = np.asarray([point.vector[VECTOR] for point in points if isinstance(point.vector, dict)], dtype=np.float32)
-    scores = vectors @ _refined(embedder, question, instruction, steps)
+    scores = vectors @ _embed_question(embedder, question, instruction, steps)
     best = np.argsort(-scores, kind="stable")[:limit]
     yield [replace(hits[row], score=float(scores[row])) for row in best]
 
 
-def _refined(embedder: Embedder, question: str, instruction: str | None, steps: int) -> np.ndarray[Any, Any]:
-    """(d,) float32. Here another number of steps than the documents' is what was asked for, so no warning."""
+def _embed_question(embedder: Embedder, question: str, instruction: str | None, steps: int) -> np.ndarray[Any, Any]:
+    """The question's vector, (d,) float32. No warning about `steps`: the caller chose them on purpose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="queries take .* refinement steps", category=GircseWarning)
         (vector,) = embedder.embed([question], role="query", instruction=instruction, steps=steps).vectors
     return np.asarray(vector)
 
 
-def _check(limit: int, offset: int, min_score: float | None, group_size: int | None, mmr: float | None) -> None:
-    for name, value, least in (("limit", limit, 1), ("offset", offset, 0), ("group_size", group_size, 1)):
-        if name == "group_size" and value is None:
-            continue
+def _check_options(limit: int, offset: int, min_score: float | None, group_size: int | None, mmr: float | None) -> None:
+    group = 1 if group_size is None else group_size
+    for name, value, least in (("limit", limit, 1), ("offset", offset, 0), ("group_size", group, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name} must be an integer of at least {least}, not {value!r}")
     for name, share, lowest in (("min_score", min_score, -1), ("mmr", mmr, 0)):
@@ -210,46 +206,11 @@ def _check(limit: int, offset: int, min_score: float | None, group_size: int | N
             raise InputError(f"{name} must be a number from {lowest} to 1, not {share!r}")
     if group_size is not None and (offset or mmr is not None):
         raise InputError(
-            "group_size goes with neither offset nor mmr: Qdrant has no pages of groups and no diverse ones"
+            "group_size cannot be combined with offset or mmr: Qdrant supports neither for groups; give one of them"
         )
 
 
-def _diverse(vector: list[float], diversity: float, count: int) -> models.NearestQuery:
-    return models.NearestQuery(
-        nearest=vector, mmr=models.Mmr(diversity=diversity, candidates_limit=min(_MMR_CANDIDATES * count, 16_384))
-    )
-
-
-def _groups(
-    client: QdrantClient,
-    collection: str,
-    vector: list[float],
-    wanted: models.Filter | None,
-    limit: int,
-    group_size: int,
-    min_score: float | None,
-) -> list[Hit]:
-    groups = client.query_points_groups(
-        collection,
-        group_by=f"{RECORD}.document",
-        query=vector,
-        using=VECTOR,
-        query_filter=wanted,
-        limit=limit,
-        group_size=group_size,
-        score_threshold=min_score,
-        with_payload=True,
-    ).groups
-    return [_hit(point) for group in groups for point in group.hits]
-
-
-def _hit(point: models.ScoredPoint) -> Hit:
+def _to_hit(point: models.ScoredPoint) -> Hit:
     _, text, metadata = read_payload(point.id, point.payload)
     record = read_record(point.payload)
-    return Hit(
-        id=str(point.id),
-        score=point.score,
-        text=text,
-        metadata=metadata,
-        document=None if record is None else record.document,
-    )
+    return Hit(str(point.id), point.score, text, metadata, None if record is None else record.document)

@@ -1,7 +1,7 @@
-"""Opening a store, and what a store can do wrong.
+"""Open a store, and translate its errors to `StoreError`.
 
-local    qdrant_client's embedded mode: a folder, one process, exact search by brute force; see `take_turns`
-edge     Qdrant's own engine in this process (`gircse_rag.qdrant.edge`): a folder, one process, a real index
+local    qdrant_client's embedded mode: a folder, one process, exact search by brute force; see `serialize_access`
+edge     Qdrant's engine in this process (`gircse_rag.qdrant.edge`): a folder, one process, an HNSW index
 server   a Qdrant server or cluster, by url
 """
 
@@ -27,32 +27,32 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 from gircse_rag.errors import GircseWarning, InputError, StoreError
+from gircse_rag.qdrant.retry import answer_text
 
 DEFAULT_PATH = "./qdrant"
 TIMEOUT = 60
-"""Seconds for one request to a server. The client's own 5 are too few for a batch that a busy server confirms."""
+"""Seconds per request to a server. The client's default of 5 is too short for a batch written to a busy server."""
 LOCAL_POINTS, UNINDEXED_POINTS = 20_000, 20_000
-"""Above so many points local mode, or an edge store without an index, takes tens of milliseconds a question."""
+"""Points above which local mode, or an edge store without index, needs tens of milliseconds per question."""
 
 
 @runtime_checkable
 class IndexedOnDemand(Protocol):
-    """A client whose store builds its vector index when told to (the edge store), not by itself (a server)."""
+    """A client whose store builds its index on request (the edge store), not automatically (a server)."""
 
     def build_index(self, collection: str) -> bool:
-        """Index the vectors that are not indexed yet."""
-        ...
+        """Index all vectors without an index; return whether the index grew."""
 
 
 def build_index(client: QdrantClient, collection: str) -> None:
-    """Build the index of a collection, where the store does not do so by itself. Call it after an ingest."""
+    """Build the index of a collection if its store does not do so automatically. Call this after an ingest."""
     if isinstance(client, IndexedOnDemand):
         client.build_index(collection)
 
 
 Engine = Literal["local", "edge"]
-_MARKS: dict[Engine, str] = {"local": "meta.json", "edge": "edge.json"}
-"""The file that says which engine a folder belongs to."""
+_MARKER_FILES: dict[Engine, str] = {"local": "meta.json", "edge": "edge.json"}
+"""The file by which a store folder's engine is recognised."""
 _warned: WeakKeyDictionary[QdrantClient, set[str]] = WeakKeyDictionary()
 
 
@@ -66,35 +66,35 @@ def open_client(
     grpc_port: int = 6334,
     write_ordering: Literal["weak", "medium", "strong"] | None = None,
 ) -> QdrantClient:
-    """A Qdrant client: a server by `url`, or by QDRANT_URL if neither is given, else an embedded store in a folder.
+    """Open a Qdrant client for a server (`url`, or QDRANT_URL without `path`), else for an embedded store.
 
     Args:
-        path: folder of an embedded store; "./qdrant" if nothing else is named. One process at a time may have it open.
-        url: of a server or cluster; its key comes from QDRANT_API_KEY.
-        create: whether an embedded store that does not exist is made. A search passes False.
-        engine: of an embedded store that is made, "local" if None. One that exists is opened by its own.
-        prefer_grpc: talk to a server by gRPC where it can.
-        grpc_port: on which it listens for that.
-        write_ordering: of all writes to a cluster, Qdrant's own if None: "medium" sends them through a leader that may
-            change, "strong" through one that is always the same.
+        path: folder of an embedded store (default "./qdrant"). One process at a time can have it open.
+        url: URL of a server or cluster; the API key is read from QDRANT_API_KEY.
+        create: whether to create a missing embedded store. A search passes False.
+        engine: engine of a new embedded store (default "local"). An existing store is opened with its own engine.
+        prefer_grpc: use gRPC where the server supports it.
+        grpc_port: the server's gRPC port.
+        write_ordering: ordering of all writes to a cluster (default: Qdrant's). "medium" writes through a leader that
+            may change, "strong" through a permanent leader.
 
     Raises:
-        InputError: both `path` and `url`, a `url` that is none, or an `engine` that is none or not the folder's.
-        StoreError: the embedded store is open in another process, missing, damaged or not permitted. A server is not
-            contacted here: one that is down shows at the first use.
+        InputError: both `path` and `url` are given, `url` is not a URL, or `engine` is unknown or not the folder's.
+        StoreError: the embedded store is open in another process, missing, damaged or not accessible. A server is
+            contacted only at first use.
         MissingExtraError: the edge engine is not installed.
     """
     if path is not None and url is not None:
-        raise InputError(f"path ({path}) and url ({url}) name two stores; give one")
-    if engine is not None and engine not in _MARKS:
-        raise InputError(f"engine must be {' or '.join(map(repr, _MARKS))}, not {engine!r}")
+        raise InputError(f"path ({path}) and url ({url}) name two stores; give only one")
+    if engine is not None and engine not in _MARKER_FILES:
+        raise InputError(f"engine must be {' or '.join(map(repr, _MARKER_FILES))}, not {engine!r}")
     if path is None and (url := url or os.environ.get("QDRANT_URL")):
         if engine is not None:
-            raise InputError(f"engine={engine!r} is for an embedded store, and {url} is a server; give a path")
+            raise InputError(f"engine={engine!r} is for an embedded store, but {url} is a server; give a path")
         if write_ordering is not None and write_ordering not in list(models.WriteOrdering):
             raise InputError(f"write_ordering must be weak, medium or strong, not {write_ordering!r}")
         try:
-            return _Server(
+            return _ServerClient(
                 write_ordering,
                 url=url,
                 api_key=os.environ.get("QDRANT_API_KEY"),
@@ -106,16 +106,16 @@ def open_client(
         except ValueError as error:
             raise InputError(f"{url!r} is no URL of a Qdrant server ({error}); write http://host:6333") from error
     folder = Path(DEFAULT_PATH if path is None else path)
-    there = next((kind for kind, mark in _MARKS.items() if (folder / mark).exists()), None)
-    if there is None and not create:
-        raise StoreError(f"there is no Qdrant store in {folder}; ingest documents first, or name another folder or url")
-    if engine is not None and there not in (None, engine):
-        raise InputError(f"{folder} holds a store of engine {there!r}, not {engine!r}; name another folder")
-    return _open_edge(folder) if (there or engine) == "edge" else _open_local(folder)
+    existing = next((kind for kind, mark in _MARKER_FILES.items() if (folder / mark).exists()), None)
+    if existing is None and not create:
+        raise StoreError(f"there is no Qdrant store in {folder}; ingest documents first, or give another path or url")
+    if engine is not None and existing not in (None, engine):
+        raise InputError(f"{folder} holds a store of engine {existing!r}, not {engine!r}; name another folder")
+    return _open_edge(folder) if (existing or engine) == "edge" else _open_local(folder)
 
 
-class _Server(QdrantClient):
-    """A client whose writes all have one ordering, whoever makes them."""
+class _ServerClient(QdrantClient):
+    """A client that applies one write ordering to all writes, also those of other libraries."""
 
     def __init__(self, ordering: str | None, **options: Any) -> None:
         super().__init__(**options)
@@ -134,61 +134,61 @@ class _Server(QdrantClient):
 def _open_local(folder: Path) -> QdrantClient:
     try:
         client = QdrantClient(path=str(folder))
-        take_turns(client)
+        serialize_access(client)
         return client
     except RuntimeError as error:
         if "already accessed" not in str(error):
             raise
         raise StoreError(
-            f"the Qdrant store in {folder} is already open, and an embedded store takes one client at a time; close "
+            f"the Qdrant store in {folder} is already open, and an embedded store allows one client at a time; close "
             "the other process, or run a Qdrant server and give its url"
         ) from error
     except (OSError, ValueError, sqlite3.Error) as error:
         raise StoreError(f"{folder} cannot be opened as a Qdrant store: {error}; name another folder") from error
 
 
-class _InTurn(QdrantLocal):
-    """Local mode, which is not thread-safe, with a lock around each of its public methods (the loop below)."""
+class _SerializedLocal(QdrantLocal):
+    """Local mode made thread-safe: the loop below wraps each public method in a lock."""
 
-    _turn: threading.RLock
+    _access_lock: threading.RLock
 
     def upload_points(self, collection_name: str, points: Iterable[Any], *args: Any, **kwargs: Any) -> None:
-        # Taken from their iterator before it is our turn: the iterator may wait for another thread that asks us.
+        # Exhaust the iterator before locking: it may wait for another thread that needs this client.
         points = list(points)
-        with self._turn:
+        with self._access_lock:
             super().upload_points(collection_name, points, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, which has a lock of its own."""
-        return {**vars(self), "_turn": None}
+        """State without the lock, which cannot be copied; `__setstate__` gives the copy its own."""
+        return {**vars(self), "_access_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _turn=threading.RLock())
+        vars(self).update(state, _access_lock=threading.RLock())
 
 
-def _locked(method: Callable[..., Any]) -> Callable[..., Any]:
+def _with_lock(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def in_turn(self: _InTurn, *args: Any, **kwargs: Any) -> Any:
-        with self._turn:
+    def locked(self: _SerializedLocal, *args: Any, **kwargs: Any) -> Any:
+        with self._access_lock:
             return method(self, *args, **kwargs)
 
-    return in_turn
+    return locked
 
 
 for _name, _method in inspect.getmembers(QdrantLocal, inspect.isfunction):
-    if not _name.startswith("_") and _name not in vars(_InTurn):
-        setattr(_InTurn, _name, _locked(_method))
+    if not _name.startswith("_") and _name not in vars(_SerializedLocal):
+        setattr(_SerializedLocal, _name, _with_lock(_method))
 
 
-def take_turns(client: QdrantClient) -> None:
-    """From now on several threads may ask this client, whoever made it: in turn if it is one of local mode.
+def serialize_access(client: QdrantClient) -> None:
+    """Make a client safe for several threads: a client in local mode then runs one call at a time.
 
-    That holds for all who have the client, such as LangChain. A call that is under way just now is not waited for.
+    Works in place, so the client is safe for every holder, such as LangChain. Does not wait for a call in progress.
     """
     local = client._client
     if type(local) is QdrantLocal:
-        vars(local).setdefault("_turn", threading.RLock())  # one, whichever thread comes first
-        local.__class__ = _InTurn
+        vars(local).setdefault("_access_lock", threading.RLock())  # setdefault is atomic: all threads get the same lock
+        local.__class__ = _SerializedLocal
 
 
 def _open_edge(folder: Path) -> QdrantClient:
@@ -201,64 +201,58 @@ def _open_edge(folder: Path) -> QdrantClient:
 
 
 def warn_if_outgrown(client: QdrantClient, name: str, info: models.CollectionInfo) -> None:
-    """Say once a client and collection that it has more points than its store answers quickly for (GircseWarning)."""
-    points, said = info.points_count or 0, _warned.setdefault(client, set())
-    if name in said:
+    """Warn once per client and collection that is too large for its store (GircseWarning)."""
+    points, warned = info.points_count or 0, _warned.setdefault(client, set())
+    if name in warned:
         return
     if isinstance(client._client, QdrantLocal) and points > LOCAL_POINTS:
         advice = (
-            'every question compares with each of them; ingest into an edge store (engine="edge", --store edge), which '
-            "has an index, or into a Qdrant server"
+            'every question is compared with each of them; ingest into an edge store (engine="edge", --store edge), '
+            "which has an index, or into a Qdrant server"
         )
     elif isinstance(client, IndexedOnDemand) and points - (info.indexed_vectors_count or 0) > UNINDEXED_POINTS:
         advice = f"many of them are not indexed yet; call client.build_index({name!r}) once the ingest is done"
     else:
         return
-    said.add(name)
+    warned.add(name)
     warnings.warn(f"collection {name!r} has {points:,} points, and {advice}", GircseWarning, stacklevel=4)
 
 
 def store_name(client: QdrantClient) -> str:
-    """What messages call the store."""
+    """The store's name in messages: its url or path."""
     return str(client.init_options.get("url") or client.init_options.get("path") or "the store")
 
 
 @contextmanager
 def store_errors(client: QdrantClient) -> Iterator[None]:
-    """Around all that is asked of a store: turns what it can do wrong into StoreError (no answer, a refusal, an answer
-    that is none, a damaged file), and has threads take turns where it is not thread-safe (`take_turns`)."""
-    take_turns(client)
+    """Raise StoreError for whatever a store can do wrong: no answer, a refusal, a malformed answer, a damaged file.
+
+    Use around every access to a store. Also makes the client safe for several threads (`serialize_access`)."""
+    serialize_access(client)
+    server = f"server at {client.init_options.get('url')}"
+    again = "earlier writes are safe, run again"
     try:
         yield
     except ResponseHandlingException as error:
         raise StoreError(
-            f"the Qdrant server at {client.init_options.get('url')} does not answer ({error.source or error}); is it "
-            "running, and is the url right? what was written before is safe: run again"
+            f"the Qdrant {server} does not answer ({error.source or error}); check that it is running and that the url "
+            f"is right; {again}"
         ) from error
     except UnexpectedResponse as error:
+        status = f"HTTP {error.status_code}"
         if error.status_code in (401, 403):
-            raise StoreError(
-                f"the Qdrant server at {client.init_options.get('url')} refuses access (HTTP {error.status_code}); set "
-                "QDRANT_API_KEY to a key that may do this"
-            ) from error
-        raise StoreError(
-            f"the server at {client.init_options.get('url')} answered HTTP {error.status_code} "
-            f"({error.content[:200].decode(errors='replace').strip() or error.reason_phrase}); is it a Qdrant "
-            "server, and well? what was written before is safe: run again"
-        ) from error
+            advice = "set QDRANT_API_KEY to a key that may do this"
+            raise StoreError(f"the Qdrant {server} refuses access ({status}); {advice}") from error
+        advice = f"check that it is a Qdrant server in good health; {again}"
+        raise StoreError(f"the {server} answered {status} ({answer_text(error)}); {advice}") from error
     except (grpc.RpcError, QdrantException) as error:
-        said = error.details() if isinstance(error, grpc.Call) else error
-        raise StoreError(
-            f"the Qdrant server at {client.init_options.get('url')} refuses ({said}); what was written before is safe: "
-            "run again"
-        ) from error
+        details = error.details() if isinstance(error, grpc.Call) else error
+        raise StoreError(f"the Qdrant {server} refuses ({details}); {again}") from error
     except json.JSONDecodeError as error:
-        raise StoreError(
-            f"the server at {client.init_options.get('url')} answered with something that is not JSON; is it a Qdrant "
-            "server?"
-        ) from error
+        advice = "check that the url is that of a Qdrant server"
+        raise StoreError(f"the {server} answered with something that is not JSON; {advice}") from error
     except sqlite3.Error as error:
         raise StoreError(
             f"the embedded Qdrant store {client.init_options.get('path')} is damaged or its disk is full ({error}); "
-            "restore the folder, or name another and ingest again"
+            "restore the folder, or ingest again into another"
         ) from error

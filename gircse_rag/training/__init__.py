@@ -1,4 +1,16 @@
-"""Training: the objective, differentiable refinement, data, and the trainer."""
+"""Training: the objective, differentiable refinement, data, and the trainer.
+
+run                a training run from config to checkpoint: `train`
+trainer            one optimiser step, with gradient caching
+losses             the ICR objective: `icr_loss`
+unrolled           refinement with gradients through its KV cache
+packing, folding   texts packed without padding; LoRA folded into the frozen weights
+data, batches      rows and tasks; batches with their negatives
+config             the keys of a training YAML
+saving             checkpoints and resumable states, replaced atomically
+soft_token_watch   statistics that show a collapse of the soft tokens
+baseline           last-token and mean pooling, for comparison
+"""
 
 from gircse_rag.training.losses import IcrLoss, icr_loss
 

@@ -1,4 +1,4 @@
-"""The encoder-style baselines, as an embedding function for `evaluate`; `Embedder` is GIRCSE and refuses them."""
+"""Embed texts with an encoder-style baseline, for `evaluate`. `Embedder` loads GIRCSE checkpoints only."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from gircse_rag.training.trainer import token_chunks
 from gircse_rag.training.unrolled import UnrolledRefinement
 
 CHUNK_TOKENS = 4096
+"""Prompt tokens per forward pass."""
 
 
 def trained_pooling(model: str | Path) -> str | None:
-    """ "refine", "last" or "mean" where `model` is a folder that training wrote; None for anything else."""
+    """Return the pooling ("refine", "last" or "mean") of a folder that training wrote; None for anything else."""
     try:
         config: Any = json.loads((Path(model) / "training.json").read_text(encoding="utf-8"))["config"]
         return str(config["pooling"])
@@ -34,14 +35,14 @@ def trained_pooling(model: str | Path) -> str | None:
 
 
 class Baseline:
-    """Texts to vectors with an adapter that was trained with last-token or mean pooling. An `EmbedFn`.
+    """An `EmbedFn` over an adapter that was trained with last-token or mean pooling.
 
     Args:
-        folder: what `train` returned, or an output folder's `state`.
+        folder: returned by `train`, or an output folder's `state`.
         dtype: of the matrix products.
 
     Raises:
-        CheckpointError: the folder is no baseline, or its adapter cannot be loaded.
+        CheckpointError: the folder holds no baseline, or its adapter cannot be loaded.
     """
 
     def __init__(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -49,7 +50,7 @@ class Baseline:
 
         self.pooling = trained_pooling(folder)
         if self.pooling not in ("last", "mean"):
-            raise CheckpointError(f"{folder} was not trained with pooling: last or mean")
+            raise CheckpointError(f"{folder} was not trained with pooling last or mean")
         config = read_record(Path(folder))["config"]
         base = load_checkpoint(config["model"], dtype=torch.float32, device="cpu")
         try:
@@ -58,25 +59,23 @@ class Baseline:
             raise CheckpointError(f"the adapter in {folder} cannot be loaded: {error}") from error
         self.module = UnrolledRefinement(adapted, dtype=dtype, groups=4)
         self.tokenizer, self.truncated = base.tokenizer, 0
-        chosen, _ = read_spec_file(Path(folder))
-        self.spec = replace(base.spec, **{**chosen, "max_length": config["max_length"]})
+        spec_fields, _ = read_spec_file(Path(folder))
+        self.spec = replace(base.spec, **{**spec_fields, "max_length": config["max_length"]})
 
     def __call__(self, texts: list[str], role: Role, instruction: str | None, steps: tuple[int, ...]) -> np.ndarray:
-        """(n, 1, d) float32, unit rows. `steps` is (0,).
+        """Embed n texts: (n, 1, d) float32, unit rows. `steps` must be (0,).
 
         Raises:
-            InputError: other steps.
+            InputError: `steps` is not (0,).
         """
         if steps != (0,):
-            raise InputError(
-                f"pooling {self.pooling!r} takes no refinement step: score it with steps=(0,), not {steps}"
-            )
+            raise InputError(f"pooling {self.pooling!r} has no refinement steps: score it with steps=(0,), not {steps}")
         prompts = [encode(self.tokenizer, self.spec, text, role=role, instruction=instruction) for text in texts]
         self.truncated += sum(prompt.truncated for prompt in prompts)
         ids = [list(prompt.token_ids) for prompt in prompts]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        found = np.empty((len(ids), 1, self.spec.dimension), dtype=np.float32)
+        vectors = np.empty((len(ids), 1, self.spec.dimension), dtype=np.float32)
         with torch.no_grad():
             for part in token_chunks(ids, order, CHUNK_TOKENS):
-                found[part] = pool(self.module([ids[i] for i in part], 1, self.pooling)).numpy()
-        return found
+                vectors[part] = pool(self.module([ids[i] for i in part], 1, self.pooling)).numpy()
+        return vectors

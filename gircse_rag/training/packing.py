@@ -1,7 +1,7 @@
-"""A batch of texts as one row of tokens, sorted by length, and the small padded grids in which attention sees it.
+"""Pack a batch of texts into one row of tokens, sorted by length, with small padded grids for attention.
 
-Texts of one task begin with the same instruction. Its tokens are the same for all of them, under causal attention to
-the last layer: they are computed once, in front of the batch, and every text that begins so attends to them.
+Texts of one task share a prefix: the instruction. Under causal attention its states are the same for all of them, in
+every layer. They are computed once, at the front of the batch, and every text with this prefix attends to them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from torch import Tensor
 
 from gircse_rag.errors import InputError
 
-WORTH_SHARING = 4  # tokens: a shorter beginning in common saves less than its own group of attention costs
+Texts = Sequence[Sequence[int]]  # token ids
+MIN_SHARED_TOKENS = 4  # a shorter common prefix saves less than its extra attention group costs
 
 
 @dataclass(frozen=True)
 class Group:
-    """Texts of like length: `n` of them in a grid `width` wide.
+    """`n` texts of similar length, padded to a grid of `n` rows and `width` columns.
 
     Attributes:
-        tokens: how many; groups follow each other in the batch's sorted texts and packed tokens.
-        slots: (t,) int64, where each of the group's tokens sits in the (n * width) grid; None when the grid is full.
+        tokens: number of tokens t; groups are consecutive in the sorted texts and in the packed tokens.
+        slots: (t,) int64, position of each token in the (n * width) grid; None if the grid has no padding.
         bias: (n * kv_heads, 1, prefix + width), 0 on tokens and -inf on padding.
-        prefix: how many shared tokens come before each of the group's texts; they are not in the grid.
+        prefix: number of shared tokens before each text of the group; they are not in the grid.
     """
 
     tokens: int
@@ -42,13 +43,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch, packed. Everything is in sorted order; `restore` goes back to the caller's.
+    """A packed batch in sorted order; `restore` returns to the caller's order.
 
     Attributes:
-        ids, positions, owners: (T,) token ids, positions within the text, and the text's row (n for padding and for
-            the shared prefix).
-        lengths, last: (n,) tokens a text, its prefix included, and the packed row of its last token.
-        prefix: the first so many of the packed tokens stand for the beginning of the texts in groups with a prefix.
+        ids, positions, owners: (T,) token ids, positions within the text, and the text's row (n for the shared prefix).
+        lengths, last: (n,) tokens per text, including the prefix, and the packed row of its last token.
+        prefix: number of packed tokens at the front that are the shared prefix.
     """
 
     n: int
@@ -64,28 +64,21 @@ class Packed:
 
     @classmethod
     def build(
-        cls,
-        texts: Sequence[Sequence[int]],
-        groups: int,
-        kv_heads: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        share: bool = False,
+        cls, texts: Texts, groups: int, kv_heads: int, device: torch.device, dtype: torch.dtype, *, share: bool = False
     ) -> Packed:
-        """Pack token ids; `share` computes a beginning that many texts have in common only once.
+        """Pack token ids into at most `groups` groups; with `share`, a common prefix is packed once.
 
         Raises:
-            InputError: there is no text, or one has no tokens.
+            InputError: there is no text, or a text has no tokens.
         """
         lengths = np.array([len(text) for text in texts], dtype=np.int64)
         if not len(lengths) or not lengths.all():
             index = int(np.argmin(lengths)) if len(lengths) else None
-            raise InputError("a text without tokens cannot be refined; leave it out", index=index)
-        head, begins = common_prefix(texts) if share else (0, np.zeros(len(lengths), dtype=bool))
-        order = np.lexsort((lengths, begins))
-        lengths, begins = lengths[order], begins[order]
-        heads = np.where(begins, head, 0)
+            raise InputError("a text without tokens cannot be refined; remove it", index=index)
+        head, has_prefix = common_prefix(texts) if share else (0, np.zeros(len(lengths), dtype=bool))
+        order = np.lexsort((lengths, has_prefix))
+        lengths, has_prefix = lengths[order], has_prefix[order]
+        heads = np.where(has_prefix, head, 0)
         own = lengths - heads
         starts = head + np.concatenate(([0], np.cumsum(own)))
         parts = [np.asarray(texts[i][heads[j] :], dtype=np.int64) for j, i in enumerate(order)]
@@ -98,10 +91,10 @@ class Packed:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
         built = []
-        bare = int(len(begins) - begins.sum())
-        parts_of = [(first, end) for first, end in ((0, bare), (bare, len(begins))) if first < end]
+        unshared = int(len(has_prefix) - has_prefix.sum())
+        parts_of = [(first, end) for first, end in ((0, unshared), (unshared, len(has_prefix))) if first < end]
         for offset, stop in parts_of:
-            for first, end in cuts(own[offset:stop], max(1, groups // len(parts_of))):
+            for first, end in group_by_length(own[offset:stop], max(1, groups // len(parts_of))):
                 first, end = first + offset, end + offset
                 tokens = slice(int(starts[first]), int(starts[end]))
                 n, width, before = end - first, int(own[end - 1]), int(heads[first])
@@ -110,46 +103,35 @@ class Packed:
                 columns = np.arange(-before, width)
                 bias = to(np.where(columns < own[first:end, None], 0.0, -np.inf).repeat(kv_heads, 0))[:, None].to(dtype)
                 built.append(Group(tokens.stop - tokens.start, n, width, slots, bias, before))
-        return cls(
-            len(order),
-            int(lengths.max()),
-            to(ids),
-            to(positions),
-            to(owners),
-            to(lengths),
-            to(starts[1:] - 1),
-            built,
-            to(np.argsort(order, kind="stable")),
-            head,
-        )
+        last, inverse, longest = to(starts[1:] - 1), to(np.argsort(order, kind="stable")), int(lengths.max())
+        rows = to(ids), to(positions), to(owners), to(lengths), last
+        return cls(len(order), longest, *rows, built, inverse, head)
 
     def restore(self, rows: Tensor) -> Tensor:
-        """(n, ...) in sorted order -> in the caller's."""
+        """Reorder rows (n, ...) from sorted order to the caller's order."""
         return take(rows, self.inverse)
 
 
 def pad(rows: Tensor, group: Group) -> Tensor:
-    """(t, c) tokens of a group -> (n * width, c), zeros where there is no token."""
+    """Pad the tokens (t, c) of a group with zeros to its grid (n * width, c)."""
     if group.slots is None:
         return rows
     return rows.new_zeros(group.n * group.width, rows.shape[1]).index_copy(0, group.slots, rows)
 
 
 def unpad(grid: Tensor, group: Group) -> Tensor:
-    """(n * width, c) -> (t, c): the inverse of `pad`."""
-    if group.slots is None:
-        return grid
-    return take(grid, group.slots)
+    """Drop the padding: (n * width, c) -> (t, c), the inverse of `pad`."""
+    return grid if group.slots is None else take(grid, group.slots)
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:
-    """rows[index] for indices that are all different."""
+    """rows[index] for distinct indices."""
     taken: Tensor = _Take.apply(rows, index)  # type: ignore[no-untyped-call]
     return taken
 
 
 class _Take(torch.autograd.Function):
-    """Since no row is taken twice, the gradient is a copy and not a sum of atomics."""
+    """No row is taken twice, so the gradient is a plain copy: faster than the atomic additions of indexing."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
@@ -163,25 +145,25 @@ class _Take(torch.autograd.Function):
         return grads[0].new_zeros(ctx.size, *grads[0].shape[1:]).index_copy(0, index, grads[0]), None
 
 
-def common_prefix(texts: Sequence[Sequence[int]]) -> tuple[int, np.ndarray]:
-    """The beginning that most texts share.
+def common_prefix(texts: Texts) -> tuple[int, np.ndarray]:
+    """Find the prefix that most texts share.
 
     Returns:
-        its length, 0 if none is worth sharing, and (n,) bool: which texts begin with it. Each of them has more tokens.
+        Its length (0 if it is too short to share), and (n,) bool: which texts start with it. All these are longer.
     """
-    keys = [tuple(text[:WORTH_SHARING]) if len(text) > WORTH_SHARING else None for text in texts]
-    none = np.zeros(len(texts), dtype=bool)
+    keys = [tuple(text[:MIN_SHARED_TOKENS]) if len(text) > MIN_SHARED_TOKENS else None for text in texts]
+    no_text = np.zeros(len(texts), dtype=bool)
     counted = Counter(key for key in keys if key is not None).most_common(1)
     if not counted or counted[0][1] < 2:
-        return 0, none
-    begins = np.array([key == counted[0][0] for key in keys])
-    members = [text for text, member in zip(texts, begins, strict=True) if member]
-    alike = takewhile(lambda column: len(set(column)) == 1, zip(*members, strict=False))
-    return min(sum(1 for _ in alike), min(map(len, members)) - 1), begins
+        return 0, no_text
+    has_prefix = np.array([key == counted[0][0] for key in keys])
+    members = [text for text, member in zip(texts, has_prefix, strict=True) if member]
+    common = takewhile(lambda column: len(set(column)) == 1, zip(*members, strict=False))
+    return min(sum(1 for _ in common), min(map(len, members)) - 1), has_prefix
 
 
-def cuts(lengths: np.ndarray, groups: int) -> list[tuple[int, int]]:
-    """Cut sorted lengths into at most `groups` runs with the least padding (dynamic programming over lengths)."""
+def group_by_length(lengths: np.ndarray, groups: int) -> list[tuple[int, int]]:
+    """Cut sorted lengths into at most `groups` runs [start, end) with the least padding, by dynamic programming."""
     ends = np.concatenate((np.nonzero(np.diff(lengths))[0] + 1, [len(lengths)]))
     widths = lengths[ends - 1]
     starts = np.concatenate(([0], ends[:-1]))

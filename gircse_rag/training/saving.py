@@ -1,4 +1,4 @@
-"""A run's folder: the adapter as PEFT reads it, and what training needs to go on; replaced whole or not at all."""
+"""Save and load training state: a PEFT adapter with everything needed to resume. Folders are replaced atomically."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from gircse_rag.checkpoint.spec_file import SPEC_FILE, SPEC_FILE_FIELDS
 from gircse_rag.errors import CheckpointError, InputError
@@ -25,55 +26,53 @@ RECORD = "training.json"
 
 
 def save_adapter(folder: Path, model: Any, base_name: str, dtype: torch.dtype | None = None) -> None:
-    """Write a PEFT folder (adapter_config.json, adapter_model.safetensors); `dtype` rounds the copy on disk."""
+    """Write a PEFT folder (adapter_config.json, adapter_model.safetensors); `dtype` converts the saved copy."""
     model.save_pretrained(folder)
     config_path = folder / "adapter_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
     config.update(base_model_name_or_path=base_name, inference_mode=True)
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if dtype is not None:
-        from safetensors.torch import load_file, save_file
-
         weights = folder / "adapter_model.safetensors"
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in load_file(weights).items()}
         save_file(tensors, weights, metadata={"format": "pt"})
 
 
 def save_spec(folder: Path, spec: EmbeddingSpec, pooling: str) -> None:
-    """Write gircse.json: what a checkpoint that trains like this is loaded with."""
+    """Write gircse.json, the spec fields of the trained checkpoint."""
     chosen = {name: getattr(spec, name) for name in sorted(SPEC_FILE_FIELDS)}
     if pooling != "refine":
-        chosen["pooling"] = pooling  # no spec may say so: a baseline must not load as GIRCSE
+        chosen["pooling"] = pooling  # not a spec field, so that a baseline cannot load as GIRCSE
     (folder / SPEC_FILE).write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
 
 
 def save_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig, batches: Batches, cursor: int) -> None:
-    """Write `folder/state` anew.
+    """Replace `folder/state` atomically.
 
     Raises:
-        CheckpointError: the disk is full; the state saved before is still whole.
+        CheckpointError: it cannot be written, for example on a full disk. The previous state stays intact.
     """
     with replacing(folder, "state") as fresh:
         save_adapter(fresh, model, config.model)
         save_spec(fresh, batches.spec, config.pooling)
-        buffer = io.BytesIO()  # writing to a path, torch says of a full disk that some position was unexpected
+        buffer = io.BytesIO()  # torch.save to a path reports a full disk as an "unexpected pos"
         torch.save({"optimizer": optimizer.state_dict(), "cursor": cursor}, buffer)
         (fresh / "training.pt").write_bytes(buffer.getbuffer())
         save_record(fresh, config, batches, cursor)
 
 
 def save_record(folder: Path, config: TrainConfig, batches: Batches, rows_seen: int) -> None:
-    """Write training.json: the config, how far it got, and a digest of the rows that it saw."""
+    """Write training.json: the config, the number of rows seen, and a hash of the training rows."""
     record = {"rows_seen": rows_seen, "learning_rate": config.learning_rate, "rows_digest": batches.digest}
     text = json.dumps({**record, "config": config.to_dict()}, indent=2)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """training.json, as `save_record` writes it.
+    """Read training.json, as `save_record` wrote it.
 
     Raises:
-        CheckpointError: it cannot be read, or says something else.
+        CheckpointError: the file cannot be read, or has other contents.
     """
     path = folder / RECORD
     try:
@@ -81,27 +80,29 @@ def read_record(folder: Path) -> dict[str, Any]:
         TrainConfig.of(record["config"])
         int(record["rows_seen"])
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
-        raise CheckpointError(f"{path} is not what training wrote ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"{path} was not written by training, or is damaged ({type(error).__name__}: {error})"
+        ) from error
     return record
 
 
 @contextmanager
 def replacing(folder: Path, name: str) -> Iterator[Path]:
-    """A folder to write into; when all is written it takes the place of `folder/name`, by renames.
+    """Yield an empty folder; on success it replaces `folder/name` by renames.
 
     Raises:
-        CheckpointError: it could not be written; `folder/name` is what it was.
+        CheckpointError: the folder could not be written; `folder/name` is unchanged.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for killed in folder.glob(f".{name}-*"):
-            shutil.rmtree(killed, ignore_errors=True)
+        for leftover in folder.glob(f".{name}-*"):  # of killed processes
+            shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
             fresh = Path(scratch) / name
             fresh.mkdir()
             yield fresh
             old = folder / f"{name}.old"
-            if (folder / name).exists():  # if not, a kill fell between the two renames, and `old` is all there is
+            if (folder / name).exists():  # else a kill fell between the two renames, and only `old` exists
                 shutil.rmtree(old, ignore_errors=True)
                 (folder / name).rename(old)
             fresh.rename(folder / name)
@@ -109,11 +110,11 @@ def replacing(folder: Path, name: str) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         reason = "no space left on the disk" if full else str(error)
-        raise CheckpointError(f"could not save {folder / name}: {reason}; what was saved before is whole") from error
+        raise CheckpointError(f"could not save {folder / name}: {reason}; the previous version is intact") from error
 
 
 def find_state(folder: Path) -> Path | None:
-    """The last whole state of a run: `state`, or `state.old` when a kill fell between the two renames."""
+    """Find the last complete state of a run: `state`, or `state.old` if a kill fell between the two renames."""
     for name in ("state", "state.old"):
         if (folder / name / RECORD).exists():
             return folder / name
@@ -121,31 +122,29 @@ def find_state(folder: Path) -> Path | None:
 
 
 def rows_seen(state: Path) -> int:
-    """How many rows a run had seen when it saved `state`."""
+    """Number of rows that a run had seen when it saved `state`."""
     return int(read_record(state)["rows_seen"])
 
 
 def load_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig, batches: Batches) -> int:
-    """Put adapter and optimiser back; returns the cursor.
+    """Restore adapter and optimiser; return the cursor.
 
     Raises:
-        CheckpointError: there is no whole state, or it was made with other rows, another order of them or another
-            adapter.
+        CheckpointError: there is no complete state, or its rows, their order or its adapter differ from this run's.
     """
     from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
 
     state = find_state(folder)
     if state is None:
         raise CheckpointError(f"{folder} holds no training state to resume from")
     record = read_record(state)
-    theirs = record["config"]
-    changed = [key for key, value in config.data_key.items() if theirs.get(key) != value]
+    saved_config = record["config"]
+    changed = [key for key, value in config.data_key.items() if saved_config.get(key) != value]
     if not changed and record.get("rows_digest", batches.digest) != batches.digest:
         changed = ["content of data or tasks"]
     if changed:
         raise CheckpointError(
-            f"the state in {folder} was made with another {', '.join(changed)}: rows or adapter would differ; "
+            f"the state in {folder} was made with another {', '.join(changed)}, so it cannot be resumed; "
             "use the old values, or another output folder"
         )
     try:
@@ -153,8 +152,8 @@ def load_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig, ba
         saved = torch.load(state / "training.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(saved["optimizer"])
         return int(saved["cursor"])
-    except Exception as error:  # whatever torch, pickle and safetensors raise for a damaged file
+    except Exception as error:  # torch, pickle and safetensors raise many kinds of error for a damaged file
         raise CheckpointError(
-            f"the state in {state} is damaged ({type(error).__name__}: {error}): take it away to begin anew, or start "
-            "another run from its adapter, if that is whole (`adapter:`)"
+            f"the state in {state} is damaged ({type(error).__name__}: {error}): delete it to start over, or start "
+            "another run from its adapter, if that is intact (`adapter:`)"
         ) from error

@@ -1,4 +1,4 @@
-"""What the soft tokens look like while training: the first sign of a collapse, long before a score shows one."""
+"""Statistics of the soft tokens during training. They show a collapse long before scores do."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 SAMPLE = 32
+"""Texts per refinement step in the statistics. All texts would cost 1% of the training time."""
 
 
 class SoftTokenWatch:
-    """Running means over the soft tokens of one training step; `UnrolledRefinement.on_soft_token` takes it.
-
-    Of each refinement step about `SAMPLE` texts are looked at: all of them would cost a hundredth of the training time.
-    """
+    """Running means over the soft tokens of one training step; a callback for `UnrolledRefinement.on_soft_token`."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -22,23 +20,23 @@ class SoftTokenWatch:
         self.mean: Tensor | None = None
 
     def __call__(self, weights: Tensor) -> None:
-        """`weights`: (n, V), a softmax over the vocabulary for each of n texts."""
+        """Add one refinement step: `weights` (n, V), a softmax over the vocabulary for each of n texts."""
         with torch.no_grad():
-            some = weights.detach()[:: max(1, len(weights) // SAMPLE)].float()
-            self.rows += len(some)
-            self.entropy += float(torch.special.entr(some).sum())
-            self.heaviest += float(some.amax(dim=1).sum())
-            total = some.sum(dim=0)
+            sampled = weights.detach()[:: max(1, len(weights) // SAMPLE)].float()
+            self.rows += len(sampled)
+            self.entropy += float(torch.special.entr(sampled).sum())
+            self.heaviest += float(sampled.amax(dim=1).sum())
+            total = sampled.sum(dim=0)
             self.mean = total if self.mean is None else self.mean + total
 
     def record(self) -> dict[str, Any]:
-        """For the log.
+        """Return the means for the log; {} if there was no soft token.
 
         Returns:
-            entropy: mean entropy of a soft token, nats (0: one token; ln V: all alike); heaviest: mean weight of its
-            heaviest token; commonest, commonest_id: the token that weighs most over all texts and steps, and its mean
-            weight there. `heaviest` near 1 is a sharp soft token; `commonest` near 1 is a collapse: all are the same.
-            Empty when there was no soft token.
+            entropy: mean entropy of a soft token in nats (0: a single token; ln V: uniform).
+            heaviest: mean weight of each soft token's most probable token; near 1 means sharp soft tokens.
+            commonest, commonest_id: mean weight and id of the most probable token over all texts and steps; near 1
+            means a collapse: all soft tokens are the same.
         """
         if self.mean is None:
             return {}

@@ -1,9 +1,9 @@
 """The training loop: batches in a fixed order, ICR loss, AdamW on the adapter, states that survive kill -9.
 
-Runs alone, or under `accelerate launch` on several processes: each refines its share of a batch's rows, the hidden
-states are gathered, and every process computes the same loss over the whole batch. The loss is differentiated with
-respect to the states first; each share then carries its rows' gradients through the model, all at once or in chunks
-(gradient caching): that is what lets a batch be larger than memory.
+Runs in one process, or in several under `accelerate launch`. Each process refines its share of a batch's texts; the
+hidden states are gathered, and every process computes the same loss over the whole batch. First the loss is
+differentiated with respect to the states. Then each process propagates its share of these gradients through the model,
+in one pass or in chunks (gradient caching), so a batch may be larger than memory allows in one pass.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,13 @@ from gircse_rag.training.unrolled import UnrolledRefinement
 
 
 class Trainer:
-    """One run over `batches`.
+    """Train `module` on `batches`.
 
     Args:
         module: the model with its adapter, on its device.
-        batches: the rows, with the config's batch size and seed.
-        config: everything else.
-        accelerator: an `accelerate.Accelerator` when there are several processes.
+        batches: the training rows, with the config's batch size and seed.
+        config: all other settings.
+        accelerator: an `accelerate.Accelerator` if there are several processes.
         on_step: called with each log record (main process).
     """
 
@@ -52,9 +52,12 @@ class Trainer:
         self.config, self.batches, self.accelerator, self.on_step = config, batches, accelerator, on_step
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if not self.parameters:
-            raise InputError("the model has no trainable parameter; put a LoRA adapter on it first")
+            raise InputError("the model has no trainable parameter; add a LoRA adapter first")
+        self._world, self._rank, self._main = 1, 0, True
         if accelerator is not None:
-            batches.check_shares(accelerator.num_processes)
+            self._world, self._rank = accelerator.num_processes, accelerator.process_index
+            self._main = accelerator.is_main_process
+            batches.check_shares(self._world)
         self.module = module
         fused = self.parameters[0].is_cuda
         self.optimizer: Any = torch.optim.AdamW(
@@ -64,36 +67,37 @@ class Trainer:
         self.deepspeed = accelerator is not None and accelerator.distributed_type == "DEEPSPEED"
         if self.deepspeed and config.chunk_tokens is not None:
             raise InputError(
-                "chunk_tokens needs several backward passes a step, which DeepSpeed takes for several steps"
+                "chunk_tokens needs several backward passes per step, but DeepSpeed takes a step after each; "
+                "remove chunk_tokens"
             )
         if accelerator is not None:
             self.runner, self.optimizer = accelerator.prepare(module, self.optimizer)
         self.cursor = 0
 
     def resume(self, folder: str | Path) -> None:
-        """Go on from a saved state: adapter, optimiser and cursor.
+        """Restore a saved state: adapter, optimiser and cursor.
 
         Raises:
-            CheckpointError: the folder holds no whole state, or one of another order of rows; or under DeepSpeed, which
-                keeps copies of the weights that would undo the loading.
+            CheckpointError: the folder holds no complete state, or its order of rows differs; or under DeepSpeed, which
+                keeps copies of the weights that would overwrite the loaded ones.
         """
         if self.deepspeed:
             raise CheckpointError(
-                f"a run under DeepSpeed cannot be resumed: give `adapter: {folder}/state` and another output folder"
+                f"a run under DeepSpeed cannot be resumed: set `adapter: {folder}/state` and another output folder"
             )
         self.cursor = load_state(Path(folder), self.module.model, self.optimizer, self.config, self.batches)
 
     def run(self) -> None:
-        """Train until `config.rows` rows have been seen; saves every `config.save_rows`, and at the end.
+        """Train until `config.rows` rows have been seen; save every `config.save_rows` rows, and at the end.
 
         Raises:
-            GircseError: the loss is not finite (the last saved state is kept); the message says which batch.
+            GircseError: the loss is not finite; the message names the batch. The last saved state is kept.
         """
         saved = self.cursor
         for batch in self.batches.start(self.cursor):
             if self.cursor >= self.config.rows:
                 break
-            self._log(self.step(batch))
+            self._write_log(self.step(batch))
             if self.cursor - saved >= self.config.save_rows:
                 self.save()
                 saved = self.cursor
@@ -101,29 +105,30 @@ class Trainer:
             self.save()
 
     def step(self, batch: Batch) -> dict[str, Any]:
-        """One optimiser step. Returns the log record: each L_k, the regulariser, gradient norm, what its
-        soft tokens look like (`SoftTokenWatch`), rows a second.
+        """Take one optimiser step.
+
+        Returns the log record: losses, gradient norm, statistics of soft tokens (`SoftTokenWatch`), rows per second.
         """
         begun, first = time.perf_counter(), batch.cursor - len(batch.rows)
         rate = self.config.rate(first)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        steps = self._steps(first)
+        steps = self._draw_steps(first)
         self.module.on_soft_token = watch = SoftTokenWatch()
         loss = self._backward(batch, steps)
         clip = torch.nn.utils.clip_grad_norm_ if self.accelerator is None else self.accelerator.clip_grad_norm_
         norm = torch.as_tensor(clip(self.parameters, self.config.max_gradient), device=loss.total.device)
-        # one transfer: each would wait for the device
+        # one transfer for all numbers: each transfer waits for the device
         numbers = torch.cat(
             (torch.stack((loss.total, loss.regularization, norm)).detach(), loss.stepwise.detach())
         ).tolist()
         if not np.isfinite(numbers).all():
             state = find_state(Path(self.config.output))
-            kept = "nothing had been saved yet" if state is None else f"the last good state is {state}"
+            last_state = "no state has been saved yet" if state is None else f"the last good state is {state}"
             raise InputError(
                 f"the loss or its gradient is not finite in the batch of rows {first}..{batch.cursor} "
-                f"(task {batch.rows[0].task}): training stopped before this step; {kept}; lower learning_rate, or look "
-                "at these rows"
+                f"(task {batch.rows[0].task}): training stopped before this step; {last_state}; reduce "
+                "learning_rate, or check these rows"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -143,23 +148,23 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write adapter and resumable state; the folder is replaced by one rename, never half-written."""
-        if self.accelerator is None or self.accelerator.is_main_process:
+        """Save adapter and resumable state atomically."""
+        if self._main:
             folder = Path(self.config.output)
             save_state(folder, self.module.model, self.optimizer, self.config, self.batches, self.cursor)
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
     def temperature(self, task: str) -> float:
-        """Of the loss of a batch of `task`, which a subclass may choose for some."""
+        """Temperature of the loss for batches of `task`; a subclass may override it."""
         return self.config.temperature
 
     def objective(self, batch: Batch, states: Tensor) -> IcrLoss:
-        """The loss of the whole batch, which a subclass may add to: `train` takes it as `trainer`.
+        """Compute the loss of the whole batch. Subclasses may override it; pass them to `train(trainer=...)`.
 
         Args:
-            batch: what was refined.
-            states: (len(batch.texts), K, d), h_1..h_K of its texts in their order, with gradients.
+            batch: the refined batch.
+            states: (len(batch.texts), K, d), h_1..h_K of its texts in their order; requires grad.
         """
         queries = len(batch.rows)
         return icr_loss(
@@ -175,57 +180,54 @@ class Trainer:
         )
 
     def _backward(self, batch: Batch, steps: int) -> IcrLoss:
-        """Gradients of the whole batch's loss into the adapter."""
-        world, rank = (
-            (1, 0) if self.accelerator is None else (self.accelerator.num_processes, self.accelerator.process_index)
-        )
-        chunks = token_chunks(batch.texts, range(rank, len(batch.texts), world), self.config.chunk_tokens)
-        whole = len(chunks) == 1
-        with nullcontext() if whole else torch.no_grad():
-            parts = [self._states(batch, part, steps) for part in chunks]
+        """Compute the loss of the whole batch and accumulate its gradients in the adapter."""
+        mine = range(self._rank, len(batch.texts), self._world)
+        chunks = token_chunks(batch.texts, mine, self.config.chunk_tokens)
+        single = len(chunks) == 1
+        with nullcontext() if single else torch.no_grad():
+            parts = [self._refine(batch, part, steps) for part in chunks]
         states = self._gather(torch.cat([part.detach() for part in parts]), len(batch.texts)).requires_grad_()
         loss = self.objective(batch, states)
         (gradient,) = torch.autograd.grad(loss.total, states)
-        # DistributedDataParallel averages over processes; the whole batch's gradient is the sum of the shares.
-        gradient = gradient * world
+        # DistributedDataParallel averages gradients over processes; the batch's gradient is their sum.
+        gradient = gradient * self._world
         for index, part in enumerate(chunks):
             last = index == len(chunks) - 1
             with nullcontext() if last or self.accelerator is None else self.accelerator.no_sync(self.runner):
-                again = parts[0] if whole else self._states(batch, part, steps)
-                share = (again * gradient[part].to(again.dtype)).sum()  # its gradient is this share's of the loss
+                refined = parts[0] if single else self._refine(batch, part, steps)
+                share = (refined * gradient[part].to(refined.dtype)).sum()  # surrogate with the loss's gradient
                 if self.accelerator is None:
                     share.backward()  # type: ignore[no-untyped-call]
                 else:
                     self.accelerator.backward(share)
         return loss
 
-    def _states(self, batch: Batch, part: list[int], steps: int) -> Tensor:
+    def _refine(self, batch: Batch, part: list[int], steps: int) -> Tensor:
         states: Tensor = self.runner([batch.texts[i] for i in part], steps, self.config.pooling)
         return states
 
     def _gather(self, states: Tensor, total: int) -> Tensor:
-        """(m, K, d) of this process's texts r, r + world, ... -> (total, K, d) of all, in batch order."""
-        if self.accelerator is None or self.accelerator.num_processes == 1:
+        """Gather all processes' states: (m, K, d) of texts r, r + world, ... -> (total, K, d) in batch order."""
+        if self._world == 1:
             return states
-        world = self.accelerator.num_processes
-        longest = -(-total // world)
+        longest = -(-total // self._world)
         padded = torch.cat((states, states.new_zeros(longest - len(states), *states.shape[1:])))
         gathered: Tensor = self.accelerator.gather(padded)
-        return gathered.view(world, longest, *states.shape[1:]).transpose(0, 1).reshape(-1, *states.shape[1:])[:total]
+        return gathered.view(self._world, longest, *states.shape[1:]).transpose(0, 1).flatten(0, 1)[:total]
 
-    def _steps(self, cursor: int) -> int:
+    def _draw_steps(self, cursor: int) -> int:
         low, high = self.config.step_range if self.config.pooling == "refine" else (1, 1)
         return int(np.random.default_rng((self.config.seed, cursor)).integers(low, high + 1))
 
-    def _log(self, record: dict[str, Any]) -> None:
-        if self.accelerator is not None and not self.accelerator.is_main_process:
+    def _write_log(self, record: dict[str, Any]) -> None:
+        if not self._main:
             return
         folder = Path(self.config.output)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "log.jsonl").open("a+b") as file:
                 if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-                    file.write(b"\n")  # a kill tore the last line
+                    file.write(b"\n")  # a kill cut off the last line
                 file.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
             raise CheckpointError(f"could not write {folder / 'log.jsonl'}: {error}") from error
@@ -233,28 +235,16 @@ class Trainer:
             self.on_step(record)
 
 
-def token_chunks(texts: Sequence[Sequence[int]], mine: Sequence[int], limit: int | None) -> list[list[int]]:
-    """Cut the texts number `mine` into runs of at most `limit` tokens (or of one text)."""
+def token_chunks(texts: Sequence[Sequence[int]], indices: Sequence[int], limit: int | None) -> list[list[int]]:
+    """Split text indices into chunks of at most `limit` tokens; a longer text gets a chunk of its own."""
     if limit is None:
-        return [list(mine)]
+        return [list(indices)]
     chunks: list[list[int]] = [[]]
     room = limit
-    for index in mine:
+    for index in indices:
         room -= len(texts[index])
         if room < 0 and chunks[-1]:
             chunks.append([])
             room = limit - len(texts[index])
         chunks[-1].append(index)
     return chunks
-
-
-def read_log(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The log records of a run; where a resumed run repeated rows, the later record counts."""
-    records = {}
-    for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # a kill tore it; the resumed run has logged those rows again
-            continue
-        records[record["cursor"]] = record
-    return iter(sorted(records.values(), key=lambda record: int(record["cursor"])))

@@ -1,16 +1,21 @@
-"""GIRCSE inside vLLM, as a plugin: `pip install "gircse-rag[vllm]"`, `gircse export`, and vLLM serves the folder.
+"""GIRCSE in vLLM, as a plugin: `pip install "gircse-rag[vllm]"`, `gircse export`, and vLLM serves the exported folder.
 
-    __init__     the plugin's entry point: registers four architectures
-    checks       what of vLLM it leans on, and what it refuses
-    slots        which request keeps its soft token where (no vLLM in it)
-    scheduler    appends a handle for each soft token to a request, and cuts its positions accordingly
-    model        embeds handles, makes soft tokens, pools
-    prompts      steps, role and instruction for LLM.embed
-    serving      and over HTTP
-    export       the folder that vLLM loads
-    backend      Embedder in process; client: Embedder against a server
+    __init__            entry points of the plugin: registers four architectures and the HTTP endpoints
+    export              writes the folder that vLLM loads
+    connect             backend, tokenizer and spec for Embedder.from_pretrained(backend="vllm")
+    in_process          backend: vLLM in this process
+    server_client       backend: a running server
 
-`register` and `endpoints` are called by vLLM in each of its processes.
+    plugin/             runs inside vLLM's processes
+      settings          what the plugin needs to know of a checkpoint
+      checks            verifies vLLM's private functions, and refuses unsupported configurations
+      slots             assigns each request a slot for its soft token (does not import vLLM)
+      scheduler         appends a handle per soft token to a request, and chunks its positions accordingly
+      model             embeds handles, makes soft tokens, pools
+      llm_inputs        steps, role and instruction for LLM.embed
+      endpoints         steps, role and instruction over HTTP
+
+vLLM calls `register` and `endpoints` in each of its processes.
 """
 
 from __future__ import annotations
@@ -24,13 +29,13 @@ ARCHITECTURES = {
     "qwen2": "GircseQwen2ForCausalLM",
     "qwen3": "GircseQwen3ForCausalLM",
 }
-"""What `gircse export` writes into config.json, by `model_type`."""
+"""`model_type` -> the architecture that `gircse export` writes into config.json."""
 
 
 def register() -> None:
-    """Entry point `vllm.general_plugins`: make vLLM know our architectures. Called any number of times.
+    """Entry point `vllm.general_plugins`: register our architectures with vLLM. May be called repeatedly.
 
-    Raises nothing: it runs wherever vLLM does, also for models that have nothing to do with us.
+    Raises nothing, because it runs in every vLLM process, even for models that are not ours.
     """
     try:
         from vllm import ModelRegistry
@@ -49,7 +54,7 @@ def register() -> None:
 
 
 def endpoints() -> Any:
-    """Entry point `vllm.endpoint_plugins`: steps, role and instruction over HTTP, if VLLM_PLUGINS names gircse."""
+    """Entry point `vllm.endpoint_plugins`: steps, role and instruction over HTTP, if VLLM_PLUGINS contains gircse."""
     from gircse_rag.backends.vllm.plugin.endpoints import GircseEndpoints
 
     return GircseEndpoints()

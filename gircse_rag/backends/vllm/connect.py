@@ -1,4 +1,4 @@
-"""What `Embedder.from_pretrained(backend="vllm")` needs: a backend, a tokenizer and a spec."""
+"""Backend, tokenizer and spec for `Embedder.from_pretrained(backend="vllm")`."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ if TYPE_CHECKING:
 Loaded = tuple[Backend, "PreTrainedTokenizerBase", EmbeddingSpec]
 
 
-def in_process(name: str, *, dtype: torch.dtype) -> Loaded:
-    """An engine of vLLM in this process, on the device that vLLM finds.
+def load_in_process(name: str, *, dtype: torch.dtype) -> Loaded:
+    """Load a checkpoint into a vLLM engine in this process, on the device that vLLM chooses.
 
     Raises:
-        MissingExtraError, CheckpointError, GircseError: vLLM is missing, the checkpoint is damaged, vLLM cannot run it.
+        MissingExtraError: vLLM is not installed.
+        CheckpointError: the checkpoint cannot be loaded.
+        GircseError: vLLM cannot run it.
     """
     require("vllm", "vllm")
     checkpoint = load_checkpoint(name, dtype=dtype, device="cpu")
     with tempfile.TemporaryDirectory(prefix="gircse-") as scratch:
         folder = write(checkpoint, Path(scratch) / "merged")
         tokenizer, spec = checkpoint.tokenizer, checkpoint.spec
-        del checkpoint  # the weights are read again, by vLLM
+        del checkpoint  # vLLM reads the weights again
         backend = VllmBackend(folder, spec, dtype=spec.dtype)
     return backend, tokenizer, spec
 
 
-def served(name: str, url: str) -> Loaded:
-    """A running server. Of the checkpoint `name` only the tokenizer is read, and the adapter's hash if it has one.
+def connect_to_server(name: str, url: str) -> Loaded:
+    """Connect to a running server. Reads only the tokenizer of checkpoint `name`, and its adapter's hash if any.
 
     Raises:
-        GircseError: no server answers there.
-        SpecMismatchError: it serves another model than `name`.
+        GircseError: no server answers at `url`.
+        SpecMismatchError: the server has another model than `name`.
         CheckpointError: `name` cannot be found.
     """
     backend = ServerBackend(url)
@@ -53,8 +55,8 @@ def served(name: str, url: str) -> Loaded:
         for field, value in known.items():
             if getattr(spec, field) != value:
                 raise SpecMismatchError(
-                    f"{url} serves {spec.describe()}, which is not {name}: {field} differs; name the model that the "
-                    "server has, or ask another server"
+                    f"{url} serves {spec.describe()}, which is not {name}: {field} differs; pass the name of the "
+                    "server's model, or the url of another server"
                 )
     except BaseException:
         backend.close()

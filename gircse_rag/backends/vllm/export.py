@@ -1,11 +1,11 @@
-"""A checkpoint as one merged folder that vLLM loads, and `Embedder.from_pretrained` as well.
+"""Export a checkpoint as one merged folder, which vLLM and `Embedder.from_pretrained` both load.
 
-    config.json           the base model's, its architecture ours, and under "gircse" the spec and a hash of the weights
-    model.safetensors     base and adapter in one
-    tokenizer.json, ...   as it was, but it never adds a special token: vLLM would ask it to, and GIRCSE wants none
+    config.json           the base model's, with our architecture; "gircse" holds the spec and a hash of the weights
+    model.safetensors     base and adapter merged
+    tokenizer.json, ...   unchanged, but never adds special tokens: vLLM would request them, and GIRCSE uses none
     gircse.json           templates, temperature, lengths, steps
 
-The vector space is the one of the checkpoint it was made from, and so is the fingerprint.
+Vector space and fingerprint are those of the exported checkpoint.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from gircse_rag.errors import CheckpointError, InputError
 
 
 def export(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
-    """Write the checkpoint `name` to `folder`, which must not exist or be empty; it appears whole or not at all.
+    """Write the checkpoint `name` to `folder`, which must be new or empty. The write is atomic.
 
     Args:
-        name: what `Embedder.from_pretrained` takes.
-        dtype: of the weights written.
+        name: as in `Embedder.from_pretrained`.
+        dtype: dtype of the written weights.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
-        InputError: the folder holds something, or cannot be written.
+        InputError: the folder is not empty, or cannot be written.
     """
     return write(load_checkpoint(name, dtype=dtype, device="cpu"), folder)
 
@@ -48,10 +48,10 @@ def is_exported(folder: Path) -> bool:
 
 
 def write(checkpoint: Checkpoint, folder: Path) -> Path:
-    """The same for a checkpoint that is loaded.
+    """Write a loaded checkpoint, see `export`.
 
     Raises:
-        CheckpointError: its tokenizer cannot be kept from adding special tokens.
+        CheckpointError: its tokenizer always adds special tokens.
         InputError: as `export`.
     """
     try:
@@ -78,8 +78,8 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     config["architectures"] = [ARCHITECTURES[model.config.model_type]]
     config[EXPORT_KEY] = {"spec": spec.to_dict(), "weights": weights}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    chosen = {name: value for name, value in spec.to_dict().items() if name in SPEC_FILE_FIELDS}
-    (folder / SPEC_FILE).write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
+    settings = {name: value for name, value in spec.to_dict().items() if name in SPEC_FILE_FIELDS}
+    (folder / SPEC_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     _write_tokenizer(checkpoint.tokenizer, folder)
 
 
@@ -87,23 +87,23 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
     definition = json.loads(path.read_text(encoding="utf-8"))
-    definition["post_processor"] = _without_specials(definition.get("post_processor"))
+    definition["post_processor"] = _remove_special_tokens(definition.get("post_processor"))
     path.write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
     path = folder / "tokenizer_config.json"
     options = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**options, "add_bos_token": False, "add_eos_token": False}, indent=2), encoding="utf-8")
     reloaded = AutoTokenizer.from_pretrained(folder)
     for text in ("a", "Query: two words"):
-        wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not reloaded(text)["input_ids"] == reloaded(text, add_special_tokens=False)["input_ids"] == wanted:
+        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not reloaded(text)["input_ids"] == reloaded(text, add_special_tokens=False)["input_ids"] == expected:
             raise CheckpointError(
-                f"the tokenizer ({type(tokenizer).__name__}) adds special tokens to every text and cannot be told not "
-                "to, so vLLM would embed other tokens than GIRCSE wants"
+                f"the tokenizer ({type(tokenizer).__name__}) adds special tokens to every text and this cannot be "
+                "turned off, so vLLM would embed other tokens than GIRCSE; use backend='paged' for this model"
             )
 
 
-def _without_specials(processor: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The part of a tokenizer's post-processor that adds no tokens: ByteLevel, which minds offsets only."""
+def _remove_special_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The part of a tokenizer's post-processor that adds no tokens: ByteLevel, which only adjusts offsets."""
     if processor is None:
         return None
     parts = processor["processors"] if processor["type"] == "Sequence" else [processor]

@@ -1,4 +1,4 @@
-"""VllmBackend: an engine of vLLM in this process, behind the Backend protocol."""
+"""VllmBackend: a vLLM engine in this process, behind the Backend protocol."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from transformers import AutoConfig
 
-from gircse_rag.backend import Refinement, Request
+from gircse_rag.backend import CLOSED, NOT_FINITE, Refinement, Request
 from gircse_rag.backends.vllm.plugin.settings import STEPS
 from gircse_rag.errors import GircseError, InputError, first_line, require
 from gircse_rag.spec import MAX_STEPS, EmbeddingSpec
 
 BATCH = 512
-"""Requests handed to vLLM at once; it decides how many of them run."""
+"""Requests handed to vLLM at once; vLLM decides how many of them run."""
+
+Numbered = list[tuple[int, Request]]
+Outcomes = list[tuple[int, Refinement | GircseError]]
 
 
 class VllmBackend:
-    """Refines requests with `vllm.LLM`, which keeps to one caller at a time.
+    """Refines requests with `vllm.LLM`, for one caller at a time.
 
-    vLLM gives back the last embedding only: `steps="auto"`, the trajectory and the heaviest soft tokens are refused.
+    vLLM returns the last embedding only, so `steps="auto"`, trajectories and soft tokens are refused.
 
     Args:
-        folder: what `gircse export` wrote.
+        folder: a folder written by `gircse export`.
         spec: its vector space.
-        options: any of `vllm.LLM`'s. Unless given, max_model_len is the longest prompt plus MAX_STEPS, and on a CPU
-            nothing is compiled, which takes a minute there and gains little.
+        options: arguments of `vllm.LLM`. Defaults: max_model_len is the longest prompt plus MAX_STEPS; on a CPU
+            nothing is compiled, because compiling takes a minute and gains little.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -40,7 +43,7 @@ class VllmBackend:
     """
 
     def __init__(self, folder: Path, spec: EmbeddingSpec, **options: Any) -> None:
-        # The engine in this process, not in one it starts: a script then needs no `if __name__ == "__main__"`.
+        # Run the engine in this process: with a child process, scripts would need `if __name__ == "__main__"`.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         vllm = require("vllm", "vllm")
         self._make_params = vllm.PoolingParams
@@ -52,7 +55,7 @@ class VllmBackend:
         try:
             self._llm = vllm.LLM(model=str(folder), runner="pooling", **options)
         except (ValueError, RuntimeError, OSError) as error:
-            raise GircseError(f"vLLM could not start: {reason(error)}") from error
+            raise GircseError(f"vLLM could not start: {explain_error(error)}") from error
         self._window = int(self._llm.model_config.max_model_len)
         self._dimension = spec.dimension
         self._lock = threading.Lock()
@@ -65,17 +68,11 @@ class VllmBackend:
     def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
         numbered = enumerate(requests)
         while batch := list(islice(numbered, BATCH)):
-            good: list[tuple[int, Request]] = []
-            for index, request in batch:
-                try:
-                    check(request, self._window)
-                except InputError as error:
-                    yield index, error
-                else:
-                    good.append((index, request))
+            good, refused = split_supported(batch, self._window)
+            yield from refused
             vectors = self._embed([request for _, request in good])
             for (index, request), vector in zip(good, vectors, strict=True):
-                yield index, refinement(vector, request.steps)
+                yield index, last_step_refinement(vector, request.steps)
 
     def close(self) -> None:
         with self._lock:
@@ -87,7 +84,7 @@ class VllmBackend:
     def _embed(self, requests: list[Request]) -> list[NDArray[np.float32]]:
         with self._lock:
             if self._closed:
-                raise GircseError("this embedder is closed; load a new one with Embedder.from_pretrained")
+                raise GircseError(CLOSED)
             if not requests:
                 return []
             outputs = self._llm.encode(
@@ -96,45 +93,52 @@ class VllmBackend:
                 pooling_task="embed",
                 use_tqdm=False,
             )
-        if len(outputs) != len(requests):  # else vectors would go to other texts
+        if len(outputs) != len(requests):  # otherwise vectors would be assigned to the wrong texts
             raise GircseError(
-                f"vLLM answered {len(outputs)} requests where {len(requests)} were asked, some of a call that was "
+                f"vLLM answered {len(outputs)} requests instead of {len(requests)}: some belong to a call that was "
                 "interrupted; embed these texts again"
             )
         return [output.outputs.data.float().numpy() for output in outputs]
 
 
-def reason(error: Exception) -> str:
-    """The telling line of an error of vLLM's: pydantic's first one only counts."""
+def explain_error(error: Exception) -> str:
+    """The informative line of a vLLM error: pydantic's first line is only a count."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return ": ".join([*map(str, first["loc"]), first["msg"]])
     return first_line(error)
 
 
-def check(request: Request, window: int) -> None:
-    """Refuse what vLLM would not compute, before it is handed over.
+def split_supported(batch: Numbered, window: int) -> tuple[Numbered, Outcomes]:
+    """Split requests into those that vLLM can compute, and the errors of the others.
 
-    Raises:
-        InputError: it does not fit the window, or asks for more than the last embedding.
+    The others do not fit the window, or ask for more than the last embedding.
     """
-    if request.tolerance is not None or request.top_k or request.trajectory:
-        raise InputError(
-            "the backend 'vllm' returns the last embedding only: no steps='auto', trajectory or soft_tokens; use "
-            "backend='paged' for those"
-        )
-    length = len(request.token_ids)
-    if not 0 < length <= window - request.steps:
-        raise InputError(
-            f"a prompt of {length} tokens and {request.steps} refinement steps do not fit vLLM's max_model_len of "
-            f"{window}; use fewer steps or a smaller max_length"
-        )
+    good: Numbered = []
+    refused: Outcomes = []
+    for index, request in batch:
+        length = len(request.token_ids)
+        if request.tolerance is not None or request.top_k or request.trajectory:
+            message = (
+                "the backend 'vllm' returns the last embedding only, without steps='auto', trajectory or soft_tokens; "
+                "use backend='paged' for those"
+            )
+        elif not 0 < length <= window - request.steps:
+            message = (
+                f"a prompt of {length} tokens and {request.steps} refinement steps do not fit vLLM's max_model_len of "
+                f"{window}; use fewer steps or a smaller max_length"
+            )
+        else:
+            good.append((index, request))
+            continue
+        refused.append((index, InputError(message)))
+    return good, refused
 
 
-def refinement(vector: NDArray[np.float32], steps: int) -> Refinement | GircseError:
-    """A result of which only the last step is known; the rows before it are NaN."""
+def last_step_refinement(vector: NDArray[np.float32], steps: int) -> Refinement | GircseError:
+    """A result in which only the last step's row is known; the rows before it are NaN."""
     if not np.isfinite(vector).all():
-        return GircseError("the model produced NaN or infinity for this text; try dtype='float32'")
+        return GircseError(NOT_FINITE)
     trajectory = np.full((steps, len(vector)), np.nan, dtype=np.float32)
     trajectory[-1] = vector
     return Refinement(trajectory)

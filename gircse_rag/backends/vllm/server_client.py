@@ -1,4 +1,4 @@
-"""ServerBackend: a running server (`gircse serve`), behind the Backend protocol."""
+"""ServerBackend: a running server (`gircse serve`) behind the Backend protocol."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import httpx
 import numpy as np
 import tenacity
 
-from gircse_rag.backend import Refinement, Request
-from gircse_rag.backends.vllm.in_process import check, refinement
+from gircse_rag.backend import CLOSED, Refinement, Request
+from gircse_rag.backends.vllm.in_process import Numbered, Outcomes, last_step_refinement, split_supported
 from gircse_rag.backoff import (
     CLIENT_FAULTS,
     DEADLINE,
@@ -30,33 +30,29 @@ from gircse_rag.errors import GircseError, InputError, SpecMismatchError
 from gircse_rag.spec import EmbeddingSpec
 
 BATCH = 64
-"""Inputs of one HTTP request."""
+"""Inputs per HTTP request."""
 IN_FLIGHT = 4
-"""HTTP requests at once: enough that the server always has some waiting."""
-START_DEADLINE = 2.0
-"""The same for one that has yet to answer: it is rather not there."""
-SAME = 5.0
-"""Seconds after an answer for which the server is taken to have the same model: too few to be started again in."""
-_CLOSED = "this embedder is closed; load a new one with Embedder.from_pretrained"
-
-Numbered = list[tuple[int, Request]]
-Outcomes = list[tuple[int, Refinement | GircseError]]
+"""Maximum concurrent HTTP requests of a call: enough that the server always has some waiting."""
+CONNECT_DEADLINE = 2.0
+"""Like DEADLINE, for the first contact: a server that has never answered is probably not running."""
+MODEL_CHECK_INTERVAL = 5.0
+"""Seconds after an answer during which the model is not checked again: too short for a restart with another model."""
 
 
 class ServerBackend:
-    """Refines requests over HTTP. Sends token ids, so what the server tokenises with does not matter.
+    """Refines requests over HTTP. Sends token ids, so the server's tokenizer does not matter.
 
-    A request that the server did not answer, or was too busy for, is sent again for up to DEADLINE seconds. A server
-    that has another model than when this backend was made ends the call, SpecMismatchError, whatever its texts.
+    A request is repeated for up to DEADLINE seconds if the server does not answer or is too busy. If the server's model
+    changes, calls end with SpecMismatchError.
 
     Args:
-        url: of the server, with or without /v1. If it asks for a key, set VLLM_API_KEY, as for the server.
+        url: the server's address, with or without /v1. If the server requires a key, set VLLM_API_KEY here too.
 
     Attributes:
         spec: the server's vector space.
 
     Raises:
-        GircseError: no server answers there, or not one of `gircse serve`.
+        GircseError: nothing answers at `url`, or a server without GIRCSE.
     """
 
     def __init__(self, url: str) -> None:
@@ -70,13 +66,13 @@ class ServerBackend:
         self._closed = threading.Event()
         self._failing_since: float | None = None
         self._last_failure = 0.0
-        self._same = 0.0  # when the server was last known to have this model
+        self._model_confirmed = 0.0  # time at which the server was last known to have this model
         try:
-            known = self._json(self._again(START_DEADLINE, lambda: self._http.get("/v1/gircse")))
-            models = self._json(self._again(START_DEADLINE, lambda: self._http.get("/v1/models")))
-            with self._check_form():
-                self.spec = _spec(known)
-                self._window = int(known["window"])
+            info = self._parse_json(self._send_with_retries(CONNECT_DEADLINE, lambda: self._http.get("/v1/gircse")))
+            models = self._parse_json(self._send_with_retries(CONNECT_DEADLINE, lambda: self._http.get("/v1/models")))
+            with self._check_structure():
+                self.spec = _parse_spec(info)
+                self._window = int(info["window"])
                 self._model = models["data"][0]["id"]
         except BaseException:
             self._http.close()
@@ -94,10 +90,10 @@ class ServerBackend:
         try:
             while True:
                 if self._closed.is_set():
-                    raise GircseError(_CLOSED)
+                    raise GircseError(CLOSED)
                 while waiting < IN_FLIGHT and (batch := list(islice(numbered, BATCH))):
-                    # a daemon: whoever gives up a call, or the process, does not wait for its answers
-                    threading.Thread(target=self._work, args=(batch, answers, abandoned), daemon=True).start()
+                    # daemon threads: a caller or process that stops early does not wait for their answers
+                    threading.Thread(target=self._run_batch, args=(batch, answers, abandoned), daemon=True).start()
                     waiting += 1
                 if not waiting:
                     return
@@ -113,25 +109,14 @@ class ServerBackend:
         self._closed.set()
         self._http.close()
 
-    def _work(
+    def _run_batch(
         self, batch: Numbered, answers: SimpleQueue[Outcomes | BaseException], abandoned: threading.Event
     ) -> None:
         try:
-            answers.put(self._embed(batch, abandoned))
-        except BaseException as error:  # for the caller to see
+            good, outcomes = split_supported(batch, self._window)
+            answers.put(outcomes + (self._post(good, abandoned) if good else []))
+        except BaseException as error:  # re-raised in the caller's thread
             answers.put(error)
-
-    def _embed(self, batch: Numbered, abandoned: threading.Event) -> Outcomes:
-        outcomes: Outcomes = []
-        good: Numbered = []
-        for index, request in batch:
-            try:
-                check(request, self._window)
-            except InputError as error:
-                outcomes.append((index, error))
-            else:
-                good.append((index, request))
-        return outcomes + (self._post(good, abandoned) if good else [])
 
     def _post(self, batch: Numbered, abandoned: threading.Event) -> Outcomes:
         body = {
@@ -142,25 +127,25 @@ class ServerBackend:
             "endianness": "little",
         }
 
-        def ask() -> httpx.Response:
+        def send() -> httpx.Response:
             if abandoned.is_set():
-                raise GircseError("nobody waits for the answer any more")
-            if time.monotonic() - self._same > SAME:
-                known = self._http.get("/v1/gircse")
-                if known.status_code in RETRIED_STATUS:
-                    return known
-                self._check_same(known)
+                raise GircseError("the call was abandoned; its answer is no longer needed")
+            if time.monotonic() - self._model_confirmed > MODEL_CHECK_INTERVAL:
+                info = self._http.get("/v1/gircse")
+                if info.status_code in RETRIED_STATUS:
+                    return info
+                self._check_model(info)
             return self._http.post("/v1/embeddings", json=body)
 
         try:
-            response = self._again(DEADLINE, ask)
-            if response.status_code == httpx.codes.BAD_REQUEST and len(batch) > 1:  # one bad input must not spoil all
+            response = self._send_with_retries(DEADLINE, send)
+            if response.status_code == httpx.codes.BAD_REQUEST and len(batch) > 1:  # find the bad input
                 return [outcome for one in batch for outcome in self._post([one], abandoned)]
-            answer = self._json(response)
-            with self._check_form():
+            answer = self._parse_json(response)
+            with self._check_structure():
                 pairs = zip(batch, answer["data"], strict=True)
                 return [(index, self._refinement(entry, request.steps)) for (index, request), entry in pairs]
-        except SpecMismatchError:  # no text of this call can be embedded any more
+        except SpecMismatchError:  # ends the call: none of its texts can be embedded any more
             raise
         except GircseError as error:
             return [(index, error) for index, _ in batch]
@@ -169,42 +154,42 @@ class ServerBackend:
         vector = np.frombuffer(base64.b64decode(entry["embedding"]), dtype="<f4").astype(np.float32)
         if len(vector) != self.dimension:
             raise SpecMismatchError(
-                f"{self._url} answered a vector of {len(vector)} numbers, not {self.dimension}: it has another model "
-                "now; load the embedder again"
+                f"{self._url} returned a vector of {len(vector)} numbers, not {self.dimension}: its model has changed; "
+                "load the embedder again"
             )
-        return refinement(vector, steps)
+        return last_step_refinement(vector, steps)
 
-    def _check_same(self, response: httpx.Response) -> None:
-        known = self._json(response)
-        with self._check_form():
-            spec = _spec(known)
+    def _check_model(self, response: httpx.Response) -> None:
+        info = self._parse_json(response)
+        with self._check_structure():
+            spec = _parse_spec(info)
         if spec.fingerprint != self.spec.fingerprint:
             raise SpecMismatchError(
-                f"{self._url} serves {spec.describe()} now, and served {self.spec.describe()} when this embedder was "
-                "loaded; load it again, and embed again what is to be compared"
+                f"{self._url} now serves {spec.describe()}, but served {self.spec.describe()} when this embedder was "
+                "loaded; load the embedder again, and embed again all texts that are to be compared"
             )
 
-    def _again(self, deadline: float, ask: Callable[[], httpx.Response]) -> httpx.Response:
-        """The server's answer; it is asked again where that may help, until `deadline` seconds of failures.
+    def _send_with_retries(self, deadline: float, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """Send a request, and repeat it where that may help, until failures last `deadline` seconds.
 
         Raises:
-            GircseError: there was none, or the backend was closed.
+            GircseError: the server did not answer, or the backend was closed.
         """
 
         def attempt() -> httpx.Response:
             try:
-                response = ask()
+                response = send()
             except httpx.TransportError:
-                self._failed()
+                self._record_failure()
                 raise
             if response.status_code in RETRIED_STATUS:
-                self._failed()
+                self._record_failure()
             else:
-                self._failing_since, self._same = None, time.monotonic()
+                self._failing_since, self._model_confirmed = None, time.monotonic()
             return response
 
         def stop(state: tenacity.RetryCallState) -> bool:
-            # Failures of all threads count: of a server that is gone each batch need not find out for itself.
+            # Failures of all threads count together, so that not every batch waits for a dead server on its own.
             failing = time.monotonic() - (self._failing_since or time.monotonic())
             return max(failing, state.seconds_since_start or 0) + state.upcoming_sleep >= deadline
 
@@ -222,27 +207,27 @@ class ServerBackend:
         )
         try:
             return retrying(attempt)
-        except RuntimeError as error:  # httpx says so of a client that was closed
-            raise GircseError(_CLOSED) from error
+        except RuntimeError as error:  # raised by a closed httpx client
+            raise GircseError(CLOSED) from error
         except httpx.HTTPError as error:
             raise GircseError(
                 f"no answer from {self._url} ({type(error).__name__}: {error}); is it running?"
             ) from error
 
-    def _failed(self) -> None:
+    def _record_failure(self) -> None:
         now = time.monotonic()
-        if self._failing_since is None or now - self._last_failure > 2 * LONGEST_WAIT:  # what was long ago is over
+        if self._failing_since is None or now - self._last_failure > 2 * LONGEST_WAIT:  # earlier failures have ended
             self._failing_since = now
-        self._last_failure, self._same = now, 0.0
+        self._last_failure, self._model_confirmed = now, 0.0
 
-    def _json(self, response: httpx.Response) -> Any:
+    def _parse_json(self, response: httpx.Response) -> Any:
         if response.status_code == httpx.codes.NOT_FOUND and response.url.path == "/v1/gircse":
             raise GircseError(
-                f"{self._url} serves no GIRCSE model, or without our plugin; start it with `gircse serve`, or with "
-                "VLLM_PLUGINS=gircse"
+                f"{self._url} serves no GIRCSE model, or runs without our plugin; start it with `gircse serve`, or "
+                "with VLLM_PLUGINS=gircse"
             )
         if response.is_redirect:
-            where = response.headers.get("Location", "an address that it does not name")
+            where = response.headers.get("Location", "an unknown address")
             raise GircseError(f"{self._url} answered {response.status_code}: it is now at {where}; use that url")
         if response.is_error:
             kind = InputError if response.status_code == httpx.codes.BAD_REQUEST else GircseError
@@ -251,12 +236,12 @@ class ServerBackend:
             return response.json()
         except ValueError as error:
             raise GircseError(
-                f"{self._url} answered no JSON but {response.text[:200]!r}; is that url `gircse serve`'s?"
+                f"{self._url} answered {response.text[:200]!r}, which is not JSON; is it the url of a `gircse serve`?"
             ) from error
 
     @contextmanager
-    def _check_form(self) -> Iterator[None]:
-        """Turn what goes wrong in the block, where an answer is taken apart, into an error that says so."""
+    def _check_structure(self) -> Iterator[None]:
+        """Turn an error while an answer is parsed into a GircseError that says so."""
         try:
             yield
         except GircseError:
@@ -264,16 +249,16 @@ class ServerBackend:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise GircseError(
                 f"{self._url} answered in a form that this version does not know ({type(error).__name__}: {error}); "
-                "are gircse-rag there and here of one version?"
+                "use the same version of gircse-rag on the server and here"
             ) from error
 
 
 def _retry_after(state: tenacity.RetryCallState) -> float:
-    """Seconds that the server asked to wait, or 0."""
+    """Seconds that the server's answer asks to wait, or 0."""
     if state.outcome is None or state.outcome.failed:
         return 0.0
     return parse_retry_after(state.outcome.result().headers.get("Retry-After", ""))
 
 
-def _spec(known: Any) -> EmbeddingSpec:
-    return EmbeddingSpec.from_dict({**known["spec"], "dtype": known["dtype"]})
+def _parse_spec(info: Any) -> EmbeddingSpec:
+    return EmbeddingSpec.from_dict({**info["spec"], "dtype": info["dtype"]})

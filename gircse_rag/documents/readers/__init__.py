@@ -1,6 +1,7 @@
-"""Reading documents: `read_documents`. A file a family of formats, one registry of suffixes (`files.READERS`).
+"""Read documents from files, folders and frameworks with `read_documents`.
 
-Nothing is passed over in silence: what cannot be read comes out as a `SkippedFile`, in its place.
+One module per family of formats; `registry.READERS` maps file suffixes to readers. Nothing is dropped silently: input
+that cannot be read is returned as a `SkippedFile`, in its place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from gircse_rag.documents.document import Document, SkippedFile
-from gircse_rag.documents.readers.frameworks import FrameworkDocument, LangChainDocument, LlamaIndexNode, own_document
+from gircse_rag.documents.readers.frameworks import FrameworkDocument, LangChainDocument, LlamaIndexNode, to_document
 from gircse_rag.documents.readers.registry import ROW_SUFFIXES, SUFFIXES, read_file, walk
 from gircse_rag.errors import InputError
 
@@ -24,78 +25,79 @@ def read_documents(
 ) -> Iterator[Document | SkippedFile]:
     """Read files, and folders with everything below them, one document at a time.
 
-    A document's id is its file's path relative to the folder that was passed, with forward slashes ("guide/start.md");
-    a file passed by itself has its name for an id. So ids do not change with the working directory or with where the
-    folder lies. Two folders that both hold a "README.md" collide, which `ingest` reports: pass their parent.
+    A file's document id is its path relative to the folder that was passed, with forward slashes ("guide/start.md"), or
+    its name if the file itself was passed. Ids are therefore independent of the working directory. If two folders both
+    contain a "README.md", their ids collide, which `ingest` reports: pass the parent folder instead.
 
-    A .jsonl, .csv, .tsv or .parquet is a document a row: `text_field` is its text, everything else is metadata. Its id
-    is "faq.csv#7" if `id_field` names it 7, else its place: "faq.csv:12", the twelfth row, or line of a .jsonl.
+    Each row of a .jsonl, .csv, .tsv or .parquet file is a document: `text_field` holds its text, the other fields are
+    metadata. Its id is "faq.csv#7" if `id_field` holds 7, else "faq.csv:12" for row 12 (of a .jsonl: line 12).
 
-    Folders are read in sorted order. Names that start with a dot are left out. Symbolic links are followed, and every
-    real folder is read once, so a loop of links ends. docs/guides/documents.md says what each format becomes.
+    Folders are read in sorted order. Names that start with a dot are left out. Symbolic links are followed, but every
+    real folder is read once, so link loops end. docs/guides/documents.md describes each format.
 
     Args:
-        items: paths; LangChain's and LlamaIndex's documents, which keep their ids and metadata; documents of ours,
-            which pass as they are; or one of these. An iterator is taken from as documents are asked for.
-        text_field: the field or column that is a row's text.
-        id_field: the one that names it; left out, "id", if there is one. Where it is given, a row has to have it.
+        items: one or several of: paths; LangChain or LlamaIndex documents, which keep their ids and metadata; our own
+            documents, which are returned unchanged. Iterators are consumed lazily.
+        text_field: field or column that holds a row's text.
+        id_field: field or column that holds a row's id, required in every row. None: "id", optional.
 
     Raises:
-        InputError: a path does not exist, or an item is none of these (index: which). In a sequence, at once and before
-            anything is read; in an iterator, when it comes, and there a path that does not exist is only skipped.
+        InputError: a path does not exist, or an item has another type (`index` says which). For a sequence this is
+            raised before anything is read. For an iterator it is raised on reaching the item, and a path that does not
+            exist is skipped instead.
     """
     if isinstance(items, _READABLE):
         items = [items]
     if isinstance(items, Sequence):
         for index, item in enumerate(items):
-            _check(item, index)
+            _check_item(item, index)
             if isinstance(item, str | os.PathLike) and not os.path.lexists(item):
-                raise InputError(f"{os.fspath(item)} does not exist; give a file or a folder", index=index)
+                raise InputError(f"{os.fspath(item)} does not exist; give an existing file or folder", index=index)
     return _read(items, text_field, id_field)
 
 
 def count_documents(
     paths: Sequence[str | os.PathLike[str]], *, text_field: str = "text", id_field: str | None = None
 ) -> int:
-    """About how many documents `read_documents` will give, for a progress bar.
+    """Estimate how many documents `read_documents` will return, for a progress bar.
 
-    Files of rows are read for it. Of any other it is enough that there is a reader, so some may turn out to be no text.
+    Files with rows are read and counted exactly. Any other file with a known suffix counts as one, readable or not.
     """
     read_folders: set[tuple[int, int]] = set()
     count = 0
     for path in paths:
-        for found in walk(Path(path), read_folders):
-            if isinstance(found, SkippedFile):
+        for entry in walk(Path(path), read_folders):
+            if isinstance(entry, SkippedFile):
                 continue
-            if found.suffix.lower() in ROW_SUFFIXES:
-                count += sum(isinstance(row, Document) for row in _read([found], text_field, id_field))
+            if entry.suffix.lower() in ROW_SUFFIXES:
+                count += sum(isinstance(row, Document) for row in _read([entry], text_field, id_field))
             else:
-                count += found.suffix.lower() in SUFFIXES
+                count += entry.suffix.lower() in SUFFIXES
     return count
 
 
 def _read(items: Iterable[Readable], text_field: str, id_field: str | None) -> Iterator[Document | SkippedFile]:
     read_folders: set[tuple[int, int]] = set()
     for index, item in enumerate(items):
-        _check(item, index)
+        _check_item(item, index)
         if isinstance(item, Document | SkippedFile):
             yield item
         elif isinstance(item, str | os.PathLike):
             root = Path(item)
-            for found in walk(root, read_folders):
-                if isinstance(found, SkippedFile):
-                    yield found
+            for entry in walk(root, read_folders):
+                if isinstance(entry, SkippedFile):
+                    yield entry
                 else:
-                    name = found.name if found == root else found.relative_to(root).as_posix()
-                    yield from read_file(found, name, text_field, id_field)
+                    name = entry.name if entry == root else entry.relative_to(root).as_posix()
+                    yield from read_file(entry, name, text_field, id_field)
         else:
-            yield own_document(item)
+            yield to_document(item)
 
 
-def _check(item: object, index: int) -> None:
+def _check_item(item: object, index: int) -> None:
     if not isinstance(item, _READABLE):
         raise InputError(
-            f"item {index} is a {type(item).__name__}, not a path, a Document, or one of LangChain or LlamaIndex",
+            f"item {index} is a {type(item).__name__}; give paths, Documents, or documents of LangChain or LlamaIndex",
             index=index,
         )
 

@@ -1,4 +1,4 @@
-"""LangChain's and LlamaIndex's documents, told by their shape: neither framework is imported."""
+"""Converts LangChain and LlamaIndex documents, recognised by their attributes; neither framework is imported."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class LlamaIndexNode(Protocol):
 FrameworkDocument = LangChainDocument | LlamaIndexNode
 
 
-def own_document(item: FrameworkDocument) -> Document | SkippedFile:
-    """Its id, text and metadata as ours.
+def to_document(item: FrameworkDocument) -> Document | SkippedFile:
+    """Convert a framework's document, keeping its id, text and metadata.
 
-    A LangChain document without an id is named by its content: "text:" and the hash of text and metadata. So it stays
-    itself in any order, but changed it is another one: give documents ids if theirs are to be replaced.
+    A LangChain document without an id gets "text:" and a hash of its text and metadata. That id does not depend on the
+    order of documents, but a changed document gets a new one. Set ids if changed documents should replace old ones.
     """
     if isinstance(item, LangChainDocument):
         name, text, metadata = item.id, item.page_content, item.metadata
@@ -48,7 +48,7 @@ def own_document(item: FrameworkDocument) -> Document | SkippedFile:
         name, text, metadata = item.node_id, item.get_content(), item.metadata
     try:
         if not isinstance(metadata, Mapping):
-            raise InputError(f"its metadata is a {type(metadata).__name__}, not a mapping")
+            raise InputError(f"metadata is a {type(metadata).__name__}, not a mapping")
         fields = json_fields(metadata)
     except InputError as error:
         return SkippedFile(name or f"a {type(item).__name__} that begins {text[:40]!r}", str(error))

@@ -1,4 +1,4 @@
-"""JSON Lines: an object a line."""
+"""Reads JSON Lines: one object per line."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from gircse_rag.errors import InputError
 
 
 def read_jsonl(source: Source) -> Iterator[Document | SkippedFile]:
-    """Line by line; a bad line is named, and the rest goes on."""
+    """Read one document per line; a bad line is skipped with its number."""
     if b"\0" in source.file.read(8192):
-        raise InputError("binary: it holds zero bytes")
+        raise InputError("binary: the file contains zero bytes")
     source.file.seek(0)
     empty = True
     for number, line in enumerate(source.lines(), start=1):
         if line is None or line.strip():
             empty = False
             try:
-                yield _document(line, source, number)
+                yield _make_document(line, source, number)
             except InputError as error:
-                yield source.skipped(str(error), number)
+                yield source.skip(str(error), number)
     if empty:
         raise InputError("empty")
 
 
-def _document(line: bytes | None, source: Source, number: int) -> Document:
+def _make_document(line: bytes | None, source: Source, number: int) -> Document:
     if line is None:
-        raise InputError(f"too large: a document has at most {MAX_BYTES // 2**20} MiB")
+        raise InputError(f"too large: the limit is {MAX_BYTES // 2**20} MiB per document")
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text (byte {error.start} of the line)") from error
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; brackets without end
-        raise InputError(f"not JSON that can be read: {error}") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or endless brackets
+        raise InputError(f"not JSON that Python can read: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"a {type(value).__name__}, not an object with a field {source.text_field!r}")
     metadata = value.get("metadata")

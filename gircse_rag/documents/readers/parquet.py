@@ -1,4 +1,4 @@
-"""Parquet, through pyarrow (extra `parquet`)."""
+"""Reads Parquet with pyarrow (extra `parquet`)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.documents.readers.rows import check_columns, json_fields, row_document
 from gircse_rag.documents.readers.source import MAX_BYTES, Source
-from gircse_rag.errors import InputError, require
+from gircse_rag.errors import InputError, first_line, require
 
-# Rows decoded at once. A value that is compressed to nothing may be 8 MiB in each of them.
+# Rows decoded at once. Kept small, because a highly compressed value may unpack to 8 MiB in each row.
 _BATCH = 32
 
 
 def read_parquet(source: Source) -> Iterator[Document | SkippedFile]:
-    """A few rows at a time, whatever the row groups' size; a bad row is named by its number, and the rest goes on."""
+    """Read one document per row, a few rows at a time; a bad row is skipped with its number in the reason."""
     pa, pq = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
     try:
         file = pq.ParquetFile(source.file, buffer_size=2**20, pre_buffer=False)
-    except Exception as error:  # a damaged footer makes pyarrow raise more than its own
-        raise InputError(f"not Parquet that can be read: {_first_line(error)}") from error
+    except Exception as error:  # a damaged footer makes pyarrow raise many types
+        raise InputError(f"not readable as Parquet: {first_line(error)}") from error
     check_columns(file.schema_arrow.names, source)
     if not file.metadata.num_rows:
         raise InputError("empty")
@@ -32,34 +32,30 @@ def read_parquet(source: Source) -> Iterator[Document | SkippedFile]:
                 for row in range(batch.num_rows):
                     number += 1
                     try:
-                        yield _document(batch, row, source, number, pa)
+                        yield _make_document(batch, row, source, number, pa)
                     except InputError as error:
-                        yield source.skipped(f"row {number}: {error}")
+                        yield source.skip(f"row {number}: {error}")
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"damaged after row {number}: {_first_line(error)}") from error
+            raise InputError(f"damaged after row {number}: {first_line(error)}") from error
 
 
 def _check_size(group: Any, number: int) -> None:
-    """A few kilobytes may stand for a gigabyte, and a page is decoded whole: look at what the file declares first.
+    """Reject a row group whose declared size per row is too large, before a few kilobytes unpack to a gigabyte.
 
-    Not column by column: `group.column` of a damaged footer ends the process (pyarrow 26, an uncaught C++ exception).
+    Does not check columns: with a damaged footer `group.column` kills the process (pyarrow 26, uncaught C++ exception).
     """
     if group.num_rows and group.total_byte_size / group.num_rows > MAX_BYTES:
         raise InputError(
-            f"row group {number + 1}: {group.total_byte_size:,} bytes in {group.num_rows} rows, and a document has at "
-            f"most {MAX_BYTES // 2**20} MiB; it and what follows was not read"
+            f"row group {number + 1}: {group.total_byte_size:,} bytes in {group.num_rows} rows, but the limit is "
+            f"{MAX_BYTES // 2**20} MiB per document; this group and the rest were not read"
         )
 
 
-def _document(batch: Any, row: int, source: Source, number: int, pa: Any) -> Document:
+def _make_document(batch: Any, row: int, source: Source, number: int, pa: Any) -> Document:
     values = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             values[name] = column[row].as_py(maps_as_pydicts="strict")
-        except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:  # nanoseconds; a year past 9999
-            raise InputError(f"the field {name!r} cannot be read: {_first_line(error)}") from error
+        except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:  # nanoseconds, or a year after 9999
+            raise InputError(f"the field {name!r} cannot be read: {first_line(error)}") from error
     return row_document(json_fields(values), source, number)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

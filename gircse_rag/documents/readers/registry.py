@@ -1,4 +1,4 @@
-"""Files and folders: which reader reads what, and how a file is opened so that none can block or deceive."""
+"""Maps file suffixes to readers, walks folders, and opens files so that pipes and devices cannot block."""
 
 from __future__ import annotations
 
@@ -19,34 +19,29 @@ from gircse_rag.documents.readers.text import read_code, read_markdown, read_tex
 from gircse_rag.errors import InputError, MissingExtraError
 
 READERS: dict[str, Reader] = {
-    ".txt": read_text,
-    ".rst": read_text,
-    ".md": read_markdown,
-    ".markdown": read_markdown,
-    ".html": read_html,
-    ".htm": read_html,
-    ".xhtml": read_html,
+    **dict.fromkeys((".txt", ".rst"), read_text),
+    **dict.fromkeys((".md", ".markdown"), read_markdown),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), read_html),
     ".pdf": read_pdf,
     ".jsonl": read_jsonl,
-    ".csv": read_csv,
-    ".tsv": read_csv,
+    **dict.fromkeys((".csv", ".tsv"), read_csv),
     ".parquet": read_parquet,
     **dict.fromkeys(LANGUAGE_OF_SUFFIX, read_code),
 }
 SUFFIXES = tuple(READERS)
 ROW_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
-"""Of files in which every row is a document."""
-# Rows of one file that are named when they are skipped; the others are counted, for there may be millions.
+"""Suffixes of files in which every row is a document."""
+# Skipped rows reported per file. Further ones are only counted, because there may be millions.
 _NAMED_ROWS = 1000
-# Each of the last two is there on one system only.
+# O_NONBLOCK exists only on Unix, O_BINARY only on Windows.
 _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def walk(root: Path, read_folders: set[tuple[int, int]]) -> Iterator[Path | SkippedFile]:
-    """The files at and below `root`, folders in sorted order; every real folder once, under the first path to it."""
-    waiting = [root]
-    while waiting:
-        path = waiting.pop()
+    """Yield the files at and below `root` in sorted order; every real folder once, under the first path to it."""
+    stack = [root]
+    while stack:
+        path = stack.pop()
         try:
             status = path.stat()
             if not stat.S_ISDIR(status.st_mode):
@@ -56,35 +51,32 @@ def walk(root: Path, read_folders: set[tuple[int, int]]) -> Iterator[Path | Skip
             if identity in read_folders:
                 continue
             read_folders.add(identity)
-            with os.scandir(path) as entries:
-                names = sorted((entry.name for entry in entries if not entry.name.startswith(".")), reverse=True)
+            names = sorted((entry.name for entry in path.iterdir() if not entry.name.startswith(".")), reverse=True)
+            stack += [path / name for name in names]
         except OSError as error:
-            yield SkippedFile(_printable(path), _unreadable(error))
-            continue
-        waiting += [path / name for name in names]
+            yield SkippedFile(_display_path(path), _describe_error(error))
 
 
 def read_file(path: Path, name: str, text_field: str, id_field: str | None) -> Iterator[Document | SkippedFile]:
-    """The documents of one file, whose id, or the beginning of whose ids, is `name`.
+    """Read the documents of one file. `name` is the document's id, or the prefix of the rows' ids.
 
-    The last one is held back until the file has been looked at again: if it changed meanwhile, what came last may be
-    half of the old and half of the new.
+    The last document is yielded only after checking that the file did not change while it was read. If it changed, that
+    document may mix old and new content and is dropped.
     """
-    place = _printable(path)
+    place = _display_path(path)
     suffix = path.suffix.lower()
     try:
         name.encode()
     except UnicodeEncodeError:
-        yield SkippedFile(place, "the file's name is not valid UTF-8, so it cannot name a document; rename it")
+        yield SkippedFile(place, "the file name is not valid UTF-8, so it cannot be a document id; rename the file")
         return
-    if suffix not in READERS:
-        yield SkippedFile(place, f"no reader for {suffix or 'files without a suffix'}")
-        return
-    held: Document | SkippedFile | None = None
+    pending: Document | SkippedFile | None = None
     problem: str | None = None
     skipped = 0
     try:
-        # Opening a pipe waits for a writer that never comes, and opening a device may do anything.
+        if suffix not in READERS:
+            raise InputError(f"no reader for {suffix or 'files without a suffix'}")
+        # Opening a pipe would wait for a writer, and opening a device may have side effects.
         if not path.is_file():
             raise InputError("not a regular file")
         with os.fdopen(os.open(path, _OPEN), "rb") as file:
@@ -92,37 +84,35 @@ def read_file(path: Path, name: str, text_field: str, id_field: str | None) -> I
             if not stat.S_ISREG(before.st_mode):
                 raise InputError("not a regular file")
             try:
-                for found in READERS[suffix](Source(file, place, name, suffix, text_field, id_field)):
-                    skipped += isinstance(found, SkippedFile)
-                    if isinstance(found, SkippedFile) and skipped > _NAMED_ROWS:
+                for item in READERS[suffix](Source(file, place, name, suffix, text_field, id_field)):
+                    skipped += isinstance(item, SkippedFile)
+                    if isinstance(item, SkippedFile) and skipped > _NAMED_ROWS:
                         continue
-                    if held is not None:
-                        yield held
-                    held = found
+                    if pending is not None:
+                        yield pending
+                    pending = item
             except (InputError, MissingExtraError) as error:
                 problem = str(error)
-            if _state(os.fstat(file.fileno())) != _state(before):
-                held, problem = None, "it changed while it was read; run again when it is at rest"
-    except InputError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = _unreadable(error)
-    if held is not None:
-        yield held
+            if _size_and_time(os.fstat(file.fileno())) != _size_and_time(before):
+                pending, problem = None, "the file changed while it was read; run again once nothing writes to it"
+    except (InputError, OSError) as error:
+        problem = _describe_error(error)
+    if pending is not None:
+        yield pending
     if skipped > _NAMED_ROWS:
-        yield SkippedFile(place, f"{skipped - _NAMED_ROWS} more of its rows gave no document")
+        yield SkippedFile(place, f"{skipped - _NAMED_ROWS} more rows of this file were skipped")
     if problem is not None:
         yield SkippedFile(place, problem)
 
 
-def _state(status: os.stat_result) -> tuple[int, int]:
+def _size_and_time(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _printable(path: Path) -> str:
-    """File names are bytes; those that are no UTF-8 still have to be shown."""
+def _display_path(path: Path) -> str:
+    """The path as printable text: bytes of a file name that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _unreadable(error: OSError) -> str:
-    return f"cannot be read: {error.strerror or error}"
+def _describe_error(error: InputError | OSError) -> str:
+    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)

@@ -1,4 +1,4 @@
-"""A row of a .jsonl, .csv or .parquet as a document, and values as JSON."""
+"""Turns a row of a .jsonl, .csv or .parquet file into a document, and its values into JSON."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from gircse_rag.documents.metadata import MAX_DEPTH
 from gircse_rag.documents.readers.source import MAX_BYTES, Source
 from gircse_rag.errors import InputError
 
-# A float holds this many decimal digits exactly.
+# A float represents this many decimal digits exactly.
 _FLOAT_DIGITS = 15
 
 
 def row_document(row: Mapping[str, Any], source: Source, number: int) -> Document:
-    """The document of a row: `text_field` is its text, `id_field` names it, everything else is metadata.
+    """Make a document from a row: text from `text_field`, id from `id_field`, the other fields as metadata.
 
-    Its id is "file#name"; without a name, "file:number". The field `metadata`, if it is an object, is spread out.
+    The document's id is "file#id", or "file:number" for a row without an id. If the field `metadata` is an object, its
+    keys are merged into the metadata.
 
     Raises:
-        InputError: there is no text, or the name is neither a string nor an integer.
+        InputError: there is no text, or the id is neither a string nor an integer.
     """
     row = dict(row)
     text = row.pop(source.text_field, None)
@@ -37,34 +38,32 @@ def row_document(row: Mapping[str, Any], source: Source, number: int) -> Documen
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"the field {source.text_field!r} is missing, empty or not a string")
     if len(text) > MAX_BYTES:
-        raise InputError(f"too large ({len(text):,} characters): a document has at most {MAX_BYTES // 2**20} MiB")
+        raise InputError(f"too large ({len(text):,} characters): the limit is {MAX_BYTES // 2**20} MiB per document")
     if isinstance(name, bool) or not isinstance(name, str | int | None):
         raise InputError(f"the field {id_field!r} is a {type(name).__name__}, not a string or an integer")
     if name is None and source.id_field is not None:
-        raise InputError(f"the field {id_field!r}, which is to name it, is missing")
+        raise InputError(f"the id field {id_field!r} is missing")
     own_id = f"{source.id}:{number}" if name is None else f"{source.id}#{name}"
     return Document(own_id, text, {**row, **metadata})
 
 
 def check_columns(columns: Collection[str], source: Source) -> None:
-    """
-    Raises:
-        InputError: a table without the column that a document's text, or its name, is to come from.
-    """
+    """Raise InputError if a table lacks the column for the text or for the id."""
     for needed, option in ((source.text_field, "text_field"), (source.id_field, "id_field")):
         if needed is not None and needed not in columns:
             shown = ", ".join(list(columns)[:20])
-            raise InputError(f"it has no column {needed!r}; {option} names another of its columns: {shown}")
+            raise InputError(f"there is no column {needed!r}; set {option} to one of the columns: {shown}")
 
 
 def json_value(value: object, depth: int = 1) -> Any:
-    """The value as JSON holds it, `depth` levels below, where that has an obvious form; nothing is rounded.
+    """Convert a value to JSON types without rounding. `depth` is its level in the metadata.
 
-    Dates and times become ISO 8601; a decimal a number, or a string if a float would round it; a UUID or a path a
-    string; NaN null, as tables mean it: no value; NumPy's scalars and arrays their values.
+    Dates and times become ISO 8601 strings. A decimal becomes a number, or a string if a float would round it. UUIDs
+    and paths become strings. NaN becomes null, because tables use it for "no value". NumPy scalars and arrays become
+    numbers and lists.
 
     Raises:
-        InputError: there is no obvious form: bytes, durations, infinities, objects.
+        InputError: the value has no obvious JSON form: bytes, durations, infinities, other objects.
     """
     match value:
         case np.generic() | np.ndarray():
@@ -88,18 +87,15 @@ def json_value(value: object, depth: int = 1) -> Any:
     if depth == MAX_DEPTH:
         raise InputError(f"a value is nested more than {MAX_DEPTH} levels deep")
     shown = f" ({value})" if isinstance(value, float | Decimal) else ""
-    raise InputError(f"JSON has no form for a {type(value).__name__}{shown}")
+    raise InputError(f"JSON has no type for {type(value).__name__}{shown}")
 
 
 def json_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Raises:
-        InputError: naming the field that JSON cannot hold.
-    """
-    done = {}
+    """Convert each field with `json_value`; an InputError names the field."""
+    converted = {}
     for name, value in fields.items():
         try:
-            done[name] = json_value(value)
+            converted[name] = json_value(value)
         except InputError as error:
-            raise InputError(f"the field {name!r} cannot be metadata: {error}; leave it out or make it text") from error
-    return done
+            raise InputError(f"the field {name!r} cannot be metadata: {error}; remove it or make it text") from error
+    return converted

@@ -1,4 +1,4 @@
-"""What a reader gets: an open file that is known to be a regular one, and the limits it keeps to."""
+"""What a reader gets: an open regular file, with methods that enforce the size limits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import BinaryIO
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.errors import InputError
 
-# Of one document: a text file, a page of HTML, the text of a PDF, a row. A document is held and cut whole, and its
-# vectors wait until the last is there; more than this is a collection in one file, and those are read row by row.
+# Limit per document: a text file, an HTML page, the text of a PDF, a row. A document is kept in memory and cut in one
+# piece, and its vectors are written together. Larger inputs belong in files with rows, which are read row by row.
 MAX_BYTES = 8 * 2**20
 
 
@@ -20,12 +20,12 @@ class Source:
     """A file to read.
 
     Attributes:
-        file: open, at its beginning.
-        path: for people.
-        id: what its document is called, or what the ids of its rows begin with.
+        file: open, positioned at its start.
+        path: printable, for messages.
+        id: id of its document, or prefix of the ids of its rows.
         suffix: lower case, with the dot.
-        text_field: the field or column of a row that is its text.
-        id_field: the one that names it; None: "id", if there is one.
+        text_field: field or column that holds a row's text.
+        id_field: field or column that holds a row's id, required in every row; None: "id", optional.
     """
 
     file: BinaryIO
@@ -36,51 +36,52 @@ class Source:
     id_field: str | None = None
 
     def read(self) -> bytes:
-        """All of it.
+        """Read the whole file.
 
         Raises:
-            InputError: it is larger than a document may be.
+            InputError: the file is larger than `MAX_BYTES`.
         """
         data = self.file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             size = max(os.fstat(self.file.fileno()).st_size, len(data))
             raise InputError(
-                f"too large ({size:,} bytes): a document has at most {MAX_BYTES // 2**20} MiB; "
-                "split it, or make it a .jsonl with a text a line"
+                f"too large ({size:,} bytes): the limit is {MAX_BYTES // 2**20} MiB per document; "
+                "split the file, or make it a .jsonl with one text per line"
             )
         return data
 
     def text(self) -> str:
-        """All of it, as UTF-8 without a byte order mark.
+        """Read the whole file as UTF-8, without the byte order mark.
 
         Raises:
-            InputError: too large, binary, or in another encoding.
+            InputError: the file is too large, binary, or in another encoding.
         """
         data = self.read()
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise InputError("UTF-16, by its byte order mark, not UTF-8; convert it first")
+            raise InputError("UTF-16 (byte order mark), not UTF-8; convert the file first")
         if b"\0" in data:
-            raise InputError("binary: it holds zero bytes")
+            raise InputError("binary: the file contains zero bytes")
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputError(f"not UTF-8 text (byte {error.start}); convert it first") from error
+            raise InputError(f"not UTF-8 text (byte {error.start}); convert the file first") from error
 
     def lines(self) -> Iterator[bytes | None]:
-        """Its lines, without a byte order mark; None for one that is longer than a document may be."""
+        """Yield the lines, without the byte order mark; None in place of a line longer than `MAX_BYTES`."""
         first = True
         while line := self.file.readline(MAX_BYTES + 1):
             if first:
                 line, first = line.removeprefix(b"\xef\xbb\xbf"), False
-            whole = len(line) <= MAX_BYTES
+            fits = len(line) <= MAX_BYTES
             while not line.endswith(b"\n") and len(line) > MAX_BYTES:
                 line = self.file.readline(MAX_BYTES + 1)
-            yield line if whole else None
+            yield line if fits else None
 
-    def skipped(self, reason: str, line: int | None = None) -> SkippedFile:
+    def skip(self, reason: str, line: int | None = None) -> SkippedFile:
+        """The `SkippedFile` for this file, or for one line of it."""
         return SkippedFile(self.path, reason, line)
 
 
-# Yields as it reads. What is wrong with the whole file it raises, an InputError or a MissingExtraError; what is wrong
-# with one row it yields.
+# Yields documents as it reads. Raises InputError or MissingExtraError for a problem with the file, and yields a
+# SkippedFile for a problem with one row.
 Reader = Callable[[Source], Iterator[Document | SkippedFile]]

@@ -1,4 +1,4 @@
-"""Plain text, Markdown and source code."""
+"""Reads plain text, Markdown and source code."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from gircse_rag.errors import InputError
 
 
 def read_text(source: Source) -> Iterator[Document]:
-    yield Document(source.id, _filled(source))
+    """Read a plain-text file as one document."""
+    yield Document(source.id, _read_nonempty(source))
 
 
 def read_markdown(source: Source) -> Iterator[Document]:
-    yield Document(source.id, _filled(source), markdown=True)
+    """Read a Markdown file as one document."""
+    yield Document(source.id, _read_nonempty(source), markdown=True)
 
 
 def read_code(source: Source) -> Iterator[Document]:
-    """Metadata: `language`. Without the grammar it is not read: it would be cut one way now and another way later.
+    """Read a source file as one document, with `language` in its metadata.
 
-    An empty file is no fault and no document: packages of Python are full of them.
+    Needs the grammar already here: read as plain text now, the file would be cut differently once it is installed.
+    An empty file gives no document and is not reported, because an empty `__init__.py` is common.
     """
     language = LANGUAGE_OF_SUFFIX[source.suffix]
     grammar(language)
@@ -30,7 +33,7 @@ def read_code(source: Source) -> Iterator[Document]:
         yield Document(source.id, text, {"language": language}, language=language)
 
 
-def _filled(source: Source) -> str:
+def _read_nonempty(source: Source) -> str:
     text = source.text()
     if not text.strip():
         raise InputError("empty")

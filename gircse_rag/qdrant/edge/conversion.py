@@ -1,6 +1,6 @@
-"""Between the models of qdrant_client and those of qdrant_edge: nearly the same names, in two libraries.
+"""Convert between the models of qdrant_client and those of qdrant_edge, whose names nearly match.
 
-What the engine does not have raises StoreError here; nothing is left out in silence.
+Features that the engine lacks raise StoreError; nothing is ignored silently.
 """
 
 from __future__ import annotations
@@ -18,40 +18,33 @@ from gircse_rag.errors import StoreError
 
 _NAMES = {"Range": "RangeFloat", "DatetimeRange": "RangeDateTime"}
 _HARMLESS = frozenset({"wait", "timeout", "ordering", "consistency", "parallel", "method", "max_retries"})
-"""Settings that one process with acknowledged writes meets by itself."""
+"""Settings that are always satisfied here, with one process and acknowledged writes."""
 
 
 def refuse(settings: Mapping[str, Any]) -> None:
-    """Raise StoreError for a setting that is given and that the engine would not heed."""
-    if asked := sorted(name for name, value in settings.items() if value is not None and name not in _HARMLESS):
-        raise StoreError(f"an edge store does not know {', '.join(asked)}; a Qdrant server may")
+    """Raise StoreError if a setting is given that the engine does not support."""
+    if unknown := sorted(name for name, value in settings.items() if value is not None and name not in _HARMLESS):
+        raise StoreError(f"an edge store does not know {', '.join(unknown)}; a Qdrant server may")
 
 
-def to_edge_filter(wanted: models.Filter | None, *, hidden: str) -> edge.Filter:
-    """`wanted`, and never the point `hidden`.
-
-    Raises:
-        StoreError: it holds a condition that the edge engine has not.
-    """
+def to_edge_filter(query_filter: models.Filter | None, *, hidden: str) -> edge.Filter:
+    """Convert the filter `query_filter` and exclude the point `hidden`."""
     hide = edge.HasIdCondition({hidden})
-    return edge.Filter(must=[] if wanted is None else [_convert(wanted)], must_not=[hide])
+    return edge.Filter(must=[] if query_filter is None else [_convert(query_filter)], must_not=[hide])
 
 
-def to_edge_query(query: object, using: str | None) -> Any:
-    """A vector, or a nearest-neighbour query with or without MMR, as qdrant_edge takes it.
-
-    Raises:
-        StoreError: any other kind of query.
-    """
-    if isinstance(query, models.NearestQuery) and query.mmr is not None:
-        # Theirs counts the other way round: 1 is similarity only.
-        diversity = 0.5 if query.mmr.diversity is None else query.mmr.diversity
-        return edge.Mmr(_floats(query.nearest), 1 - diversity, query.mmr.candidates_limit or 100, using)
-    return edge.Query.Nearest(_floats(query.nearest if isinstance(query, models.NearestQuery) else query), using=using)
+def _convert_query(query: object, using: str | None) -> Any:
+    """Convert a vector or a nearest-neighbour query, with or without MMR."""
+    vector, mmr = (query.nearest, query.mmr) if isinstance(query, models.NearestQuery) else (query, None)
+    if mmr is None:
+        return edge.Query.Nearest(_floats(vector), using=using)
+    # qdrant_edge takes the opposite weight: 1 means similarity only.
+    diversity = 0.5 if mmr.diversity is None else mmr.diversity
+    return edge.Mmr(_floats(vector), 1 - diversity, mmr.candidates_limit or 100, using)
 
 
 def to_edge_point(point: models.PointStruct) -> edge.Point:
-    """A point with named dense vectors."""
+    """Convert a point with named dense vectors."""
     if not isinstance(point.vector, dict):
         raise StoreError(f"point {point.id}: an edge store takes named vectors")
     return edge.Point(point.id, {name: _floats(vector) for name, vector in point.vector.items()}, point.payload or {})
@@ -68,12 +61,12 @@ def query_request(
     with_vectors: Any = False,
     **others: Any,
 ) -> edge.QueryRequest:
-    """The engine's request for what `QdrantClient.query_points` is asked."""
+    """Convert the arguments of `QdrantClient.query_points` to an engine request."""
     refuse(others)
     return edge.QueryRequest(
         limit=limit,
         offset=offset,
-        query=to_edge_query(query, using),
+        query=_convert_query(query, using),
         filter=None if query_filter is None else _convert(query_filter),
         score_threshold=score_threshold,
         with_payload=selection(with_payload),
@@ -82,7 +75,7 @@ def query_request(
 
 
 def collection_info(about: dict[str, Any], info: edge.ShardInfo) -> models.CollectionInfo:
-    """What `get_collection` returns. `about`: see `EdgeShard.about`."""
+    """Build the result of `get_collection`. See `EdgeShard.about` for `about`."""
     vectors = {
         name: models.VectorParams(size=size, distance=models.Distance(distance))
         for name, (size, distance) in about["vectors"].items()
@@ -106,7 +99,7 @@ def collection_info(about: dict[str, Any], info: edge.ShardInfo) -> models.Colle
 
 
 def selection(with_payload: Any) -> Any:
-    """What of the payload to return: True, False or a list of keys."""
+    """Convert a payload selection: True, False, a list of keys or a selector."""
     if isinstance(with_payload, models.PayloadSelectorInclude):
         return list(with_payload.include)
     if isinstance(with_payload, models.PayloadSelectorExclude):
@@ -115,44 +108,39 @@ def selection(with_payload: Any) -> Any:
 
 
 def from_edge_record(point: edge.Record) -> models.Record:
-    """A stored point."""
-    return models.Record(id=plain_id(point.id), payload=point.payload, vector=_dense(point.vector))
+    """Convert a stored point."""
+    vector: Any = point.vector or None  # a point without vectors has {}
+    return models.Record(id=plain_id(point.id), payload=point.payload, vector=vector)
 
 
 def from_edge_hit(point: edge.ScoredPoint) -> models.ScoredPoint:
-    """A point that a query found."""
+    """Convert a point that a query returned."""
+    vector: Any = point.vector or None
     return models.ScoredPoint(
-        id=plain_id(point.id),
-        version=point.version,
-        score=point.score,
-        payload=point.payload,
-        vector=_dense(point.vector),
+        id=plain_id(point.id), version=point.version, score=point.score, payload=point.payload, vector=vector
     )
 
 
-def _dense(vector: Any) -> Any:
-    return vector or None  # of a point without vectors: {}
-
-
 def plain_id(value: Any) -> int | str:
-    """A point's id as qdrant_client has it: the engine gives UUID objects."""
+    """A point id as qdrant_client uses it; the engine returns UUID objects."""
     return value if isinstance(value, int) else str(value)
 
 
 def _floats(vector: Any) -> list[float]:
     if not isinstance(vector, list | tuple | np.ndarray) or not all(isinstance(x, int | float) for x in vector[:1]):
-        raise StoreError(f"an edge store is asked by a dense vector, not by {type(vector).__name__}")
+        raise StoreError(f"an edge store is searched by a dense vector, not by {type(vector).__name__}")
     return list(map(float, vector))
 
 
 def _convert(value: Any) -> Any:
+    """Convert a filter, a condition or a value inside one."""
     if isinstance(value, models.Filter):
-        several = {
+        clauses = {
             name: [_convert(one) for one in (part if isinstance(part, list) else [part])]
             for name in ("must", "should", "must_not")
             if (part := getattr(value, name)) is not None
         }
-        return edge.Filter(**several, min_should=_convert(value.min_should))
+        return edge.Filter(**clauses, min_should=_convert(value.min_should))
     if isinstance(value, models.IsEmptyCondition):
         return edge.IsEmptyCondition(value.is_empty.key)
     if isinstance(value, models.IsNullCondition):
@@ -164,16 +152,16 @@ def _convert(value: Any) -> Any:
     if isinstance(value, models.HasVectorCondition):
         return edge.HasVectorCondition(value.has_vector)
     if isinstance(value, models.MatchValue) and isinstance(value.value, bool):
-        flag: Any = np.bool_(value.value)  # a Python bool arrives there as the integer 1 (0.9.0)
+        flag: Any = np.bool_(value.value)  # qdrant_edge 0.9.0 turns a Python bool into the integer 1
         return edge.MatchValue(flag)
     if isinstance(value, BaseModel):
         name = type(value).__name__
-        make = getattr(edge, _NAMES.get(name, name), None)
+        constructor = getattr(edge, _NAMES.get(name, name), None)
         fields = [(key, _convert(part)) for key, part in value if part is not None]
         try:
-            if name.startswith("Match"):  # one value each, under names that differ
-                return make(*(part for _, part in fields))  # type: ignore[misc]
-            return make(**dict(fields))  # type: ignore[misc]
+            if name.startswith("Match"):  # one value each, under differing names
+                return constructor(*(part for _, part in fields))  # type: ignore[misc]
+            return constructor(**dict(fields))  # type: ignore[misc]
         except TypeError as error:
             raise StoreError(f"an edge store does not know the condition {name} ({error})") from error
     if isinstance(value, datetime | date):

@@ -1,4 +1,4 @@
-"""`EdgeClient`: a QdrantClient whose store is a folder of edge shards."""
+"""`EdgeClient`: a `QdrantClient` whose store is a folder of edge shards."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from gircse_rag.qdrant.edge.store import EdgeStore
 
 
 class EdgeClient(QdrantClient):
-    """A `QdrantClient` over a folder of edge shards. Safe to use from several threads; one process at a time.
+    """A `QdrantClient` over a folder of edge shards. Thread-safe; one process at a time.
 
-    It has what gircse calls: collections, aliases and payload indexes; upsert, upload_points, set_payload, delete;
-    retrieve, scroll, count; query_points, its batch and its groups. Anything else raises NotImplementedError, and a
-    setting that only a server has StoreError.
+    Supports the methods that gircse calls: collections, aliases and payload indexes; upsert, upload_points,
+    set_payload, delete; retrieve, scroll, count; query_points, query_batch_points, query_points_groups. Other methods
+    raise NotImplementedError. Settings that only a server has raise StoreError.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open the store in a folder; make it if there is none.
+        """Open the store in a folder, or create it.
 
         Raises:
-            StoreError: another client has it open, or it cannot be read.
+            StoreError: another client has the store open, or it cannot be read.
         """
         super().__init__(":memory:")
         self._store = EdgeStore(Path(path))
@@ -29,14 +29,14 @@ class EdgeClient(QdrantClient):
         self._init_options = {"path": str(path)}
 
     def build_index(self, collection: str) -> bool:
-        """Index what was written since the last time; whether the index grew.
+        """Index the points written since the last call; return whether the index grew.
 
-        Few points (4,000 of 576 dimensions, 10 MB) need none. The engine's `optimize` holds Python's interpreter lock
-        from beginning to end, so it runs in a child process, on a copy of the shard: twice the disk space while it
-        lasts, and searches go on meanwhile. A write makes the copy stale and it is dropped (False): call this when an
-        ingest is done. Killed at any moment, the collection is as it was.
+        Up to 10 MB of vectors (4,000 points of 576 dimensions) are searched without an index. The engine's `optimize`
+        holds the GIL throughout, so it runs in a child process on a copy of the shard. Searches continue meanwhile; the
+        copy doubles the disk space. Any write in the meantime makes the copy stale, and it is discarded (False): call
+        this after an ingest. If either process is killed, the collection is unchanged.
 
         Raises:
-            StoreError: no such collection, or the child failed; the collection is as it was.
+            StoreError: the collection does not exist, or the child failed; the collection is unchanged.
         """
         return self._store.shard(collection).build_index()

@@ -1,10 +1,10 @@
-"""One collection of an edge store: a shard of the engine, its folder, and the index that a child process builds.
+"""One collection of an edge store: an engine shard in a folder, with an index built by a child process.
 
-    NAME/current         "shard-3f2a...": which folder holds the shard; the collection is there if this file is
-    NAME/shard-3f2a...   the engine's
+    NAME/current         "shard-3f2a...", the folder of the shard; the collection exists if and only if this file does
+    NAME/shard-3f2a...   the engine's files
 
-What a collection says of itself (metadata, vectors) is in one reserved point. It has no vector, so no search can return
-it; counts and scrolls leave it out.
+The collection's own metadata and vector sizes are stored in one reserved point. It has no vector, so no search returns
+it; counts and scrolls filter it out.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from qdrant_client import models
 from gircse_rag.errors import StoreError
 
 RESERVED = str(uuid.uuid5(uuid.NAMESPACE_URL, "gircse-rag/edge/collection"))
-"""The id of the point that holds what a collection says of itself."""
+"""The id of the point that holds the collection's metadata and vector sizes."""
 
 _FLUSH_EVERY = 20_000
-"""Points. What is not flushed is replayed from the write-ahead log when the shard is opened."""
+"""Points between two flushes. Unflushed writes are replayed from the write-ahead log when the shard is opened."""
 _INDEX_FROM_KB = 10_000
-"""A segment of more kilobytes of vectors gets an index (the engine's own default); below it the scan is as quick."""
+"""Kilobytes of vectors from which a segment gets an index (the engine's default). Below it, a scan is as fast."""
 _ROOM_BYTES = 128 * 2**20
-"""Free on the disk, or nothing is written: the engine writes through memory maps, and a disk that fills up under one
-kills the process (SIGBUS). A request of ours takes less than half of it."""
+"""Free disk space required for a write; one request needs less than half of it. The engine writes through memory maps,
+and a disk that becomes full under a memory map kills the process (SIGBUS)."""
 _OPTIMIZE = """
 import sys, qdrant_edge
 shard = qdrant_edge.EdgeShard.load(sys.argv[1])
@@ -45,14 +45,14 @@ print(changed)
 
 
 class EdgeShard:
-    """One collection. Its methods may be called from several threads; `engine` lets them in one at a time."""
+    """One collection. Thread-safe: `engine` admits one caller at a time.
+
+    Raises (all methods):
+        StoreError: the collection is closed, the disk is nearly full, or the engine or the disk reports an error.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Open it, and clear away what a killed `build_index` left.
-
-        Raises:
-            StoreError: it cannot be read.
-        """
+        """Open the collection and remove the leftovers of a killed `build_index`."""
         self.folder = folder
         self._lock = threading.RLock()
         self._writes = self._unflushed = 0
@@ -60,23 +60,19 @@ class EdgeShard:
         with engine_errors(folder):
             self._name = (folder / "current").read_text()
             self._engine = edge.EdgeShard.load(str(folder / self._name))
-            for left in folder.glob("shard-*"):  # only now: if `current` cannot be read, one of them may be whole
-                if left.name != self._name:
-                    shutil.rmtree(left, ignore_errors=True)
+            for leftover in folder.glob("shard-*"):  # after loading: if `current` is damaged, keep every folder
+                if leftover.name != self._name:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     @classmethod
     def create(cls, folder: Path, about: dict[str, Any]) -> EdgeShard:
-        """Make a collection; it is there once it is whole. `about`: see the property.
-
-        Raises:
-            StoreError: the engine or the disk refuses.
-        """
+        """Create a collection atomically. See the property `about` for the argument."""
         vectors = {
             name: edge.EdgeVectorParams(size=size, distance=getattr(edge.Distance, distance))
             for name, (size, distance) in about["vectors"].items()
         }
         with engine_errors(folder):
-            shutil.rmtree(folder, ignore_errors=True)  # what was killed in here
+            shutil.rmtree(folder, ignore_errors=True)  # leftovers of a killed `create`
             name = _new_name()
             (folder / name).mkdir(parents=True)
             _check_room(folder, _ROOM_BYTES)
@@ -90,29 +86,21 @@ class EdgeShard:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the collection says of itself: {"metadata": {...}, "vectors": {name: [size, distance]}}."""
+        """The collection's description: {"metadata": {...}, "vectors": {name: [size, distance]}}."""
         with self.engine() as engine:
             (point,) = engine.retrieve([RESERVED], with_payload=True, with_vector=False)
             return dict(point.payload or {})
 
     @contextmanager
     def engine(self) -> Iterator[edge.EdgeShard]:
-        """The engine's shard, for one caller at a time.
-
-        Raises:
-            StoreError: it is closed, or what the engine says went wrong.
-        """
+        """The engine's shard, for one caller at a time."""
         with self._lock, engine_errors(self.folder):
             if self._closed:
-                raise StoreError(f"the collection in {self.folder} was closed or deleted meanwhile; ask the store anew")
+                raise StoreError(f"the collection in {self.folder} was closed or deleted meanwhile; open it again")
             yield self._engine
 
     def write(self, operation: edge.UpdateOperation, points: int = 1) -> models.UpdateResult:
-        """Do an update. When this returns it is in the write-ahead log, and outlives the process.
-
-        Raises:
-            StoreError: the disk is nearly full, or what the engine says went wrong.
-        """
+        """Apply an update. On return it is in the write-ahead log and survives a kill."""
         with self.engine() as engine:
             _check_room(self.folder, _ROOM_BYTES)
             engine.update(operation)
@@ -124,33 +112,33 @@ class EdgeShard:
         return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
 
     def build_index(self) -> bool:
-        """See `EdgeClient.build_index`."""
-        floats = sum(size for size, _ in self.about["vectors"].values())
+        """Index a copy in a child process; swap it in unless there were writes. See `EdgeClient.build_index`."""
+        floats_per_point = sum(size for size, _ in self.about["vectors"].values())
         with self.engine() as engine:
             info = engine.info()
-            if (info.points_count - info.indexed_vectors_count) * floats * 4 <= _INDEX_FROM_KB * 1024:
+            if (info.points_count - info.indexed_vectors_count) * floats_per_point * 4 <= _INDEX_FROM_KB * 1024:
                 return False
             engine.flush()
             self._unflushed = 0
             writes, copy = self._writes, self.folder / _new_name()
             size = sum(file.stat().st_size for file in (self.folder / self._name).rglob("*") if file.is_file())
-            _check_room(self.folder, 2 * size + _ROOM_BYTES)  # the copy, and the index that is made of it
+            _check_room(self.folder, 2 * size + _ROOM_BYTES)  # the copy and its index
             shutil.copytree(self.folder / self._name, copy)
         try:
             child = subprocess.run([sys.executable, "-c", _OPTIMIZE, str(copy)], capture_output=True, text=True)
             with self.engine() as engine:
                 if child.returncode:
-                    raise StoreError(f"indexing {self.folder} failed; it is as it was. {child.stderr.strip()[-300:]}")
+                    raise StoreError(f"indexing {self.folder} failed; it is unchanged. {child.stderr.strip()[-300:]}")
                 if self._writes != writes or child.stdout.strip() != "True":
                     return False
-                fresh, old = edge.EdgeShard.load(str(copy)), self._name
+                indexed, old_name = edge.EdgeShard.load(str(copy)), self._name
                 try:
                     replace_text(self.folder / "current", copy.name)
-                finally:  # an interrupt may come when `current` is already another: what it names is the collection
+                finally:  # also after an interrupt: whatever `current` names now is the shard
                     if self._is_current(copy):
-                        self._engine, self._name = fresh, copy.name
+                        self._engine, self._name = indexed, copy.name
                 engine.close()
-                shutil.rmtree(self.folder / old, ignore_errors=True)
+                shutil.rmtree(self.folder / old_name, ignore_errors=True)
                 return True
         finally:
             if not self._is_current(copy):
@@ -163,11 +151,7 @@ class EdgeShard:
             return False
 
     def close(self) -> None:
-        """Flush, and release the folder, also if the flush fails.
-
-        Raises:
-            StoreError: what the engine says went wrong.
-        """
+        """Flush and release the folder, which is released even if the flush fails."""
         with self.engine() as engine:
             self._closed = True
             try:
@@ -176,34 +160,26 @@ class EdgeShard:
                 engine.close()
 
     def delete(self) -> None:
-        """Close it, and remove it from the disk.
-
-        Raises:
-            StoreError: what the engine or the disk says went wrong.
-        """
+        """Close the collection and delete its files."""
         with self.engine() as engine:
-            (self.folder / "current").unlink()  # from here on there is no such collection
+            (self.folder / "current").unlink()  # from here on the collection does not exist
             self._closed = True
-            engine.close()  # without a flush: a full disk must not keep it from making room
+            engine.close()  # without a flush, so that deleting works on a full disk
             shutil.rmtree(self.folder / self._name)
-            # The child of a `build_index` may be writing its copy in here still; `build_index` removes that.
+            # The child of a `build_index` may still write its copy here; `build_index` removes it.
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
-    """Remove a collection that is not open.
-
-    Raises:
-        StoreError: the disk refuses.
-    """
+    """Delete the files of a collection that is not open. Raises StoreError if the disk reports an error."""
     with engine_errors(folder):
         (folder / "current").unlink()
         shutil.rmtree(folder)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    # Not `atomic_write`: one process at a time has the store, and here what a killed one left is written over.
+    """Write a small file atomically."""
+    # Unlike `atomic_write`, overwrites the temporary file of a killed process; only one process has the store open.
     scratch = path.with_name(f"{path.name}.partial")
     with scratch.open("w") as file:
         file.write(text)
@@ -216,8 +192,8 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StoreError(
-            f"the disk is full, or nearly: {folder} has {free / 2**20:,.0f} MiB left, and an edge store needs "
-            f"{needed / 2**20:,.0f} for this; make room and run again, what was written before is safe"
+            f"the disk is full or nearly full: {folder} has {free / 2**20:,.0f} MiB left, and this operation needs "
+            f"{needed / 2**20:,.0f}; free disk space and run again; earlier writes are safe"
         )
 
 
@@ -227,13 +203,13 @@ def _new_name() -> str:
 
 @contextmanager
 def engine_errors(folder: Path) -> Iterator[None]:
-    """The engine raises bare Exceptions, with a message; what has a class of its own is not the engine's."""
+    """Turn engine errors (bare Exceptions) and disk errors into StoreError; let all others pass."""
     try:
         yield
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, OSError):
             raise
         raise StoreError(
-            f"the edge store says of {folder}: {error}; if the disk is full make room, if the folder is damaged "
-            "restore it, or ingest again into another"
+            f"the edge store failed at {folder}: {error}; if the disk is full, free some space; if the folder is "
+            "damaged, restore it or ingest into a new one"
         ) from error

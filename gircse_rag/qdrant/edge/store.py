@@ -1,10 +1,10 @@
-"""The calls of `QdrantClient` that gircse and the framework integrations make, over a folder of shards.
+"""The methods of `QdrantClient` that gircse and its integrations call, over a folder of shards.
 
-    store/edge.json              {"aliases": {...}}; replaced whole
+    store/edge.json              {"aliases": {...}}; written atomically
     store/.lock                  one process at a time
     store/collections/NAME/      see `shard`
 
-A setting that only a server has is refused, never ignored. `QdrantClient` calls all of this by keyword.
+Settings that only a server has are refused, never ignored. `QdrantClient` passes all arguments by keyword.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from gircse_rag.qdrant.edge.conversion import (
 from gircse_rag.qdrant.edge.shard import RESERVED, EdgeShard, engine_errors, remove, replace_text
 
 MARK = "edge.json"
-"""The file that says that a folder is an edge store."""
+"""The file that marks a folder as an edge store."""
 
 
 class EdgeStore(QdrantBase):
-    """What `EdgeClient` hands its calls to. Arguments and results are qdrant_client's; each raises StoreError."""
+    """The implementation behind `EdgeClient`, with qdrant_client's arguments and results. Methods raise StoreError."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
         self._collections = folder / "collections"
         self._collections.mkdir(parents=True, exist_ok=True)
-        self._process = FileLock(folder / ".lock", thread_local=False)
+        self._process_lock = FileLock(folder / ".lock", thread_local=False)
         try:
-            self._process.acquire(timeout=0)
+            self._process_lock.acquire(timeout=0)
         except Timeout as error:
             raise StoreError(
-                f"the edge store in {folder} is already open, and an embedded store takes one client at a time; close "
+                f"the edge store in {folder} is already open, and an embedded store allows one client at a time; close "
                 "the other process, or run a Qdrant server and give its url"
             ) from error
         if not (folder / MARK).exists():
@@ -65,37 +65,37 @@ class EdgeStore(QdrantBase):
         self._lock = threading.RLock()
 
     def close(self, **kwargs: Any) -> None:
-        """Close every shard and release the folder, whatever goes wrong; then say what did."""
+        """Close every shard and release the folder, even on errors; then raise the error."""
         with self._lock, ExitStack() as stack:
-            stack.callback(self._process.release)
+            stack.callback(self._process_lock.release)
             while self._shards:
                 stack.callback(self._shards.popitem()[1].close)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Collections and aliases come, go and are opened in here: by one thread, while the store is open."""
+    def _exclusive_access(self) -> Iterator[None]:
+        """Serialize changes to collections and aliases; raise StoreError if the store is closed."""
         with self._lock:
-            if not self._process.is_locked:
+            if not self._process_lock.is_locked:
                 raise StoreError(f"the edge store in {self._folder} was closed; open it again")
             yield
 
     def shard(self, name: str) -> EdgeShard:
-        """The collection called `name`, or that an alias of this name stands for."""
-        with self._alone():
+        """The collection with this name or alias, opened if necessary."""
+        with self._exclusive_access():
             name = self._aliases.get(name, name)
             if name not in self._shards:
-                if not self._there(name):
+                if not self._exists(name):
                     raise StoreError(f"the edge store in {self._folder} has no collection {name!r}")
                 self._shards[name] = EdgeShard(self._collections / name)
             return self._shards[name]
 
-    def _there(self, name: str) -> bool:
+    def _exists(self, name: str) -> bool:
         return bool(name) and (self._collections / name / "current").exists()
 
     # Collections and aliases
 
     def collection_exists(self, collection_name: str, **kwargs: Any) -> bool:
-        return self._there(self._aliases.get(collection_name, collection_name))
+        return self._exists(self._aliases.get(collection_name, collection_name))
 
     def get_collections(self, **kwargs: Any) -> models.CollectionsResponse:
         names = sorted(current.parent.name for current in self._collections.glob("*/current"))
@@ -103,10 +103,8 @@ class EdgeStore(QdrantBase):
 
     def get_collection(self, collection_name: str, **kwargs: Any) -> models.CollectionInfo:
         shard = self.shard(collection_name)
-        about = shard.about
         with shard.engine() as engine:
-            info = engine.info()
-        return collection_info(about, info)
+            return collection_info(shard.about, engine.info())
 
     def create_collection(
         self, collection_name: str, vectors_config: Any = None, metadata: Any = None, **kwargs: Any
@@ -120,23 +118,23 @@ class EdgeStore(QdrantBase):
             "metadata": metadata or {},
             "vectors": {name: [params.size, params.distance.value] for name, params in vectors_config.items()},
         }
-        with self._alone():
+        with self._exclusive_access():
             if self.collection_exists(collection_name):
-                raise StoreError(f"collection {collection_name!r} is there already")
+                raise StoreError(f"collection {collection_name!r} already exists; choose another name")
             self._shards[collection_name] = EdgeShard.create(self._collections / collection_name, about)
         return True
 
     def update_collection(self, collection_name: str, metadata: Any = None, **kwargs: Any) -> bool:
         refuse(kwargs)
         shard = self.shard(collection_name)
-        with shard.engine():  # nobody else's change may come between
+        with shard.engine():  # no other change between reading and writing
             merged = {**shard.about["metadata"], **(metadata or {})}
             shard.write(edge.UpdateOperation.set_payload([RESERVED], {"metadata": merged}))
         return True
 
     def delete_collection(self, collection_name: str, **kwargs: Any) -> bool:
-        with self._alone():
-            if not self._there(collection_name):
+        with self._exclusive_access():
+            if not self._exists(collection_name):
                 return False
             aliases = {alias: name for alias, name in self._aliases.items() if name != collection_name}
             if aliases != self._aliases:
@@ -154,27 +152,25 @@ class EdgeStore(QdrantBase):
     def update_collection_aliases(
         self, change_aliases_operations: Sequence[models.AliasOperations], **kwargs: Any
     ) -> bool:
-        """All of them, or, refused or killed, none."""
-        with self._alone():
-            self._save(self._changed(change_aliases_operations))
+        """Apply all operations, or none if one is refused or the process is killed."""
+        with self._exclusive_access():
+            self._save(self._apply(change_aliases_operations))
         return True
 
-    def _changed(self, operations: Sequence[models.AliasOperations]) -> dict[str, str]:
+    def _apply(self, operations: Sequence[models.AliasOperations]) -> dict[str, str]:
         aliases = dict(self._aliases)
         for operation in operations:
             if isinstance(operation, models.DeleteAliasOperation):
                 aliases.pop(operation.delete_alias.alias_name, None)
                 continue
             if not isinstance(operation, models.CreateAliasOperation):
-                raise StoreError("an edge store makes and deletes aliases; it renames none")
-            wanted = operation.create_alias
-            if not self._there(wanted.collection_name):
-                raise StoreError(
-                    f"there is no collection {wanted.collection_name!r} for the alias {wanted.alias_name!r}"
-                )
-            if self._there(wanted.alias_name):
-                raise StoreError(f"{wanted.alias_name!r} is a collection, and so no alias")
-            aliases[wanted.alias_name] = wanted.collection_name
+                raise StoreError("an edge store cannot rename aliases; delete the alias and create another")
+            alias = operation.create_alias
+            if not self._exists(alias.collection_name):
+                raise StoreError(f"there is no collection {alias.collection_name!r} for the alias {alias.alias_name!r}")
+            if self._exists(alias.alias_name):
+                raise StoreError(f"{alias.alias_name!r} is a collection; choose another alias")
+            aliases[alias.alias_name] = alias.collection_name
         return aliases
 
     def _save(self, aliases: dict[str, str]) -> None:
@@ -188,8 +184,8 @@ class EdgeStore(QdrantBase):
         refuse(kwargs)
         if not isinstance(points, Sequence):
             raise StoreError(f"an edge store takes a list of points, not {type(points).__name__}")
-        made = [to_edge_point(point) for point in points]
-        return self.shard(collection_name).write(edge.UpdateOperation.upsert_points(made), len(made))
+        converted = [to_edge_point(point) for point in points]
+        return self.shard(collection_name).write(edge.UpdateOperation.upsert_points(converted), len(converted))
 
     def upload_points(
         self, collection_name: str, points: Iterable[models.PointStruct], batch_size: int = 64, **kwargs: Any
@@ -209,11 +205,11 @@ class EdgeStore(QdrantBase):
 
     def delete(self, collection_name: str, points_selector: Any, **kwargs: Any) -> models.UpdateResult:
         refuse(kwargs)
-        wanted = getattr(points_selector, "filter", points_selector)
-        if isinstance(wanted, models.Filter):
-            operation = edge.UpdateOperation.delete_points_by_filter(to_edge_filter(wanted, hidden=RESERVED))
+        selector = getattr(points_selector, "filter", points_selector)
+        if isinstance(selector, models.Filter):
+            operation = edge.UpdateOperation.delete_points_by_filter(to_edge_filter(selector, hidden=RESERVED))
         else:
-            operation = edge.UpdateOperation.delete_points(_visible(getattr(wanted, "points", wanted)))
+            operation = edge.UpdateOperation.delete_points(_without_reserved(getattr(selector, "points", selector)))
         return self.shard(collection_name).write(operation)
 
     def create_payload_index(  # type: ignore[override]
@@ -234,8 +230,8 @@ class EdgeStore(QdrantBase):
     ) -> list[models.Record]:
         refuse(kwargs)
         with self.shard(collection_name).engine() as engine:
-            found = engine.retrieve(_visible(ids), selection(with_payload), with_vectors)
-        return [from_edge_record(point) for point in found]
+            records = engine.retrieve(_without_reserved(ids), selection(with_payload), with_vectors)
+        return [from_edge_record(point) for point in records]
 
     def scroll(  # type: ignore[override]
         self,
@@ -256,8 +252,8 @@ class EdgeStore(QdrantBase):
             with_vector=with_vectors,
         )
         with self.shard(collection_name).engine() as engine:
-            found, following = engine.scroll(request)
-        return [from_edge_record(point) for point in found], None if following is None else plain_id(following)
+            records, following = engine.scroll(request)
+        return [from_edge_record(point) for point in records], None if following is None else plain_id(following)
 
     def count(self, collection_name: str, count_filter: Any = None, exact: bool = True, **kwargs: Any) -> Any:
         refuse(kwargs)
@@ -265,17 +261,14 @@ class EdgeStore(QdrantBase):
         with self.shard(collection_name).engine() as engine:
             return models.CountResult(count=engine.count(request))
 
-    def query_points(  # type: ignore[override]
-        self, collection_name: str, query: Any = None, **kwargs: Any
-    ) -> QueryResponse:
-        (answer,) = self._query(collection_name, [query_request(query, **kwargs)])
-        return answer
+    def query_points(self, collection_name: str, query: Any = None, **kwargs: Any) -> QueryResponse:  # type: ignore[override]
+        return self._query(collection_name, [query_request(query, **kwargs)])[0]
 
     def query_batch_points(
         self, collection_name: str, requests: Sequence[models.QueryRequest], **kwargs: Any
     ) -> list[QueryResponse]:
         refuse(kwargs)
-        return self._query(collection_name, [query_request(**_spelt_out(request)) for request in requests])
+        return self._query(collection_name, [query_request(**_to_arguments(request)) for request in requests])
 
     def _query(self, collection_name: str, requests: list[edge.QueryRequest]) -> list[QueryResponse]:
         with self.shard(collection_name).engine() as engine:
@@ -291,8 +284,9 @@ class EdgeStore(QdrantBase):
         group_size: int = 3,
         **kwargs: Any,
     ) -> models.GroupsResult:
-        """The engine has no groups: ask for more points until there are enough. As on a server, a group may be short of
-        hits that are far down."""
+        """Group the best points, fetching more until there are enough groups; the engine has no grouping.
+
+        As on a server, a group may lack hits that rank far down."""
         fetched = limit * group_size
         while True:
             fetched *= 4
@@ -309,11 +303,11 @@ class EdgeStore(QdrantBase):
                 )
 
 
-def _visible(ids: Any) -> list[Any]:
+def _without_reserved(ids: Any) -> list[Any]:
     return [point for point in ids if str(point) != RESERVED]
 
 
-def _spelt_out(request: models.QueryRequest) -> dict[str, Any]:
-    """A request with the names that `query_points` has for its fields."""
+def _to_arguments(request: models.QueryRequest) -> dict[str, Any]:
+    """The fields of a request, under the argument names of `query_points`."""
     names = {"filter": "query_filter", "with_vector": "with_vectors", "params": "search_params"}
     return {names.get(name, name): value for name, value in request if value is not None}

@@ -1,13 +1,13 @@
-"""The ingest pipeline: documents in, points of a collection out, each of them once.
+"""The ingest pipeline: documents in, points of a collection out, without duplicates.
 
 ingest       the pipeline: intake on one thread, embedding on the caller's, writing on a third
-intake       reads, checks, looks up and cuts documents, one group ahead
-checking     refuses documents that cannot be ingested, by themselves or beside earlier ones
+intake       reads, checks, looks up and chunks documents, one group ahead
+checking     rejects documents that are invalid, or that clash with an earlier document of the run
 seen         the ids, versions and contents of this run, on disk
-job          one new or changed document on its way
-writing      writes points in an order that a crash cannot break
-sync         deletes the documents that their source no longer has
-report       what an ingest did
-prefetch     an iterator that works ahead on a thread of its own
-ray_runner   the same by several processes or machines; ray_stream gives them their parts
+job          one new or changed document, from lookup to write
+writing      writes points in an order that survives crashes
+sync         deletes documents that their source no longer has
+report       the result of an ingest: counts, failures, progress
+prefetch     an iterator that works ahead on its own thread
+ray_runner   the same ingest on several processes or machines; ray_stream holds the code they run
 """

@@ -1,12 +1,12 @@
-"""Documents into a collection: `ingest`.
+"""Ingest documents into a collection: `ingest`.
 
-    a thread      read, check, look up, cut             intake.py    one group of documents ahead
-    the caller's  embed, a batch at a time              here         Ctrl-C ends it at once
-    a thread      write                                 writing.py   one batch behind
+    intake thread     read, check, look up, chunk       intake.py    one group of documents ahead
+    caller's thread   embed one batch at a time         this file    Ctrl-C ends it at once
+    writer thread     write                             writing.py   one batch behind
 
-So at most two batches are embedded and not acknowledged, and nothing piles up: whoever is slowest, the others wait.
-A document that the collection has as it is needs no vector; chunks whose text its stored version had keep theirs. A
-run that is cut short loses what had not been written; the next run finds out by looking.
+At most two batches are embedded but not acknowledged. The slowest stage sets the pace: the others wait for it, so
+nothing piles up. An unchanged document is not embedded, and an unchanged chunk of a changed document keeps its vector.
+An interrupted run loses only what was not written; the next run looks up what is there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from qdrant_client import QdrantClient
@@ -29,8 +30,7 @@ from gircse_rag.qdrant.ingestion.job import Job
 from gircse_rag.qdrant.ingestion.prefetch import Prefetcher
 from gircse_rag.qdrant.ingestion.report import FailedDocument, IngestReport, Progress
 from gircse_rag.qdrant.ingestion.seen import Seen
-from gircse_rag.qdrant.ingestion.sync import check_source
-from gircse_rag.qdrant.ingestion.sync import sync as remove_gone
+from gircse_rag.qdrant.ingestion.sync import check_source, sync_source
 from gircse_rag.qdrant.ingestion.writing import Writer
 from gircse_rag.qdrant.points import Points
 from gircse_rag.qdrant.retry import Retry
@@ -54,142 +54,133 @@ def ingest(
     sync: bool | Literal["dry-run"] = False,
     deadline: float = DEADLINE,
 ) -> IngestReport:
-    """Bring documents into a collection, which is made if there is none.
+    """Ingest documents into a collection, and create the collection if needed.
 
-    The same documents again embed nothing and add nothing. A document with another text or other metadata replaces what
-    the collection has under its id; the old points go after the new ones are acknowledged. A document that cannot be
-    embedded or stored fails alone: nothing of it is kept, and what the collection had of it is there as before
-    (`FailedDocument`). Documents are taken from the iterable as they are needed, on another thread.
+    Idempotent: ingesting the same documents again embeds and adds nothing. A document with a changed text or changed
+    metadata replaces the stored one of the same id; old points are deleted after the new ones are acknowledged. A
+    document that cannot be embedded or stored fails alone: its stored version is kept (see `FailedDocument`).
 
     Args:
-        documents: what `read_documents` yields, or your own; a SkippedFile goes into the report.
-        chunker: how they are cut; None cuts as much as fits, at the largest units of meaning.
-        batch_size: chunks embedded at once.
-        progress: called after every batch and every group of documents looked up.
-        source: a name for where these documents come from, recorded with each. The last to bring a document owns it.
-        sync: delete the documents that `source` brought once and that are not among these; "dry-run" only counts and
-            names them. Nothing is deleted after a run with no document, or with a file that could not be read.
-        deadline: seconds for which a request to the store that fails is repeated, where that helps (`retry`).
+        documents: from `read_documents`, or your own. They are consumed lazily, on another thread. A SkippedFile is
+            only reported.
+        chunker: how to cut documents. None makes chunks as long as the model reads, at the largest units of meaning.
+        batch_size: chunks per embedding batch.
+        progress: called after every batch, and after every group of documents that was looked up.
+        source: name of the documents' source, recorded with each. A document belongs to the last source to bring it.
+        sync: delete documents that `source` brought in an earlier run but not in this one; "dry-run" only reports them.
+            Nothing is deleted if the run had no document or a file that could not be read.
+        deadline: seconds for which failing requests to the store are retried, where that helps (`retry`).
 
     Raises:
-        InputError: an item is no Document (index: which), an argument is refused, or the collection's name is not one
-            Qdrant takes.
+        InputError: an item is not a Document (index: which), an argument is invalid, or Qdrant does not allow the
+            collection's name.
         SpecMismatchError: the collection was made with another model or spec; both are named.
-        StoreError: the collection is not one of ours, has another dimension or was deleted meanwhile, or the store does
-            not answer or confirm until the deadline. Run again: what was written before is not embedded again.
+        StoreError: the collection was not made by gircse, has another dimension or was deleted during the run; or the
+            store did not answer or confirm before the deadline. Run again: nothing written is embedded again.
     """
     if isinstance(documents, Document | str):
         raise InputError(f"documents must be an iterable of Document, not one {type(documents).__name__}")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
     check_source(source, sync)
-    ask = Retry(store_name(client), deadline)
+    retry = Retry(store_name(client), deadline)
     report = IngestReport()
     with store_errors(client), closing(Seen()) as seen:
-        ask(ensure_collection, client, collection, embedder.spec)
-        points = Points(client, collection, ask)
+        retry(ensure_collection, client, collection, embedder.spec)
+        points = Points(client, collection, retry)
         chunker = chunker or Chunker(embedder.tokenizer, embedder.spec)
         intake = Intake(points, chunker, Checker(chunker, seen, report, source))
         with (
-            ThreadPoolExecutor(1, "gircse-write") as writing,
+            ThreadPoolExecutor(1, "gircse-write") as executor,
             closing(Prefetcher(intake.groups(documents))) as groups,
-            ask.stopped_by_errors(),
+            retry.stopped_by_errors(),
         ):
-            _Ingest(embedder, Writer(points, report), writing, report, batch_size, progress).run(groups)
+            _Pipeline(embedder, Writer(points, report), executor, report, batch_size, progress).run(groups)
         if sync:
-            remove_gone(points, str(source), seen, report, delete=sync is True)
-        report.retries = ask.repeated
+            sync_source(points, str(source), seen, report, delete=sync is True)
+        report.retries = retry.repeated
     return report
 
 
-class _Ingest:
-    """What happens on the caller's thread."""
+@dataclass
+class _Pipeline:
+    """The stage on the caller's thread: collect chunks into batches, embed them, hand them to the writer."""
 
-    def __init__(
-        self,
-        embedder: Embedder,
-        writer: Writer,
-        writing: ThreadPoolExecutor,
-        report: IngestReport,
-        batch_size: int,
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self._embedder = embedder
-        self._writer = writer
-        self._writing = writing
-        self._written: Future[None] | None = None
-        self._report = report
-        self._batch_size = batch_size
-        self._progress = progress
-        self._waiting: deque[tuple[Job, int]] = deque()  # (document, chunk) without a vector
+    embedder: Embedder
+    writer: Writer
+    executor: ThreadPoolExecutor
+    report: IngestReport
+    batch_size: int
+    progress: Callable[[Progress], None] | None
+    last_write: Future[None] | None = None
+    pending: deque[tuple[Job, int]] = field(default_factory=deque)  # (job, chunk number) still to embed
 
     def run(self, groups: Iterable[list[Job]]) -> None:
         for group in groups:
             if ready := [job for job in group if not job.missing]:
-                self._write(ready)
+                self._write(ready, {}, ())
             for job in group:
-                self._waiting.extend((job, number) for number, vector in enumerate(job.vectors) if vector is None)
-            while len(self._waiting) >= self._batch_size:
+                self.pending.extend((job, number) for number, vector in enumerate(job.vectors) if vector is None)
+            while len(self.pending) >= self.batch_size:
                 self._embed_batch()
-            self._tell()
-        while self._waiting:
+            self._report_progress()
+        while self.pending:
             self._embed_batch()
-        self._wait()
-        self._tell()
+        self._wait_for_write()
+        self._report_progress()
 
     def _embed_batch(self) -> None:
+        """Embed the next batch of pending chunks and start writing its outcome."""
         batch: list[tuple[Job, int]] = []
-        while self._waiting and len(batch) < self._batch_size:
-            job, number = self._waiting.popleft()
+        while self.pending and len(batch) < self.batch_size:
+            job, number = self.pending.popleft()
             if not job.failed:
                 batch.append((job, number))
         if not batch:
             return
-        result = self._embedder.embed(
+        result = self.embedder.embed(
             [job.chunks[number].text for job, number in batch],
             role="document",
-            steps=self._embedder.spec.document_steps,
+            steps=self.embedder.spec.document_steps,
             on_error="return",
         )
-        self._wait()  # before looking at `failed`: the writer may have failed a document that has chunks in this batch
+        self._wait_for_write()  # may set `failed` on a document with chunks in this batch, so wait before reading it
         embedded: dict[Job, list[int]] = {}
         failed: dict[Job, str] = {}
         for row, (job, number) in enumerate(batch):
             if (error := result.errors.get(row)) is not None:
-                failed.setdefault(job, _where(job, number) + str(error))
+                failed.setdefault(job, _describe_chunk(job, number) + str(error))
             elif result.truncated[row]:
-                failed.setdefault(job, _where(job, number) + "longer than the model reads; please report this as a bug")
+                failed.setdefault(job, _describe_chunk(job, number) + "longer than the model reads: please report it")
             else:
                 job.set_vector(number, result.vectors[row])
                 embedded.setdefault(job, []).append(number)
-                self._report.embedded += 1
-                self._report.prompt_tokens += int(result.prompt_tokens[row])
+                self.report.embedded += 1
+                self.report.prompt_tokens += int(result.prompt_tokens[row])
         failed = {job: reason for job, reason in failed.items() if not job.failed}
         for job, reason in failed.items():
             job.failed = True
-            self._report.failed.append(FailedDocument(job.document, reason))
+            self.report.failed.append(FailedDocument(job.document, reason))
         good = {job: numbers for job, numbers in embedded.items() if not job.failed}
         complete = [job for job in good if not job.missing]
         self._write(complete, {job: numbers for job, numbers in good.items() if job.missing}, list(failed))
-        self._tell()
+        self._report_progress()
 
-    def _write(
-        self, complete: list[Job], begun: dict[Job, list[int]] | None = None, failed: Iterable[Job] = ()
-    ) -> None:
-        """Hand vectors to the writer, once it has written those of the batch before."""
-        self._wait()
-        self._written = self._writing.submit(self._writer.write, complete, begun or {}, failed)
+    def _write(self, complete: list[Job], begun: dict[Job, list[int]], failed: Iterable[Job]) -> None:
+        """Start writing a batch on the writer thread, after the previous write has ended."""
+        self._wait_for_write()
+        self.last_write = self.executor.submit(self.writer.write, complete, begun, failed)
 
-    def _wait(self) -> None:
-        if self._written is not None:
-            self._written.result()
+    def _wait_for_write(self) -> None:
+        if self.last_write is not None:
+            self.last_write.result()
 
-    def _tell(self) -> None:
-        if self._progress is not None:
-            r = self._report
-            self._progress(Progress(r.documents, r.embedded, r.prompt_tokens))
+    def _report_progress(self) -> None:
+        if self.progress is not None:
+            r = self.report
+            self.progress(Progress(r.documents, r.embedded, r.prompt_tokens))
 
 
-def _where(job: Job, number: int) -> str:
+def _describe_chunk(job: Job, number: int) -> str:
     chunk = job.chunks[number]
     return f"chunk {number} (characters {chunk.start} to {chunk.end}): "

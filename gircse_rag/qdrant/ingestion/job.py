@@ -17,20 +17,28 @@ from gircse_rag.qdrant.schema import VECTOR
 
 @dataclass(eq=False)
 class Job:
-    """A document that is new or changed, from lookup to write.
+    """One new or changed document, from lookup to write.
+
+    A chunk has a number in the new version. A point has a position in the collection. Chunk n ends up at position n; a
+    vector that is embedded early waits at position `staging_start + n`.
 
     Attributes:
-        source: what it is recorded to come from, or None.
-        head: the record of its chunk 0 as the collection had it, or None: the document is new.
-        vectors: of each chunk, (d,) float32; None while it waits for one, and once it is in its place.
-        missing: chunks that wait for a vector.
-        kept: chunks that have the vector which the collection had for their text.
-        records: the records of its points in the collection, by position.
-        vector_at: by chunk, the position in the collection where its vector lies; not all chunks have one.
-        written: positions this run has written to before the document was complete.
-        stored_end: points of it may exist up to here; 0 if it is new.
-        staging_start: positions from here on are free for vectors that wait for their place.
-        failed: nothing more of it may be written.
+        document: document id.
+        metadata: the document's metadata, as JSON values.
+        version: hash of the document's text, metadata and chunking.
+        source: name of the source that is recorded for the document, or None.
+        head: record of chunk 0 in the collection before this run, or None for a new document.
+        chunks: the chunks of the new version.
+        hashes: per chunk, the hash of its text.
+        vectors: per chunk, (d,) float32. None until it is embedded, and again once it is written and out of memory.
+        missing: number of chunks that still have to be embedded.
+        reused: number of chunks that keep a vector from the collection because their text is unchanged.
+        records: position to record, for every point that the collection is known to hold.
+        vector_at: chunk number to position, for chunks whose vector is in the collection.
+        written: positions written by this run; a rollback deletes or restores these.
+        stored_end: the collection may hold points at positions below this one; 0 for a new document.
+        staging_start: first position of the staging area, where vectors wait until the document is complete.
+        failed: if True, nothing more of the document may be written.
     """
 
     document: str
@@ -42,7 +50,7 @@ class Job:
     hashes: list[str] = field(default_factory=list)
     vectors: list[NDArray[np.float32] | None] = field(default_factory=list)
     missing: int = 0
-    kept: int = 0
+    reused: int = 0
     records: dict[int, Record] = field(default_factory=dict)
     vector_at: dict[int, int] = field(default_factory=dict)
     written: list[int] = field(default_factory=list)
@@ -51,21 +59,18 @@ class Job:
     failed: bool = False
 
     def set_vector(self, number: int, vector: NDArray[np.float32]) -> None:
-        """The vector that chunk `number` waited for."""
+        """Set the vector, (d,) float32, of chunk `number`, which was missing."""
         self.vectors[number] = vector
         self.missing -= 1
 
-    def record(self, number: int, place: int) -> Record:
-        """What the point of chunk `number` remembers when it stands at position `place`."""
-        head = place == 0
+    def record(self, number: int, position: int) -> Record:
+        """Make the record of chunk `number` for a point at `position`."""
         count = len(self.chunks)
-        reach = max(self.stored_end, count) if head else 0
-        return Record(
-            self.document, self.version, self.hashes[number], place, count, reach, self.source if head else None
-        )
+        reach, source = (0, None) if position else (max(self.stored_end, count), self.source)
+        return Record(self.document, self.version, self.hashes[number], position, count, reach, source)
 
     def point(self, number: int, record: Record) -> models.PointStruct:
-        """The point of chunk `number`, which has a vector, for the position that `record` names."""
+        """Make the point of chunk `number`, which must have a vector, at the position in `record`."""
         vector = self.vectors[number]
         assert vector is not None
         return models.PointStruct(
@@ -76,5 +81,5 @@ class Job:
 
 
 def fingerprint(text: str) -> str:
-    """32 hex digits that stand for a text."""
+    """Hash a text to 32 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""An iterator on a thread of its own: `Prefetcher`."""
+"""An iterator that works ahead on its own thread: `Prefetcher`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_PATIENCE = 2.0
+_CLOSE_TIMEOUT = 2.0  # seconds
 
 
 class Prefetcher(Generic[T]):
-    """Takes items from an iterator on a thread of its own: one that waits to be taken, and one in the making.
+    """Iterates on its own thread, at most two items ahead: one is ready, and the next is being made.
 
-    What the iterator raises is raised where the item would have been.
+    An exception of the iterator is raised to the consumer in place of the item.
     """
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items = items
         self._ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=1)
         self._closing = False
-        # A daemon: an iterator that waits for ever (a pipe) must keep no process from ending.
+        # A daemon thread: an iterator that blocks for ever (a pipe) must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="gircse-read", daemon=True)
         self._thread.start()
 
@@ -33,14 +33,14 @@ class Prefetcher(Generic[T]):
                 return
             if error is not None:
                 raise error
-            yield item  # type: ignore[misc]  # there is one if there is no error
+            yield item  # type: ignore[misc]  # an item is set if there is no error
 
     def close(self) -> None:
-        """Take no more items. An iterator that is busy is waited for a little, and left alone then."""
+        """Stop iterating. Waits up to two seconds for an item that is being made, then abandons the thread."""
         self._closing = True
         while self._thread.is_alive() and not self._ready.empty():
             self._ready.get()
-        self._thread.join(_PATIENCE)
+        self._thread.join(_CLOSE_TIMEOUT)
 
     def _run(self) -> None:
         try:

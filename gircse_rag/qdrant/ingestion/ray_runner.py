@@ -1,12 +1,12 @@
-"""An ingest on several processes or machines: `ingest_on_ray`, a Ray Data stream.
+"""Ingest with several processes or machines: `ingest_on_ray`, a Ray Data stream.
 
-    one task        read, and check each document against all before it      on the machine of the caller
-    n actors        `ingest`, one embedder and one client each               anywhere
-    the caller      adds the reports up; `sync`, at the end
+    one task        read, and check each document against all earlier ones   on the caller's machine
+    n actors        `ingest`, each with its own embedder and client          anywhere in the cluster
+    the caller      sum up the reports; `sync` at the end
 
-A part, some documents, travels from the reader to one actor, which looks them up, cuts, embeds and writes them as an
-ingest on one machine does, so nothing about a collection tells how many made it. Ray starts dead processes again and
-gives them their part again; ids come from the documents, so what was written is found and not made again.
+The reader groups documents into parts and sends each part to one actor. The actor runs the same `ingest` as on one
+machine, so the collection is the same for any number of workers. Ray restarts dead processes and repeats their part;
+point ids derive from document ids, so the repetition finds what was written and does not embed it again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from gircse_rag.backoff import DEADLINE
 from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.errors import GircseError, InputError, require
-from gircse_rag.qdrant.ingestion.ray_stream import KEY, Part, Work, Worker, read
+from gircse_rag.qdrant.ingestion.ray_stream import API_KEY_VARIABLE, Part, Work, Worker, read
 from gircse_rag.qdrant.ingestion.report import IngestReport, Progress
 from gircse_rag.qdrant.ingestion.seen import Seen
-from gircse_rag.qdrant.ingestion.sync import check_source
-from gircse_rag.qdrant.ingestion.sync import sync as remove_gone
+from gircse_rag.qdrant.ingestion.sync import check_source, sync_source
 from gircse_rag.qdrant.points import Points
 from gircse_rag.qdrant.retry import Retry
 from gircse_rag.qdrant.schema import ensure_collection
@@ -38,10 +37,10 @@ from gircse_rag.qdrant.stores import store_errors
 if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder
 
-# Of a part: enough that asking Ray costs nothing beside embedding it, little enough that all finish at about one time.
-_PART_DOCUMENTS = 512
-_READ_AHEAD_BYTES = 64 * 2**20  # for each worker; a part of long documents has a few of them
-_TRIES_OF_A_PART = 4
+# Large enough that Ray's overhead is small beside embedding, small enough that workers finish at about the same time.
+_DOCUMENTS_PER_PART = 512
+_READ_AHEAD_BYTES = 64 * 2**20  # per worker; a part of long documents takes a few MiB
+_MAX_TRIES_PER_PART = 4
 
 
 def ingest_on_ray(
@@ -59,24 +58,25 @@ def ingest_on_ray(
     sync: bool | Literal["dry-run"] = False,
     deadline: float = DEADLINE,
 ) -> IngestReport:
-    """`ingest`, by several workers, on the Ray cluster that RAY_ADDRESS names, else on this machine.
+    """Run `ingest` with several workers, on the Ray cluster at RAY_ADDRESS or else on this machine.
 
-    What goes to other processes is made there, so documents, embedder and client are given as functions that make them;
-    Ray pickles those (functools.partial of a function that can be imported is best). Everything else, and everything
-    that is promised, is as for `ingest`; where a process died, what it had written counts as unchanged in the report.
+    `documents`, `embedder` and `client` are factories, because each process makes its own. Ray pickles them, so prefer
+    functools.partial of an importable function. All other arguments and guarantees are those of `ingest`. If a process
+    dies, documents it had written are reported as unchanged.
 
     Args:
-        documents: called once by the reader, and again if that dies: it has to give the same documents then.
-        embedder: called once a worker, and here for its spec; `lazy=True` loads no model where nothing is embedded.
-        client: of a server; an embedded store belongs to one process. QDRANT_API_KEY of this process is passed on.
-        workers: embedding processes. Each takes one CPU of the cluster, and the memory of a model.
-        gpus: of a worker.
+        documents: called by the reader, and again if the reader dies; it must then give the same documents.
+        embedder: called once per worker, and once here for its spec. With `lazy=True` the model loads on first use.
+        client: makes a client of a Qdrant server, since one process alone can open an embedded store. QDRANT_API_KEY of
+            this process is passed on.
+        workers: number of embedding processes. Each takes one CPU of the cluster and the memory of one model.
+        gpus: number of GPUs per worker.
         chunker: called with tokenizer and spec in every worker.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        InputError: as `ingest`; the client's store is an embedded one; or the cluster has too few CPUs or GPUs.
-        GircseError: a worker died over and over at the same documents.
+        InputError: as `ingest`; the client opens an embedded store; or the cluster has too few CPUs or GPUs.
+        GircseError: a worker died repeatedly on the same documents.
         SpecMismatchError, StoreError: as `ingest`.
     """
     if workers < 1:
@@ -88,36 +88,33 @@ def ingest_on_ray(
     with closing(client()) as store, store_errors(store), closing(Seen()) as seen:
         url = store.init_options.get("url")
         if not url:
-            raise InputError(
-                "Ray's workers are several processes, and an embedded store belongs to one; run a Qdrant server and "
-                "give its url"
-            )
-        ask = Retry(str(url), deadline)
-        ask(ensure_collection, store, collection, embedder().spec)
-        work = Work(
-            collection, embedder, client, chunker, batch_size, source, deadline, os.environ.get(KEY), _PART_DOCUMENTS
-        )
-        with _cluster(ray, workers, gpus), closing(_parts(ray, documents, work, workers, gpus)) as parts:
+            reason = "only one process can open an embedded store, and Ray runs several"
+            raise InputError(f"{reason}; run a Qdrant server and give its url")
+        retry = Retry(str(url), deadline)
+        retry(ensure_collection, store, collection, embedder().spec)
+        api_key = os.environ.get(API_KEY_VARIABLE)
+        work = Work(collection, embedder, client, chunker, batch_size, source, deadline, api_key, _DOCUMENTS_PER_PART)
+        with _cluster(ray, workers, gpus), closing(_run_parts(ray, documents, work, workers, gpus)) as parts:
             for part in parts:
                 if part.error is not None:
                     raise part.error
                 report.add(part.report)
                 if sync:
-                    seen.before((document, "") for document in part.ids)
+                    seen.compare_versions((document, "") for document in part.ids)
                     for failure in part.report.failed:
-                        seen.failed(failure.id)
+                        seen.add_failed(failure.id)
                 if progress is not None:
                     progress(Progress(report.documents, report.embedded, report.prompt_tokens))
         if sync:
-            remove_gone(Points(store, collection, ask), str(source), seen, report, delete=sync is True)
-    report.retries += ask.repeated
+            sync_source(Points(store, collection, retry), str(source), seen, report, delete=sync is True)
+    report.retries += retry.repeated
     return report
 
 
-def _parts(
+def _run_parts(
     ray: Any, documents: Callable[[], Iterable[Document | SkippedFile]], work: Work, workers: int, gpus: float
 ) -> Generator[Part, None, None]:
-    """The parts of a run, ingested, in the order in which they are done."""
+    """Read and ingest all parts of a run; yield each when it is done, in order of completion."""
     from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask, read_datasource
     from ray.data.block import BlockMetadata
 
@@ -129,22 +126,22 @@ def _parts(
             return None
 
     settings = DataContext.get_current().copy()
-    settings.target_max_block_size = 1  # no two parts are put together: each is a task
+    settings.target_max_block_size = 1  # never merge parts: each is one task
     settings.enable_progress_bars = False
     settings.print_on_execution_start = False
-    settings.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=(workers + 1) * _READ_AHEAD_BYTES
-    )
+    memory = (workers + 1) * _READ_AHEAD_BYTES
+    settings.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    here = ray.get_runtime_context().get_node_id()
+    this_node = ray.get_runtime_context().get_node_id()
     with DataContext.current(settings):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*ray_remote_args. is deprecated", DeprecationWarning)  # as is the pin
+            # `max_task_retries` can only be given this way, which the pinned versions of Ray still accept.
+            warnings.filterwarnings("ignore", ".*ray_remote_args. is deprecated", DeprecationWarning)
             stream = read_datasource(
                 Documents(),  # type: ignore[no-untyped-call]
                 override_num_blocks=1,
-                num_cpus=0,  # so that the workers, who take them all, cannot keep it waiting for ever
-                label_selector={"ray.io/node-id": here},  # paths are those of this machine
+                num_cpus=0,  # the workers may take all CPUs, and the reader must not wait for one
+                label_selector={"ray.io/node-id": this_node},  # the paths are on this machine
             ).map_batches(
                 Worker,
                 fn_constructor_args=(work,),
@@ -153,43 +150,36 @@ def _parts(
                 compute=ActorPoolStrategy(size=workers),
                 num_cpus=1,
                 num_gpus=gpus,
-                max_task_retries=_TRIES_OF_A_PART - 1,  # for ever, by default
+                max_task_retries=_MAX_TRIES_PER_PART - 1,  # Ray's default is without limit
             )
         try:
             for row in stream.iter_rows():
                 yield pickle.loads(row["part"])
         except ray.exceptions.RayError as error:
             raise GircseError(
-                f"Ray gave up on some documents ({type(error).__name__}: {str(error).strip()[-300:]}); what was "
-                "written before is safe: run again"
+                f"Ray gave up on some documents ({type(error).__name__}: {str(error).strip()[-300:]}). Run again: "
+                "everything written so far is kept"
             ) from error
 
 
 @contextmanager
 def _cluster(ray: Any, workers: int, gpus: float) -> Iterator[None]:
-    """Ray as it runs, or one of our own that ends with the block.
+    """Use the Ray that this process is connected to, or start or join one for the duration of the block.
 
     Raises:
-        InputError: it has not what the workers take: they would wait for ever.
+        InputError: the cluster has too few CPUs or GPUs; the workers would wait for ever.
     """
     own = not ray.is_initialized()
     if own:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors make it complain
-        here: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, workers)}
-        ray.init(
-            include_dashboard=False,
-            logging_level="error",
-            log_to_driver=False,
-            **({} if os.environ.get("RAY_ADDRESS") else here),
-        )
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # hides complaints about Ray Data's own actors
+        cpus = None if os.environ.get("RAY_ADDRESS") else max(os.cpu_count() or 1, workers)
+        ray.init(num_cpus=cpus, include_dashboard=False, logging_level="error", log_to_driver=False)
     try:
-        there = ray.cluster_resources()
-        for kind, wanted in (("CPU", workers), ("GPU", workers * gpus)):
-            if there.get(kind, 0) < wanted:
-                raise InputError(
-                    f"{workers} workers take {wanted:g} {kind}s, and Ray has {there.get(kind, 0):g}; ask for fewer"
-                )
+        available = ray.cluster_resources()
+        for kind, needed in (("CPU", workers), ("GPU", workers * gpus)):
+            if (has := available.get(kind, 0)) < needed:
+                raise InputError(f"{workers} workers need {needed:g} {kind}s, but Ray has {has:g}; use fewer")
         yield
     finally:
         if own:

@@ -1,7 +1,7 @@
-"""What an ingest on Ray runs in its processes: a reader that makes parts, and workers that ingest them.
+"""The code that an ingest on Ray runs in its processes: a reader that makes parts, and workers that ingest them.
 
-`read`      documents in, parts out: each document checked against all before it
-`Worker`    a part in; looked up, cut, embedded, written; its report out
+`read`      documents in, parts out; each document is checked against all earlier ones
+`Worker`    part in, report out; looks up, chunks, embeds and writes the part's documents
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from gircse_rag.qdrant.points import collection_gone
 if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder
 
-KEY = "QDRANT_API_KEY"
-_PART_CHARACTERS = 1_000_000
+API_KEY_VARIABLE = "QDRANT_API_KEY"
+_CHARACTERS_PER_PART = 1_000_000
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every process of a run has to know."""
+    """The settings of a run, sent to every process."""
 
     collection: str
     embedder: Callable[[], Embedder]
@@ -43,23 +43,24 @@ class Work:
     batch_size: int
     source: str | None
     deadline: float
-    key: str | None
-    part_documents: int
+    api_key: str | None
+    documents_per_part: int
 
     def open_client(self) -> QdrantClient:
-        if self.key:
-            os.environ.setdefault(KEY, self.key)
+        if self.api_key:
+            os.environ.setdefault(API_KEY_VARIABLE, self.api_key)
         return self.client()
 
 
 @dataclass
 class Part:
-    """Some documents on their way: checked, then ingested.
+    """A group of documents that travels from the reader to a worker, and back as a report.
 
     Attributes:
-        report: what is known of them so far.
-        ids: of the documents that were ingested.
-        error: what ends the run.
+        documents: the checked documents; empty after the worker.
+        report: the reader's report, then also the worker's.
+        ids: ids of the documents, set by the worker.
+        error: an error that ends the run, or None.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -68,14 +69,14 @@ class Part:
     error: GircseError | None = None
 
     def table(self) -> Any:
-        """As a Ray Data block of one row: a pyarrow.Table."""
+        """Pickle the part into a Ray Data block: a pyarrow.Table of one row."""
         import pyarrow  # type: ignore[import-untyped]
 
         return pyarrow.table({"part": pyarrow.array([pickle.dumps(self)], pyarrow.large_binary())})
 
 
 def read(documents: Callable[[], Iterable[Document | SkippedFile]], work: Work) -> Iterator[Any]:
-    """Documents in parts (`Part.table`), each checked against all before it."""
+    """Yield the documents as parts (`Part.table`), each document checked against all earlier ones."""
     passed: list[Document] = []
     characters = 0
     try:
@@ -86,7 +87,7 @@ def read(documents: Callable[[], Iterable[Document | SkippedFile]], work: Work) 
             for _, document in chain.from_iterable(checker.groups(documents())):
                 passed.append(document)
                 characters += len(document.text)
-                if len(passed) >= work.part_documents or characters >= _PART_CHARACTERS:
+                if len(passed) >= work.documents_per_part or characters >= _CHARACTERS_PER_PART:
                     yield Part(passed, checker.report).table()
                     passed, characters, checker.report = [], 0, IngestReport()
             yield Part(passed, checker.report).table()
@@ -95,7 +96,7 @@ def read(documents: Callable[[], Iterable[Document | SkippedFile]], work: Work) 
 
 
 class Worker:
-    """One process that embeds and writes. It makes its embedder with its first part, so a failure is a part's."""
+    """A process that embeds and writes. It loads the embedder with the first part, to report a failure in a part."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -118,8 +119,8 @@ class Worker:
             self._embedder = work.embedder()
             self._chunker = work.chunker(self._embedder.tokenizer, self._embedder.spec)
             self._client = work.open_client()
-            # Made anew by one worker, it would lack what the others had written before it was deleted.
-            vars(self._client)["create_collection"] = self._gone
+            # If the collection is deleted during the run, no worker may recreate it: other workers' points are gone.
+            vars(self._client)["create_collection"] = self._refuse_to_create
         report = ingest(
             documents,
             collection=work.collection,
@@ -130,8 +131,8 @@ class Worker:
             source=work.source,
             deadline=work.deadline,
         )
-        report.duplicated, report.duplicates = 0, []  # the reader, who knows all documents, has counted them
+        report.duplicated, report.duplicates = 0, []  # counted by the reader, which sees all documents
         return report
 
-    def _gone(self, *args: Any, **options: Any) -> None:
+    def _refuse_to_create(self, *args: Any, **options: Any) -> None:
         raise collection_gone(self._work.collection)

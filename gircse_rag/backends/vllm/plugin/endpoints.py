@@ -1,14 +1,13 @@
 """Steps, role and instruction over HTTP: `/v1/embeddings` with three more fields, and `/v1/gircse`.
 
-    POST /v1/embeddings   as OpenAI's, and besides
-        role          "query", "document" or "symmetric"; left out: "query" with an instruction, "document" without
+    POST /v1/embeddings   OpenAI's fields, and
+        role          "query", "document" or "symmetric"; default: "query" with an instruction, else "document"
         instruction   what to look for
-        steps         K for all inputs, or a list with one an input
-    GET  /v1/gircse       the spec of the vector space, its fingerprint and the window: what a client must agree with
+        steps         K for all inputs, or a list with one K per input
+    GET  /v1/gircse       the spec of the vector space, its fingerprint and the window, for clients to check
 
-Texts are rendered and tokenised here as everywhere else; lists of token ids are taken as they are. This is a vLLM
-endpoint plugin, loaded where VLLM_PLUGINS names gircse (`gircse serve` sees to it). Without it `steps` and the rest
-would be ignored.
+Texts are rendered and tokenised here as everywhere else; lists of token ids are used unchanged. This is a vLLM endpoint
+plugin, loaded if VLLM_PLUGINS contains gircse (`gircse serve` sets it). Without it vLLM ignores the three fields.
 """
 
 from __future__ import annotations
@@ -27,16 +26,15 @@ import gircse_rag
 from gircse_rag.backends.vllm.plugin.llm_inputs import render
 from gircse_rag.backends.vllm.plugin.settings import STEPS, Settings
 from gircse_rag.errors import CheckpointError, InputError
-from gircse_rag.spec import EmbeddingSpec
 
 
 class GircseIOProcessor(EmbedIOProcessor):
-    """From a request's body to prompts of token ids, each with its own number of steps."""
+    """Turns a request's body into prompts of token ids, each with its own number of steps."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings = Settings.of(self.vllm_config)
-        # not the renderer's own, which its threads use at the same time
+        # not the renderer's own tokenizer, which its threads use at the same time
         self.fast_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.model_config.tokenizer)
 
     def get_request_factory_online(self, ctx: Any) -> Any:
@@ -46,18 +44,18 @@ class GircseIOProcessor(EmbedIOProcessor):
         extra = request.model_extra or {}
         prompts = self._prompts(request, extra)
         steps = extra.get("steps")
-        wanted = steps if isinstance(steps, list) else [steps] * len(prompts)
-        if len(wanted) != len(prompts):
-            raise InputError(f"steps has {len(wanted)} entries for {len(prompts)} inputs")
-        given = [{} if value is None else {STEPS: value} for value in wanted]
-        for prompt, value in zip(prompts, given, strict=True):
+        steps_per_input = steps if isinstance(steps, list) else [steps] * len(prompts)
+        if len(steps_per_input) != len(prompts):
+            raise InputError(f"steps has {len(steps_per_input)} entries for {len(prompts)} inputs")
+        extra_kwargs = [{} if value is None else {STEPS: value} for value in steps_per_input]
+        for prompt, value in zip(prompts, extra_kwargs, strict=True):
             self.settings.steps_of(value, len(prompt))
         ctx.request = request.model_copy(update={"input": prompts, "truncate_prompt_tokens": None})
-        made = super().get_request_factory_online(ctx)
-        for one, value in zip(made, given, strict=True):
-            one["params"] = copy(ctx.pooling_params)
-            one["params"].extra_kwargs = value
-        return made
+        engine_inputs = super().get_request_factory_online(ctx)
+        for engine_input, value in zip(engine_inputs, extra_kwargs, strict=True):
+            engine_input["params"] = copy(ctx.pooling_params)
+            engine_input["params"].extra_kwargs = value
+        return engine_inputs
 
     def _prompts(self, request: Any, extra: dict[str, Any]) -> list[list[int]]:
         instruction = extra.get("instruction")
@@ -69,40 +67,36 @@ class GircseIOProcessor(EmbedIOProcessor):
             inputs = [inputs]
         if isinstance(inputs[0], list):
             if "role" in extra or instruction is not None:
-                raise InputError("input is token ids, embedded as they are; role and instruction are for texts")
+                raise InputError("input is token ids, which are embedded unchanged; role and instruction are for texts")
             return list(inputs)
-        cut = request.truncate_prompt_tokens
-        spec = _shortened(self.settings.spec, cut)
-        return render(self.fast_tokenizer, spec, inputs, role, instruction, may_cut=cut is not None)
-
-
-def _shortened(spec: EmbeddingSpec, length: int | None) -> EmbeddingSpec:
-    if length is None or length < 1:  # -1 is vLLM's "as long as the model takes"
-        return spec
-    return replace(spec, max_length=min(spec.max_length, length))
+        limit = request.truncate_prompt_tokens
+        spec = self.settings.spec
+        if limit is not None and limit > 0:  # -1 means vLLM's maximum length
+            spec = replace(spec, max_length=min(spec.max_length, limit))
+        return render(self.fast_tokenizer, spec, inputs, role, instruction, truncate=limit is not None)
 
 
 class GircseServing(ServingEmbedding):
-    """vLLM's embedding API over GircseIOProcessor."""
+    """vLLM's embedding API with GircseIOProcessor."""
 
     def init_io_processor(self, *args: Any, **kwargs: Any) -> GircseIOProcessor:
         return GircseIOProcessor(*args, **kwargs)
 
 
 class GircseEndpoints:
-    """What vLLM's API server loads, see `vllm.plugins.endpoint_plugins`."""
+    """The endpoint plugin that vLLM's API server loads, see `vllm.plugins.endpoint_plugins`."""
 
     name = "gircse"
     required_tasks = ("embed",)
 
     def __init__(self) -> None:
-        self._known: dict[str, Any] | None = None
+        self._info: dict[str, Any] | None = None
 
     def attach_router(self, app: Any) -> None:
         async def gircse() -> JSONResponse:
-            if self._known is None:
+            if self._info is None:
                 return JSONResponse({"error": {"message": "this server's model is no GIRCSE model"}}, status_code=404)
-            return JSONResponse(self._known)
+            return JSONResponse(self._info)
 
         app.add_api_route("/v1/gircse", gircse, methods=["GET"])
 
@@ -111,16 +105,16 @@ class GircseEndpoints:
             return
         try:
             settings = Settings.of(engine_client.vllm_config)
-        except CheckpointError:  # another model, which vLLM serves its own way
+        except CheckpointError:  # not one of our models: vLLM serves it as usual
             return
-        plain = state.serving_embedding
+        original = state.serving_embedding
         state.serving_embedding = GircseServing(
             engine_client,
             state.openai_serving_models,
-            request_logger=plain.request_logger,
-            chat_template_config=plain.chat_template_config,
+            request_logger=original.request_logger,
+            chat_template_config=original.chat_template_config,
         )
-        self._known = {
+        self._info = {
             "spec": settings.spec.to_dict(),
             "fingerprint": settings.spec.fingerprint,
             "dtype": str(engine_client.vllm_config.model_config.dtype).removeprefix("torch."),

@@ -21,14 +21,14 @@ from gircse_rag.tokens import check_instruction, encode
 
 
 def prompts(llm: Any, texts: Sequence[str], *, role: Role, instruction: str | None = None) -> list[Any]:
-    """What `llm.embed` takes: the rendered texts' token ids.
+    """Render texts as inputs of `llm.embed`.
 
     Args:
         llm: a `vllm.LLM` of an exported folder.
-        texts, role, instruction: as `Embedder.embed`.
+        texts, role, instruction: as in `Embedder.embed`.
 
     Raises:
-        InputError: an argument or a text is refused, or a text is longer than the spec's max_length.
+        InputError: an argument or a text is invalid, or a text is longer than the spec's max_length.
     """
     model = llm.model_config
     rendered = render(llm.get_tokenizer(), spec_of(model.hf_config, model.model), texts, role, instruction)
@@ -36,10 +36,10 @@ def prompts(llm: Any, texts: Sequence[str], *, role: Role, instruction: str | No
 
 
 def params(steps: int | Sequence[int]) -> Any:
-    """`PoolingParams` with a number of refinement steps, or a list of them with one number a text.
+    """`PoolingParams` with a number of refinement steps, or a list of them for a list of numbers, one per text.
 
     Raises:
-        InputError: a number is refused.
+        InputError: a number of steps is invalid.
     """
     from vllm import PoolingParams
 
@@ -56,12 +56,12 @@ def render(
     role: Role,
     instruction: str | None,
     *,
-    may_cut: bool = False,
+    truncate: bool = False,
 ) -> list[list[int]]:
-    """Texts -> token ids, rendered for their role.
+    """Render texts for their role and tokenise them.
 
     Args:
-        may_cut: whether the end of a text beyond the spec's max_length is left out; else it is an error.
+        truncate: cut texts longer than the spec's max_length at their end; otherwise they are an error.
 
     Raises:
         InputError: as `prompts`.
@@ -72,10 +72,10 @@ def render(
     rendered = []
     for index, text in enumerate(texts):
         prompt = encode(tokenizer, spec, text, role=role, instruction=instruction, index=index)
-        if prompt.truncated and not may_cut:
+        if prompt.truncated and not truncate:
             raise InputError(
                 f"text {index} is longer than {spec.max_length} tokens; split it into chunks (over HTTP, "
-                "truncate_prompt_tokens=-1 has its end cut)",
+                "truncate_prompt_tokens=-1 cuts its end)",
                 index=index,
             )
         rendered.append(list(prompt.token_ids))

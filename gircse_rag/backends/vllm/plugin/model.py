@@ -1,12 +1,12 @@
 """The four decoders as GIRCSE embedders: handles in, soft tokens between the steps, the pooled vector out.
 
-In each step of the engine a request computes a piece of its text, or one handle. What the pooler does with the last
-hidden state h of that piece, where t = positions computed - P:
+In each step of the engine a request computes a chunk of its text, or one handle. The pooler then uses the last hidden
+state h of that chunk, depending on t = positions computed - P:
 
-    t < 0        nothing: the text is not done
+    t < 0        nothing: the text is incomplete
     t = 0        h is h_0: table[slot] = softmax(head(h) / tau) @ E
     0 < t < K    h is h_t: sum += h, and table[slot] = softmax(head(h) / tau) @ E
-    t = K        sum += h, and out comes normalize(sum)
+    t = K        h is h_K: sum += h, and the output is normalize(sum)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gircse_rag.backends.vllm.plugin.settings import Settings
 
 
 class SoftTokens(nn.Module):
-    """The state of refinement, one row a slot.
+    """State of refinement, one row per slot.
 
     Attributes:
         table: (slots, d), the model's dtype: the soft token that the slot's next handle stands for.
@@ -46,15 +46,15 @@ class SoftTokens(nn.Module):
         self.register_buffer("sums", torch.zeros(shape, dtype=torch.float32, device=device), persistent=False)
 
     def split(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which of `ids` (n,) are handles, their slots, and the ids of the others; 0 stands in for what does not apply.
+        """Split `ids` (n,): which are handles, their slots (0 for tokens), and the token ids (0 for handles).
 
-        Padding behind a batch may be any id; its row is computed and thrown away.
+        Padding after a batch may be any id; its row is computed and discarded.
         """
         soft = ids >= self._vocabulary
         return soft, torch.where(soft, (ids - self._vocabulary) % self._slots, 0), torch.where(soft, 0, ids)
 
     def add(self, slots: Tensor, states: Tensor, first: Tensor) -> Tensor:
-        """sum = h_1 where `first`, else sum + h_t. Whatever an earlier holder of the slot left does not matter.
+        """Update sums: h_1 where `first`, else sum + h_t. What an earlier request left in the slot does not matter.
 
         Returns:
             (n, d) float32: the new sums of `slots`.
@@ -65,7 +65,7 @@ class SoftTokens(nn.Module):
 
 
 class GircsePooler(Pooler):
-    """Runs after each step of the engine, on every tensor-parallel rank alike."""
+    """Runs after each step of the engine, identically on every tensor-parallel rank."""
 
     def __init__(self, model: GircseMixin) -> None:
         super().__init__()
@@ -77,45 +77,31 @@ class GircsePooler(Pooler):
     def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> Any:
         cursor = pooling_metadata.get_pooling_cursor()
         last = cursor.last_token_indices_gpu
-        held: list[Any] = [(params.extra_kwargs or {}).get(RESERVATION) for params in pooling_metadata.pooling_params]
-        if None in held:  # vLLM measures its memory with requests that no scheduler has seen
+        params = pooling_metadata.pooling_params
+        reserved: list[Any] = [(one.extra_kwargs or {}).get(RESERVATION) for one in params]  # slot, P and K
+        if None in reserved:  # vLLM profiles its memory with inputs that bypass the scheduler
             return list(self.model.soft_token(hidden_states[last]).float())
-        rows: list[int] = []
-        slots: list[int] = []
-        times: list[int] = []
-        done: list[bool] = []
-        for row, ((slot, text, steps), length) in enumerate(zip(held, cursor.seq_lens_cpu.tolist(), strict=True)):
-            if length >= text:
-                rows.append(row)
-                slots.append(slot)
-                times.append(length - text)
-                done.append(length - text == steps)
-        outputs: list[Tensor | None] = [None] * len(held)
-        if rows:
-            for row, vector in self._refine(hidden_states[last[rows]], rows, slots, times, done):
-                outputs[row] = vector
-        return outputs
-
-    def _refine(
-        self, states: Tensor, rows: list[int], slots: list[int], times: list[int], done: list[bool]
-    ) -> list[tuple[int, Tensor]]:
-        soft = self.model.soft
-        where = torch.tensor(slots, device=states.device)
-        pooled = [i for i, time in enumerate(times) if time]  # h_0 is not
-        finished: list[tuple[int, Tensor]] = []
-        if pooled:
-            first = torch.tensor([times[i] == 1 for i in pooled], device=states.device)
+        outputs: list[Tensor | None] = [None] * len(reserved)
+        times = [length - text for (_, text, _), length in zip(reserved, cursor.seq_lens_cpu.tolist(), strict=True)]
+        rows = [row for row, time in enumerate(times) if time >= 0]
+        if not rows:
+            return outputs
+        states, soft = hidden_states[last[rows]], self.model.soft
+        where = torch.tensor([reserved[row][0] for row in rows], device=states.device)
+        if pooled := [i for i, row in enumerate(rows) if times[row]]:  # h_0 is not pooled
+            first = torch.tensor([times[rows[i]] == 1 for i in pooled], device=states.device)
             sums = soft.add(where[pooled], states[pooled], first)
-            vectors = nn.functional.normalize(sums, dim=-1)
-            finished = [(rows[i], vectors[place]) for place, i in enumerate(pooled) if done[i]]
-        if going_on := [i for i, over in enumerate(done) if not over]:
-            tokens = self.model.soft_token(states[going_on])
-            soft.table.index_copy_(0, where[going_on], tokens.to(soft.table.dtype))
-        return finished
+            for i, vector in zip(pooled, nn.functional.normalize(sums, dim=-1), strict=True):
+                if times[rows[i]] == reserved[rows[i]][2]:
+                    outputs[rows[i]] = vector
+        if unfinished := [i for i, row in enumerate(rows) if outputs[row] is None]:
+            tokens = self.model.soft_token(states[unfinished])
+            soft.table.index_copy_(0, where[unfinished], tokens.to(soft.table.dtype))
+        return outputs
 
 
 class GircseMixin:
-    """In front of one of vLLM's causal LMs; its weights and layers are used as they are."""
+    """Mixin for vLLM's causal LMs, whose weights and layers are used unchanged."""
 
     is_pooling_model = True
 
@@ -127,7 +113,7 @@ class GircseMixin:
         dimension = vllm_config.model_config.hf_config.hidden_size
         self._temperature = settings.spec.temperature
         self.soft = SoftTokens(settings, dimension, dtype, device)
-        # CUDA graphs replay with the addresses they were captured with, so inputs must always lie in the same place.
+        # CUDA graphs replay with fixed addresses, so inputs must always be in the same buffer.
         rows = max(
             vllm_config.scheduler_config.max_num_batched_tokens,
             vllm_config.compilation_config.max_cudagraph_capture_size or 0,
@@ -138,7 +124,7 @@ class GircseMixin:
         self.pooler = GircsePooler(self)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """(n,) ids of tokens and handles -> (n, d)."""
+        """(n,) ids of tokens and handles -> (n, d) input embeddings."""
         is_soft, slots, tokens = self.soft.split(input_ids)
         embedded: Tensor = super().embed_input_ids(tokens)  # type: ignore[misc]
         return torch.where(is_soft[:, None], self.soft.table[slots], embedded)
@@ -159,22 +145,22 @@ class GircseMixin:
     def soft_token(self, states: Tensor) -> Tensor:
         """softmax(head(states) / tau) @ E: (n, d) -> (n, d).
 
-        Each tensor-parallel rank has some rows of head and E, the same ones: it adds up its share of the numerator and
-        of the normaliser, relative to the largest logit of all ranks, and one all-reduce joins them.
+        Each tensor-parallel rank holds the same rows of head and E. It sums its share of the numerator and of the
+        normaliser, relative to the largest logit of all ranks; one all-reduce adds the shares.
         """
         embedding = self.model.embed_tokens  # type: ignore[attr-defined]
         shard = embedding.shard_indices
-        here = shard.org_vocab_end_index - shard.org_vocab_start_index  # without the padding
-        weight = embedding.weight[:here]
+        num_local = shard.org_vocab_end_index - shard.org_vocab_start_index  # without the padding
+        weight = embedding.weight[:num_local]
         logits = self.logits_processor(self.lm_head, states, skip_gather=True)  # type: ignore[attr-defined]
-        logits = logits[:, :here].float() / self._temperature
+        logits = logits[:, :num_local].float() / self._temperature
         token: Tensor
         if embedding.tp_size == 1:
             token = torch.softmax(logits, dim=-1).to(weight.dtype) @ weight
             return token
         ranks = get_tp_group()
-        # a rank may hold nothing but padding
-        largest = logits.amax(-1, keepdim=True) if here else logits.new_full((len(logits), 1), float("-inf"))
+        # a rank may hold only padding
+        largest = logits.amax(-1, keepdim=True) if num_local else logits.new_full((len(logits), 1), float("-inf"))
         largest = ranks.all_gather(largest, dim=-1).amax(-1, keepdim=True)
         weights = torch.exp(logits - largest)
         share = torch.cat([(weights.to(weight.dtype) @ weight).float(), weights.sum(-1, keepdim=True)], dim=-1)

@@ -1,7 +1,7 @@
-"""vLLM's scheduler, with room for soft tokens behind every text.
+"""vLLM's scheduler, with room for soft tokens after every text. slots.py explains slots and handles.
 
-vLLM says that custom schedulers are not a public interface: `checks` compares what is overridden and called here with
-what it was written against.
+Custom schedulers are not a public interface of vLLM. `checks` therefore compares every vLLM function that is overridden
+or called here with that of the tested version.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from gircse_rag.errors import InputError
 log = logging.getLogger("vllm.gircse")
 
 RESERVATION = "gircse"
-"""The key of `PoolingParams.extra_kwargs` under which the worker finds (slot, text, steps)."""
+"""The key of `PoolingParams.extra_kwargs` under which the worker finds (slot, tokens of the text, steps)."""
 
 
 class GircseSchedulerMixin:
-    """A request gets its slot and handles when it is first looked at for admission, and keeps both through preemption.
+    """Assigns a request its slot and handles when it is first considered for admission. It keeps them if preempted.
 
-    One that cannot be embedded (its steps do not fit) is finished at the end of the same step, with a vector of NaN and
-    an error in the log: vLLM's front end takes no other failure from a pooling model. Those that come over HTTP or from
-    an Embedder were refused before they got here.
+    A request whose steps do not fit ends with the current step, with a NaN vector and an error in the log: vLLM's front
+    end accepts no other failure from a pooling model. Requests over HTTP or from an Embedder are checked earlier.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -51,33 +50,33 @@ class GircseSchedulerMixin:
         return blocks, cached, boundary, diverged
 
     def _admit(self, request: Any) -> Reservation | None:
-        params, text = request.pooling_params, request.num_prompt_tokens
+        params, length = request.pooling_params, request.num_prompt_tokens
         try:
-            steps = self.settings.steps_of(params.extra_kwargs, text)
+            steps = self.settings.steps_of(params.extra_kwargs, length)
         except InputError as error:
             log.error("request %s is answered with NaN: %s", request.request_id, error)
             self._refused.add(request.request_id)
             return None
-        reservation = self.slots.reserve(request.request_id, text=text, steps=steps)
+        reservation = self.slots.reserve(request.request_id, text=length, steps=steps)
         if reservation is None:
             return None
         request.prompt_token_ids = [*request.prompt_token_ids, *reservation.handles]
         request._all_token_ids.extend(reservation.handles)
-        request.num_prompt_tokens = text + steps
+        request.num_prompt_tokens = length + steps
         request.update_block_hashes()
         request.pooling_params = copy(params)  # several requests may share one object
         request.pooling_params.extra_kwargs = {
             **(params.extra_kwargs or {}),
-            RESERVATION: (reservation.slot, text, steps),
+            RESERVATION: (reservation.slot, length, steps),
         }
         return reservation
 
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
-        wanted: int = super()._reserve_prefill_lookahead(  # type: ignore[misc]
+        num_tokens: int = super()._reserve_prefill_lookahead(  # type: ignore[misc]
             request, num_computed_tokens, num_new_tokens
         )
         reservation = self.slots.get(request.request_id)
-        return 0 if reservation is None else reservation.chunk(num_computed_tokens, wanted)  # 0: not in this step
+        return 0 if reservation is None else reservation.chunk(num_computed_tokens, num_tokens)  # 0: no slot yet
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, EngineCoreOutputs]:
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(  # type: ignore[misc]
@@ -102,7 +101,7 @@ class GircseSchedulerMixin:
 
 
 class GircseScheduler(GircseSchedulerMixin, Scheduler):
-    """For engines that wait for a step before they schedule the next, the default for pooling models."""
+    """For engines that finish a step before scheduling the next, the default for pooling models."""
 
 
 class GircseAsyncScheduler(GircseSchedulerMixin, AsyncScheduler):

@@ -1,4 +1,4 @@
-"""What the plugin needs to know of a checkpoint: `gircse export` writes it into config.json under "gircse"."""
+"""The plugin's settings, read from the entry "gircse" that `gircse export` writes into config.json."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STEPS = "steps"
 
 @dataclass(frozen=True)
 class Settings:
-    """How one engine embeds.
+    """Settings of one engine.
 
     Attributes:
-        spec: the vector space; its temperature and number of steps are the defaults of every request.
-        vocabulary: V, rows of the embedding matrix.
-        slots: rows of the soft tokens' table.
-        window: prompt tokens plus refinement steps that one request may have.
+        spec: the vector space; its temperature applies to all requests, its number of steps is the default.
+        vocabulary: V, number of rows of the embedding matrix.
+        slots: number of rows of the soft tokens' table.
+        window: maximum prompt tokens plus refinement steps of a request.
     """
 
     spec: EmbeddingSpec
@@ -31,27 +31,27 @@ class Settings:
 
     @classmethod
     def of(cls, vllm_config: Any) -> Settings:
-        """From a `vllm.config.VllmConfig`.
+        """Read the settings from a `vllm.config.VllmConfig`.
 
         Raises:
             CheckpointError: the checkpoint was not written by `gircse export`.
         """
         model = vllm_config.model_config
-        # Running requests hold a slot, and so do preempted ones, which are the next to run.
+        # Running requests hold a slot, and so do preempted ones, which run next.
         slots = 2 * vllm_config.scheduler_config.max_num_seqs
         return cls(spec_of(model.hf_config, model.model), model.hf_config.vocab_size, slots, model.max_model_len)
 
     def steps_of(self, extra: dict[str, Any] | None, text: int) -> int:
-        """K of a request: what its `PoolingParams.extra_kwargs` asks for, or the spec's.
+        """K of a request: from its `PoolingParams.extra_kwargs`, or the spec's.
 
         Raises:
-            InputError: it is no number of steps, or does not fit the window behind a text of `text` tokens.
+            InputError: it is no valid number of steps, or does not fit the window after `text` prompt tokens.
         """
         steps = (extra or {}).get(STEPS, self.spec.document_steps)
         check_steps(steps)
         if text + steps > self.window:
             raise InputError(
-                f"a prompt of {text} tokens and {steps} refinement steps do not fit max_model_len, {self.window}; use "
+                f"a prompt of {text} tokens and {steps} refinement steps do not fit max_model_len {self.window}; use "
                 "fewer steps, a shorter text or a larger max_model_len"
             )
         return int(steps)
@@ -61,7 +61,7 @@ def spec_of(hf_config: Any, name: str) -> EmbeddingSpec:
     """The spec in a model's configuration (an object or a dict).
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: the configuration has no spec, or an invalid one.
     """
     entry = hf_config.get(EXPORT_KEY) if isinstance(hf_config, dict) else getattr(hf_config, EXPORT_KEY, None)
     if not isinstance(entry, dict) or not isinstance(entry.get("spec"), dict):
