@@ -1,10 +1,10 @@
-"""What does an ingest cost beside the embedding, and does its memory stay flat?
+"""What does ingestion cost beyond embedding, and does its memory stay constant?
 
-    python benchmarks/ingest.py throughput     real model, real store: documents a second, beside `Embedder` alone
+    python benchmarks/ingest.py throughput     real model, real store: documents per second, compared with `Embedder`
     python benchmarks/ingest.py memory         1,000,000 documents, a stand-in embedder, a sink that only counts
     python benchmarks/ingest.py unchanged      `gircse ingest` of the 50,000 documents that `stores.py build` put there
 
-Each prints one JSON document. `throughput` times both in turn, on texts of the same lengths; medians.
+Each prints one JSON document. `throughput` times both in turn, on texts of the same lengths, and reports medians.
 """
 
 from __future__ import annotations
@@ -20,46 +20,41 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import processor
-from gircse_rag.embedder import EmbeddingResult
+from gircse_rag.backend import Refinement, Request
+from gircse_rag.errors import GircseError
 from gircse_rag.qdrant import Document, Progress, ingest, open_client
-from tests.unit.qdrant.standin import StandIn
+from tests.stand_in import StandIn, WordHashBackend
 
 WARM = 32
 SENTENCE = "Document number {} says something short about the number {}, as documents do."
 
 
-class Constant(StandIn):
-    """Embeds in no time, so that all that is left is the pipeline's."""
+class ConstantBackend(WordHashBackend):
+    """Gives every text one vector in no time: what is left is the pipeline's, and the Embedder's tokenising."""
 
-    def embed(self, texts: Sequence[str], *args: Any, **options: Any) -> EmbeddingResult:
-        count = len(texts)
-        return EmbeddingResult(
-            vectors=np.full((count, self.dimension), self.dimension**-0.5, np.float32),
-            trajectory=None,
-            steps=np.full(count, 5),
-            prompt_tokens=np.full(count, 20),
-            truncated=np.zeros(count, bool),
-            soft_tokens=None,
-        )
+    def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
+        for position, request in enumerate(requests):
+            yield position, Refinement(np.full((request.steps, self.dimension), self.dimension**-0.5, np.float32))
 
 
 class Sink:
-    """A store that forgets: it confirms every write, and has nothing."""
+    """A store that confirms every write and stores nothing."""
 
     def __init__(self) -> None:
+        self._client: Any = None  # neither a server nor a folder
         self.init_options: dict[str, Any] = {}
         self.points = 0
         self._made = False
@@ -80,7 +75,7 @@ class Sink:
 
 
 def _resident() -> float:
-    """MB of this process in memory now."""
+    """Resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
@@ -102,8 +97,8 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     report = ingest(
         documents(),
         collection="docs",
-        embedder=Constant(max_length=512),  # type: ignore[arg-type]
-        client=sink,  # type: ignore[arg-type]
+        embedder=StandIn(max_length=512, words=ConstantBackend(16)),
+        client=cast(QdrantClient, sink),
         batch_size=arguments.batch_size,
         progress=mark,
     )
@@ -135,8 +130,8 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
     rounds = []
     for number in range(arguments.rounds):
         part = sorted(texts[2 * number * arguments.texts : 2 * (number + 1) * arguments.texts], key=len)
-        # Texts of their own for each side: the second to get the same ones finds their prefixes cached. Of four
-        # neighbours in length the outer two go to one side, so that neither has the longer ones.
+        # Each side gets its own texts: equal texts would hit the prefix cache. Of every four texts in order of length,
+        # one side gets the outer two and the other the inner two, so that lengths are balanced.
         outer, inner = part[0::4] + part[3::4], part[1::4] + part[2::4]
 
         def alone(part: list[str] = outer) -> int:
@@ -155,7 +150,7 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
         order = [alone, through] if number % 2 else [through, alone]
         found: dict[str, float] = {}
         for work in order:
-            work(texts[-WARM:])  # type: ignore[operator]
+            work(texts[-WARM:])
             wall, cpu = time.monotonic(), time.process_time()
             chunks = work()
             found[work.__name__] = (time.monotonic() - wall) / chunks
@@ -202,16 +197,16 @@ def unchanged(arguments: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["throughput", "memory", "unchanged"])
-    parser.add_argument("--documents", type=int, default=1_000_000, help="of `memory`")
-    parser.add_argument("--texts", type=int, default=256, help="a round of `throughput`")
+    parser.add_argument("--documents", type=int, default=1_000_000, help="for `memory`")
+    parser.add_argument("--texts", type=int, default=256, help="per round of `throughput`")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--engine", choices=["local", "edge"], default="local")
-    parser.add_argument("--folder", type=Path, help="of `unchanged`: where `stores.py build` built")
+    parser.add_argument("--folder", type=Path, help="for `unchanged`: the folder of `stores.py build`")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--output", type=Path, help="a JSON file; what it holds of other runs stays")
+    parser.add_argument("--output", type=Path, help="JSON file to update; results of other runs are kept")
     arguments = parser.parse_args(argv)
     before = os.getloadavg()
     work = {"throughput": throughput, "memory": memory, "unchanged": unchanged}[arguments.what]

@@ -1,11 +1,10 @@
-"""A question against N points in local mode and in an edge store, before and after its index: milliseconds and recall.
+"""How fast and exact is a search over N points in local mode, and in an edge store before and after indexing?
 
-    python benchmarks/stores.py build --engine edge --folder DIR     files, and a collection that has them; minutes
+    python benchmarks/stores.py build --engine edge --folder DIR     files, and a collection of them; takes minutes
     python benchmarks/stores.py ask --folder DIR --output benchmarks/results/stores.json
 
-`build` ingests small documents with an embedder that gives them random vectors of 576 dimensions, in clumps. The same
-folder, and one built with --engine local, serve `ingest.py unchanged`. `ask` asks the stores in turn, so a busy machine
-slows all alike.
+`build` ingests small documents with random, clustered vectors of 576 dimensions. `ingest.py unchanged` uses the same
+folder, and one built with --engine local. `ask` queries the stores in turn, so a busy machine slows all alike.
 """
 
 from __future__ import annotations
@@ -17,68 +16,83 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qdrant_client import QdrantClient, models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.ingest import SENTENCE, Constant, machine_and_versions
+from benchmarks.ingest import SENTENCE, machine_and_versions
 from gircse_rag import Embedder
-from gircse_rag.embedder import EmbeddingResult
+from gircse_rag.backend import Refinement, Request
+from gircse_rag.errors import GircseError
 from gircse_rag.qdrant import ingest, open_client, read_documents
 
-DIMENSION, ASKED, LIMIT, FILES = 576, 300, 10, 50
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DIMENSION, QUERIES, LIMIT, FILES = 576, 300, 10, 50
 BARE = "edge without index"
 Rows = np.ndarray[Any, Any]
 
 
-class Clumps(Constant):
-    """Embeds document number n as row n of `vectors`, under the bundled model's spec."""
+class ClumpsBackend:
+    """Refines document number n into row n of `vectors`."""
 
-    def __init__(self, vectors: Rows) -> None:
-        real = Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu", lazy=True)
-        super().__init__(dimension=real.dimension)
-        self.spec, self.tokenizer = real.spec, real.tokenizer
-        self._vectors = vectors
+    def __init__(self, vectors: Rows, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.dimension = vectors.shape[1]
+        self._vectors, self._tokenizer = vectors, tokenizer
 
-    def embed(self, texts: Sequence[str], *args: Any, **options: Any) -> EmbeddingResult:
-        result = super().embed(texts, *args, **options)
-        result.vectors[:] = self._vectors[[int(text.split()[2]) for text in texts]]
-        return result
+    def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
+        for position, request in enumerate(requests):
+            number = int(str(self._tokenizer.decode(request.token_ids)).split()[2])
+            yield position, Refinement(np.tile(self._vectors[number], (request.steps, 1)))
+
+    def close(self) -> None:
+        pass
+
+
+def clumps(vectors: Rows) -> Embedder:
+    """An embedder of such vectors, under the bundled model's spec."""
+    bundled = Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu", lazy=True)
+    return Embedder(ClumpsBackend(vectors, bundled.tokenizer), bundled.tokenizer, bundled.spec)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["build", "ask"])
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--engine", choices=["local", "edge"], default="local", help="that `build` builds")
+    parser.add_argument("--engine", choices=["local", "edge"], default="local", help="store for `build`")
     parser.add_argument("--points", type=int, default=50_000)
-    parser.add_argument("--output", type=Path, help="of `ask`; the figures of `build` are in it too")
-    given = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="JSON file of `ask`; includes the numbers of `build`")
+    arguments = parser.parse_args()
     before = os.getloadavg()
-    stored, asked = vectors(given.points)
-    found = build(given.folder, given.engine, stored) if given.what == "build" else ask(given.folder, stored, asked)
+    stored, queries = vectors(arguments.points)
+    found = (
+        build(arguments.folder, arguments.engine, stored)
+        if arguments.what == "build"
+        else ask(arguments.folder, stored, queries)
+    )
     found |= {"load_before": before, "load_after": os.getloadavg()}
-    if given.what == "build":
-        (given.folder / f"built-{given.engine}.json").write_text(json.dumps(found))
+    if arguments.what == "build":
+        (arguments.folder / f"built-{arguments.engine}.json").write_text(json.dumps(found))
     else:
-        built = {file.stem: json.loads(file.read_text()) for file in sorted(given.folder.glob("built-*.json"))}
-        found = {**machine_and_versions(), "points": given.points, "ask": found, **built}
+        built = {file.stem: json.loads(file.read_text()) for file in sorted(arguments.folder.glob("built-*.json"))}
+        found = {**machine_and_versions(), "points": arguments.points, "ask": found, **built}
     print(json.dumps(found, indent=1))
-    if given.output:
-        given.output.write_text(json.dumps(found, indent=1) + "\n")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def vectors(count: int) -> tuple[Rows, Rows]:
-    """(count, d) to store and (300, d) to ask, float32, unit rows in 500 clumps."""
-    chance = np.random.default_rng(0)
-    clumps = chance.standard_normal((500, DIMENSION))
-    rows = clumps[chance.integers(0, 500, count + ASKED)]
-    rows += 0.8 * chance.standard_normal(rows.shape)
+    """Make vectors to store (count, d) and to query (300, d): float32 unit rows in 500 clusters."""
+    rng = np.random.default_rng(0)
+    clumps = rng.standard_normal((500, DIMENSION))
+    rows = clumps[rng.integers(0, 500, count + QUERIES)]
+    rows += 0.8 * rng.standard_normal(rows.shape)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows[:count].astype(np.float32), rows[count:].astype(np.float32)
 
@@ -95,7 +109,7 @@ def build(folder: Path, engine: Any, stored: Rows) -> dict[str, Any]:
     ingest(
         read_documents(files),
         collection="docs",
-        embedder=Clumps(stored),  # type: ignore[arg-type]
+        embedder=clumps(stored),
         client=client,
         source=str(files.resolve()),
     )
@@ -112,37 +126,37 @@ def build(folder: Path, engine: Any, stored: Rows) -> dict[str, Any]:
     return {**found, "megabytes on disk": round(used / 1e6)}
 
 
-def ask(folder: Path, stored: Rows, asked: Rows) -> dict[str, Any]:
-    exact = np.argsort(-(asked @ stored.T), axis=1)[:, :LIMIT]
+def ask(folder: Path, stored: Rows, queries: Rows) -> dict[str, Any]:
+    exact = np.argsort(-(queries @ stored.T), axis=1)[:, :LIMIT]
     clients: dict[str, QdrantClient] = {}
     found: dict[str, Any] = {}
     for name in (BARE, "edge"):
         began = time.perf_counter()
         clients[name] = open_client(folder / name, create=False)
-        clients[name].query_points("docs", asked[0].tolist(), using="gircse", limit=LIMIT)
+        clients[name].query_points("docs", queries[0].tolist(), using="gircse", limit=LIMIT)
         found[name] = {"seconds to open and ask once": round(time.perf_counter() - began, 2)}
     clients["local"], found["local"] = in_memory(clients["edge"]), {}
-    taken: dict[str, list[float]] = {name: [] for name in clients}
+    times: dict[str, list[float]] = {name: [] for name in clients}
     right = dict.fromkeys(clients, 0)
-    for query, truth in zip(asked, exact, strict=True):
+    for query, truth in zip(queries, exact, strict=True):
         for name, client in clients.items():
             began = time.perf_counter()
             points = client.query_points("docs", query.tolist(), using="gircse", limit=LIMIT).points
-            taken[name].append(1000 * (time.perf_counter() - began))
+            times[name].append(1000 * (time.perf_counter() - began))
             rows = {int((point.payload or {})["doc_id"].partition("#")[2]) for point in points}
             right[name] += len(rows & set(truth.tolist()))
     for name, client in clients.items():
-        found[name]["ms a question, median"] = round(float(np.median(taken[name])), 2)
+        found[name]["ms a question, median"] = round(float(np.median(times[name])), 2)
         found[name]["ms, fastest and slowest tenth"] = [
-            round(float(np.quantile(taken[name], q)), 2) for q in (0.1, 0.9)
+            round(float(np.quantile(times[name], q)), 2) for q in (0.1, 0.9)
         ]
-        found[name]["recall@10"] = round(right[name] / (LIMIT * ASKED), 4)
+        found[name]["recall@10"] = round(right[name] / (LIMIT * QUERIES), 4)
         client.close()
     return found
 
 
 def in_memory(client: QdrantClient) -> QdrantClient:
-    """The same points in local mode, which answers as quickly from its folder, once that is open."""
+    """Copy the points to local mode in memory, which is as fast as an opened folder."""
     copy, offset = QdrantClient(":memory:"), None
     config = {"gircse": models.VectorParams(size=DIMENSION, distance=models.Distance.COSINE)}
     copy.create_collection("docs", config)
@@ -154,7 +168,7 @@ def in_memory(client: QdrantClient) -> QdrantClient:
 
 
 def freeze(client: Any) -> float:
-    """Build the index; the longest that another thread of this process had to wait meanwhile."""
+    """Build the index; return the longest time, in seconds, that it blocked another thread of this process."""
     longest, done = 0.0, threading.Event()
 
     def tick() -> None:

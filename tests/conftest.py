@@ -26,5 +26,5 @@ def tiny_embedder(tiny_folder: Path, request: pytest.FixtureRequest) -> Embedder
 
 @pytest.fixture(scope="session")
 def smollm2() -> Embedder:
-    """The real model in float32; fetched on first use."""
+    """The bundled SmolLM2 model in float32, fetched on first use."""
     return Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu")

@@ -1,4 +1,4 @@
-"""Disks that fill up: small tmpfs."""
+"""Small tmpfs mounts, for tests of full disks."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import pytest
 
 
 class SmallDisks:
-    """File systems of a few megabytes, in new folders below `folder`."""
+    """Mounts small file systems in new folders below `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._made: list[Path] = []
+        self._mounted: list[Path] = []
 
     def mount(self, size: str) -> Path:
-        """A new one of this size, such as "3m". Skips the test where that is not permitted."""
-        place = self._folder / f"disk{len(self._made)}"
+        """Mount a file system of this size, such as "3m". Skips the test if mounting is not permitted."""
+        place = self._folder / f"disk{len(self._mounted)}"
         place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
         if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:
             pytest.skip("only root on Linux may mount a small file system")
-        self._made.append(place)
+        self._mounted.append(place)
         return place
 
     def resize(self, place: Path, size: str) -> None:
         subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
 
     def unmount(self) -> None:
-        for place in self._made:
+        for place in self._mounted:
             subprocess.run(["umount", "--lazy", place], check=True)

@@ -1,4 +1,4 @@
-"""PDFs for tests, made on the spot; a test that asks for one is skipped where fpdf or pypdf is not installed."""
+"""PDFs for tests. Each helper skips its test if fpdf or pypdf is not installed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 
 
 def make_pdf(path: Path, *pages: str, title: str | None = None) -> Path:
-    """A page for each text; an empty one is a page without text."""
-    made: Any = pytest.importorskip("fpdf").FPDF()
-    made.set_font("helvetica", size=12)
+    """Write a PDF with one page per text; an empty string gives a page without text."""
+    pdf: Any = pytest.importorskip("fpdf").FPDF()
+    pdf.set_font("helvetica", size=12)
     if title:
-        made.set_title(title)
+        pdf.set_title(title)
     for page in pages:
-        made.add_page()
+        pdf.add_page()
         if page:
-            made.multi_cell(0, text=page)
-    made.output(str(path))
+            pdf.multi_cell(0, text=page)
+    pdf.output(str(path))
     return path
 
 
 def encrypt(path: Path, user: str, owner: str, algorithm: str) -> Path:
-    """The same file with a password for reading (`user`) and one for changing (`owner`)."""
+    """Encrypt the file in place, with a password for reading (`user`) and one for editing (`owner`)."""
     writer = _writer(path)
     writer.encrypt(user, owner, algorithm=algorithm)
     writer.write(path)
@@ -33,7 +33,7 @@ def encrypt(path: Path, user: str, owner: str, algorithm: str) -> Path:
 
 
 def with_contents(path: Path, size: int) -> Path:
-    """A page that is drawn by `size` bytes of white space, which hardly take any when compressed."""
+    """Write a PDF whose one page unpacks to `size` bytes of white space, from a far smaller file."""
     pypdf: Any = pytest.importorskip("pypdf")
     writer = _writer(make_pdf(path, "x"))
     stream = pypdf.generic.StreamObject()

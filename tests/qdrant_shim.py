@@ -1,6 +1,6 @@
-"""A Qdrant server for tests: the REST calls we make, answered by Qdrant's own local mode, with faults on demand.
+"""A Qdrant server for tests: it answers our REST calls from Qdrant's local mode and injects faults on demand.
 
-The real client talks to it over real HTTP: `QdrantClient(url=shim.url)`.
+The real client connects to it over HTTP: `QdrantClient(url=shim.url)`.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from qdrant_client.http.models import models as rest
 
 Fault = Literal["429", "408", "500", "503", "drop before", "drop after", "delay", "acknowledged", "400"]
 FAULTS: tuple[Fault, ...] = ("429", "408", "500", "503", "drop before", "drop after", "acknowledged")
-"""Those that a retry mends and that take no time."""
+"""Faults that a retry fixes and that take no time."""
 
 _COLLECTION = re.compile(r"/collections/([^/]+)(/.*)?$")
 
 
 class Shim:
-    """A server on a free port of this machine, while the block lasts.
+    """A server on a free local port, running while the block lasts.
 
     Attributes:
-        url: where.
-        store: what it serves; local mode, so use it only while nobody asks the server, or in `quiet`.
-        requests: (method, path) of all that came.
-        asked: when each of them came, seconds of time.monotonic.
-        waits: seconds that a 429 asks for in Retry-After, or None for none.
-        slow: seconds that a "delay" takes.
+        url: its address.
+        store: the local-mode client behind it; use it only while no request runs, or inside `paused`.
+        requests: (method, path) of every request.
+        request_times: when each request came, in seconds of time.monotonic.
+        retry_after: the Retry-After header of a 429, or None for no header.
+        delay_seconds: duration of a "delay".
     """
 
     def __init__(self, path: Path | None = None, *, api_key: str | None = None) -> None:
         self.store = QdrantClient(":memory:") if path is None else QdrantClient(path=str(path))
         self.requests: list[tuple[str, str]] = []
-        self.asked: list[float] = []
-        self.waits: str | None = "0"
-        self.slow = 3.0
+        self.request_times: list[float] = []
+        self.retry_after: str | None = "0"
+        self.delay_seconds = 3.0
         self.api_key = api_key
         self._lock = threading.Lock()
         self._choose: Callable[[str, str], Fault | None] = lambda method, path: None
@@ -70,29 +70,29 @@ class Shim:
         return QdrantClient(url=self.url, api_key=self.api_key, check_compatibility=False, timeout=timeout)
 
     def fail_next(self, faults: Iterable[Fault | None], method: str = "PUT", path: str = "/points$") -> None:
-        """Give the next requests of this kind these faults, one each; None lets one pass."""
+        """Inject one fault into each of the next matching requests; None lets a request pass."""
         script = iter(list(faults))
 
-        def choose(asked: str, where: str) -> Fault | None:
-            return next(script, None) if asked == method and re.search(path, where) else None
+        def choose(request_method: str, request_path: str) -> Fault | None:
+            return next(script, None) if request_method == method and re.search(path, request_path) else None
 
         self._choose = choose
 
-    def fail_often(self, rate: float, seed: int) -> None:
-        """Give every request a fault with this probability, but never for ever."""
-        dice = random.Random(seed)
-        self._choose = lambda method, path: dice.choice(FAULTS) if dice.random() < rate else None
+    def fail_randomly(self, rate: float, seed: int) -> None:
+        """Inject a random fault into each request with probability `rate`."""
+        rng = random.Random(seed)
+        self._choose = lambda method, path: rng.choice(FAULTS) if rng.random() < rate else None
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Nobody is answered while the block lasts, so `store` may be used."""
+    def paused(self) -> Iterator[None]:
+        """Answer no request while the block lasts, so that `store` may be used."""
         with self._lock:
             yield
 
     def fault(self, method: str, path: str) -> Fault | None:
         with self._lock:
             self.requests.append((method, path))
-            self.asked.append(time.monotonic())
+            self.request_times.append(time.monotonic())
             return self._choose(method, path)
 
     def answer(self, method: str, path: str, body: Any) -> Any:
@@ -104,42 +104,44 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that is killed hangs up; that is nothing to print."""
+        """Print nothing: a killed client closes its connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     shim: Shim
 
-    def _go(self) -> None:
+    def _handle(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"null")
         path = self.path.partition("?")[0].rstrip("/")
         fault = self.shim.fault(self.command, path)
         if self.shim.api_key and self.headers.get("api-key") != self.shim.api_key:
-            return self._say(401, "Invalid API key or JWT")
+            return self._reply(401, "Invalid API key or JWT")
         if fault == "drop before":
             return self._hang_up()
         if fault in ("429", "408", "500", "503", "400"):
-            waits = {"Retry-After": self.shim.waits} if fault == "429" and self.shim.waits is not None else {}
-            return self._say(int(fault), f"a {fault} on purpose", waits)
+            headers = (
+                {"Retry-After": self.shim.retry_after} if fault == "429" and self.shim.retry_after is not None else {}
+            )
+            return self._reply(int(fault), f"a {fault} on purpose", headers)
         if fault == "delay":
-            time.sleep(self.shim.slow)
+            time.sleep(self.shim.delay_seconds)
         try:
             result = self.shim.answer(self.command, path, body)
         except ValueError as error:
             missing = "not found" in str(error)
-            return self._say(404 if missing else 409 if "already exists" in str(error) else 400, str(error))
+            return self._reply(404 if missing else 409 if "already exists" in str(error) else 400, str(error))
         if fault == "drop after":
             return self._hang_up()
         if fault == "acknowledged" and isinstance(result, models.UpdateResult):
             result = models.UpdateResult(status=models.UpdateStatus.ACKNOWLEDGED)
-        self._say(200, result)
+        self._reply(200, result)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = _go  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = _handle  # noqa: N815
 
-    def _say(self, code: int, result: Any, headers: dict[str, str] | None = None) -> None:
+    def _reply(self, code: int, result: Any, headers: dict[str, str] | None = None) -> None:
         status: Any = "ok" if code == 200 else {"error": str(result)}
-        answer = {"result": _plain(result) if code == 200 else None, "status": status, "time": 0.0}
+        answer = {"result": _to_json(result) if code == 200 else None, "status": status, "time": 0.0}
         data = json.dumps(answer).encode()
         try:
             self.send_response(code)
@@ -151,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, str(value))
             self.end_headers()
             self.wfile.write(data)
-        except OSError:  # the client is gone: killed, or tired of waiting
+        except OSError:  # the client was killed or timed out
             self.close_connection = True
 
     def _hang_up(self) -> None:
@@ -169,10 +171,10 @@ def _route(store: QdrantClient, method: str, path: str, body: Any) -> Any:
         return store.get_aliases()
     if path == "/collections/aliases":
         return store.update_collection_aliases(rest.ChangeAliasesOperation.model_validate(body).actions)
-    found = _COLLECTION.match(path)
-    if found is None:
-        raise ValueError(f"the shim does not know {method} {path}")
-    name, rest_of_path = found[1], found[2] or ""
+    match_path = _COLLECTION.match(path)
+    if match_path is None:
+        raise ValueError(f"the shim does not support {method} {path}")
+    name, rest_of_path = match_path[1], match_path[2] or ""
     match method, rest_of_path:
         case "GET", "/exists":
             return {"exists": store.collection_exists(name)}
@@ -181,15 +183,16 @@ def _route(store: QdrantClient, method: str, path: str, body: Any) -> Any:
         case "DELETE", "":
             return store.delete_collection(name)
         case "PUT", "":
-            wanted = rest.CreateCollection.model_validate(body)
-            return store.create_collection(name, wanted.vectors, metadata=wanted.metadata)
+            settings = rest.CreateCollection.model_validate(body)
+            return store.create_collection(name, settings.vectors, metadata=settings.metadata)
         case "PUT", "/points":
             return store.upsert(name, rest.PointsList.model_validate(body).points)
         case "POST", "/points":
             points = rest.PointRequest.model_validate(body)
-            return store.retrieve(name, points.ids, points.with_payload, points.with_vector or False)
+            return store.retrieve(name, points.ids, points.with_payload or False, points.with_vector or False)
         case "POST", "/points/payload":
             payload = rest.SetPayload.model_validate(body)
+            assert payload.points is not None
             return store.set_payload(name, payload.payload, payload.points)
         case "POST", "/points/delete":
             return store.delete(name, rest.PointIdsList.model_validate(body))
@@ -223,14 +226,14 @@ def _route(store: QdrantClient, method: str, path: str, body: Any) -> Any:
                 with_vectors=scroll.with_vector or False,
             )
             return {"points": records, "next_page_offset": offset}
-    raise ValueError(f"the shim does not know {method} {path}")
+    raise ValueError(f"the shim does not support {method} {path}")
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_none=True)
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_json(item) for key, item in value.items()}
     return value

@@ -1,8 +1,9 @@
-"""Tiny random models of every supported family, made on the spot: nothing is downloaded."""
+"""Tiny random models of every supported family, created without any download."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -29,17 +30,17 @@ FAMILIES = {
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WINDOW = 1024
 
-# Enough repetition that `:"`, `:(`, `:->`, `::` and `:'s` become tokens, as they are in real vocabularies.
+# Repeated so that `:"`, `:(`, `:->`, `::` and `:'s` become single tokens, as in real vocabularies.
 _CORPUS = [
     "Instruct: find texts\nQuery:\"quoted\" Query:(note) Query:->x Query::: Query:'s it's the way of the world"
 ] * 50
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 400 tokens that merges the template's colon with what follows it."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
+    """A byte-level BPE tokenizer of 400 tokens that merges the template's colon with the next characters."""
+    built = Tokenizer(models.BPE())
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    built.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=["<|end|>"],
@@ -47,8 +48,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
         max_token_length=6,
         show_progress=False,
     )
-    made.train_from_iterator(_CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>", pad_token="<|end|>")
+    built.train_from_iterator(_CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=built, eos_token="<|end|>", pad_token="<|end|>")
 
 
 def model(
@@ -56,9 +57,9 @@ def model(
 ) -> PreTrainedModel:
     """A random causal LM in float32: 2 layers, d=32, V=400.
 
-    `scale` is the standard deviation of the embeddings; 0.8 makes the heaviest soft-token weight pass 0.3. The layers
-    are damped and an untied head leans towards the embeddings, as trained models do: with neither, the recursion is
-    chaotic and float32 rounding alone grows to 1e-1 within 20 steps.
+    `scale` is the standard deviation of the embeddings; at 0.8 the largest soft-token weight exceeds 0.3. As in trained
+    models, the layers are damped and an untied head resembles the embeddings. With neither, the recursion is chaotic:
+    float32 rounding alone grows to 1e-1 within 20 steps.
     """
     config_class, model_class = FAMILIES[family]
     heads = 32 // head_dim if family == "qwen2" else 4  # Qwen2 has no head_dim of its own
@@ -77,8 +78,8 @@ def model(
         pad_token_id=0,
     )
     torch.manual_seed(seed)
-    made = model_class(config).eval().requires_grad_(False)
-    for name, weight in made.named_parameters():
+    network = model_class(config).eval().requires_grad_(False)
+    for name, weight in network.named_parameters():
         if "norm" in name:
             weight.copy_(1 + 0.2 * torch.randn_like(weight))
         elif "embed" in name or "lm_head" in name:
@@ -86,21 +87,21 @@ def model(
         else:
             weight.normal_(std=0.5 * weight.shape[-1] ** -0.5)
     if not tied:
-        made.lm_head.weight.mul_(0.7).add_(made.model.embed_tokens.weight, alpha=0.7)
-    return made
+        network.lm_head.weight.mul_(0.7).add_(network.model.embed_tokens.weight, alpha=0.7)
+    return network
 
 
-def folder(path: Path, family: str = "llama", **options: object) -> Path:
-    """The same, saved as a Hugging Face folder with its tokenizer."""
-    model(family, **options).save_pretrained(path)  # type: ignore[arg-type]
+def folder(path: Path, family: str = "llama", **options: Any) -> Path:
+    """Save `model(family, **options)` and its tokenizer as a Hugging Face folder."""
+    model(family, **options).save_pretrained(path)
     tokenizer().save_pretrained(path)
     return path
 
 
-def adapter(path: Path, base: Path | str, *, family: str = "llama", seed: int = 1, **options: object) -> Path:
-    """A LoRA folder in the authors' layout (r=16, alpha=64, all projections), with weights that change vectors."""
+def adapter(path: Path, base: Path | str, *, family: str = "llama", seed: int = 1, **options: Any) -> Path:
+    """Save a LoRA folder in the authors' layout (r=16, alpha=64, all projections), with random non-zero weights."""
     lora = LoraConfig(r=16, lora_alpha=64, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
-    adapted = get_peft_model(model(family, **options), lora)  # type: ignore[arg-type]
+    adapted = get_peft_model(model(family, **options), lora)
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():

@@ -1,6 +1,6 @@
-"""The method once more, transcribed from the paper in float64: no cache, no streaming, nothing shared with the library.
+"""The method transcribed from the paper in float64: no cache, no streaming, no code shared with the library.
 
-The switches are mistakes one could make; tests show that each of them is noticed.
+The boolean switches introduce plausible mistakes; tests check that each mistake is detected.
 """
 
 from __future__ import annotations

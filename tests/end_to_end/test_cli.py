@@ -1,4 +1,4 @@
-"""The installed `gircse` with the real model, as a shell runs it."""
+"""The installed `gircse` command with the real model, in a subprocess."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def test_embed_agrees_with_the_library(tmp_path: Path, smollm2: Embedder) -> Non
     lines = "".join(f"{text}\n" for text in texts)
     ran = gircse("embed", "--role", "document", "--json", *PRECISE, cwd=tmp_path, stdin=lines)
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    assert told["fingerprint"] == smollm2.fingerprint
-    vectors = np.array([row["vector"] for row in told["embeddings"]], np.float32)
+    output = json.loads(ran.stdout)
+    assert output["fingerprint"] == smollm2.fingerprint
+    vectors = np.array([row["vector"] for row in output["embeddings"]], np.float32)
     np.testing.assert_allclose(vectors, smollm2.embed_documents(texts), atol=1e-5)
 
 

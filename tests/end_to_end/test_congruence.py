@@ -15,6 +15,7 @@ from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.checkpoint import Checkpoint, load_checkpoint
 from gircse_rag.engine.kv_cache import bytes_per_block
 from gircse_rag.prompts import DEFAULT_INSTRUCTION
+from tests.unit.backends.test_paged import refinements
 
 pytestmark = pytest.mark.model
 
@@ -41,7 +42,7 @@ def checkpoint() -> Checkpoint:
     return load_checkpoint("smollm2-135m", dtype=torch.float32, device="cpu")
 
 
-def ask(checkpoint: Checkpoint, number: int, *, longest: int = 7) -> list[Request]:
+def make_requests(checkpoint: Checkpoint, number: int, *, longest: int = 7) -> list[Request]:
     """Documents of 1-`longest` sentences and queries with one instruction; K from 1 to 5."""
     rng = random.Random(number)
     requests = []
@@ -56,18 +57,18 @@ def ask(checkpoint: Checkpoint, number: int, *, longest: int = 7) -> list[Reques
 
 @pytest.fixture(scope="module")
 def expected(checkpoint: Checkpoint) -> dict[int, Refinement]:
-    return dict(ReferenceBackend(checkpoint.model).refine(ask(checkpoint, 14)))  # type: ignore[arg-type]
+    return refinements(dict(ReferenceBackend(checkpoint.model).refine(make_requests(checkpoint, 14))))
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_float32_vectors_are_the_references(checkpoint: Checkpoint, expected: dict[int, Refinement], mix: str) -> None:
+def test_float32_equals_the_reference(checkpoint: Checkpoint, expected: dict[int, Refinement], mix: str) -> None:
     options = dict(MIXES[mix])
     if rows := options.pop("rows", None):
         options["cache_bytes"] = rows * bytes_per_block(checkpoint.model.config, 1, torch.float32)
     backend = PagedBackend(checkpoint.model, checkpoint.spec, **options)
-    requests = ask(checkpoint, 14)
+    requests = make_requests(checkpoint, 14)
     order = list(range(14))
-    for seed in range(2):  # the second time in another order, and with prefix hits
+    for seed in range(2):  # the second pass has another order and prefix hits
         random.Random(seed).shuffle(order)
         for position, found in backend.refine([requests[index] for index in order]):
             assert isinstance(found, Refinement), found
@@ -80,11 +81,11 @@ def test_float32_vectors_are_the_references(checkpoint: Checkpoint, expected: di
     assert (scheduler.num_preemptions > 0) == (mix == "preemption")
 
 
-def test_bfloat16_is_no_further_from_float32_than_the_references_bfloat16(
+def test_bfloat16_error_is_comparable_to_the_references(
     checkpoint: Checkpoint, expected: dict[int, Refinement]
 ) -> None:
     half = load_checkpoint("smollm2-135m", dtype=torch.bfloat16, device="cpu")
-    requests = ask(checkpoint, 14)
+    requests = make_requests(checkpoint, 14)
     backend = PagedBackend(half.model, half.spec)
     distances = {
         "reference": distance(dict(ReferenceBackend(half.model).refine(requests)), expected),

@@ -1,4 +1,4 @@
-"""What `make demo` runs, in a store of its own: it answers, and a second run embeds nothing."""
+"""The script of `make demo`, with a new store: it answers, and a second run embeds nothing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.model
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 
 
-def test_the_demo_answers_and_remembers(tmp_path: Path) -> None:
-    program = tmp_path / "examples" / "demo.py"  # its store is made beside its folder
+def test_the_demo_answers_and_a_second_run_embeds_nothing(tmp_path: Path) -> None:
+    program = tmp_path / "examples" / "demo.py"  # the demo makes its store beside this folder
     program.parent.mkdir()
     shutil.copy(DEMO, program)
     runs = [
@@ -26,4 +26,4 @@ def test_the_demo_answers_and_remembers(tmp_path: Path) -> None:
         assert "The same text under two instructions" in run.stdout
     assert "0 unchanged" in runs[0].stdout
     assert "0 documents added" in runs[1].stdout
-    assert "nothing: everything was in the store already" in runs[1].stdout
+    assert "nothing: all documents are in the store already" in runs[1].stdout

@@ -1,4 +1,4 @@
-"""README.md and docs/ do what they say: every Python block and every `gircse` command in them is run as written."""
+"""Every Python block and every command in README.md and docs/ runs as written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.model
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-# Set-up commands, which these tests stand on: CI runs lint and test, and test_demo.py runs the demo.
+# Set-up commands are skipped: CI runs lint and test, and test_demo.py runs the demo.
 SET_UP = ("make ", "git clone", "cd ", "pip install", "python -m venv", "#")
 
 
@@ -56,7 +56,7 @@ def test_commands_run_as_written(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_relative_links_exist(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing

@@ -1,4 +1,4 @@
-"""The real evaluation sets, where this checkout has them beside it, and the real model on a few of their pairs."""
+"""The real evaluation sets, if they are beside this checkout, and the real model on a few pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.evaluation.folders import WordVectors
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "eval"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the evaluation sets are not at {SHARED}")
 
-# The sizes that the sets' README states: queries, pairs, test texts or texts.
+# Number of texts per block, as stated in the README of the sets.
 SIZES = {
     "retrieval/cranfield": {"queries": 225, "documents": 1398},
     "retrieval/cosqa_dev": {"queries": 500, "documents": 6267},
@@ -39,7 +39,7 @@ SIZES = {
 CONTRASTS = ["contrast/clinc150", "contrast/trec"]
 
 
-def test_every_set_is_read_whole_under_its_own_instruction() -> None:
+def test_every_set_is_read_completely_with_its_instruction() -> None:
     sets = {s.name: s for s in load_sets(SHARED, ["retrieval", "sts", "classification", "clustering", *CONTRASTS])}
     assert {name: {key: len(b.texts) for key, b in s.blocks.items()} for name, s in sets.items()} == SIZES
     domain = "Identify the general domain of a request to a voice assistant"
@@ -48,7 +48,7 @@ def test_every_set_is_read_whole_under_its_own_instruction() -> None:
     assert sets["sts/covid_question_pairs"].main == "average_precision"
 
 
-def test_a_bag_of_words_scores_like_one_and_follows_nothing() -> None:
+def test_a_bag_of_words_gets_plausible_scores_and_follows_no_instruction() -> None:
     report = evaluate(WordVectors(512), SHARED, (0,), limit=60)
     assert set(SIZES) <= {r.name for r in report.sets}
     for result in report.sets:

@@ -1,4 +1,4 @@
-"""The real model and the real embedded Qdrant."""
+"""Ingest and search with the real model and the embedded Qdrant."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""SIGKILL at random moments: the parts of the kill suite.
+"""SIGKILL at random moments: helpers of the kill suite.
 
-A collection holds version 1 of a corpus, or there is none yet. A process brings version 2 and is killed, again and
-again, until one gets to its end. What is there then has to be what a run without kills leaves: ids, payloads, vectors.
+A round starts with version 1 of a corpus in the collection, or with no collection. A process ingests version 2 and is
+killed, repeatedly, until one finishes. The ids, payloads and vectors must then equal those of a run without kills.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,55 +21,71 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
+from gircse_rag.backend import Backend, Refinement, Request
 from gircse_rag.documents.chunking import Chunker
-from gircse_rag.embedder import Embedder, EmbeddingResult
+from gircse_rag.embedder import Embedder
+from gircse_rag.errors import GircseError
 from gircse_rag.qdrant import Document, ingest, open_client
-from tests.unit.qdrant.standin import StandIn
+from tests.stand_in import StandIn, WordHashBackend, WrappedBackend
 
 BATCH = 8
 PARAGRAPH = 20
-"""Tokens of the real tokenizer in which one paragraph of the corpus fits, and two do not."""
+"""Tokens per chunk with the real tokenizer: one paragraph of the corpus fits, two do not."""
 State = dict[str, tuple[dict[str, Any], NDArray[np.float32]]]
 
-# Forked from a server that has imported everything: a process is there in milliseconds, and still a process.
+# The fork server has imported everything, so a real process starts within milliseconds.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([__name__])
 
 
-class WritesDown:
-    """Mixed into an embedder: what it embeds, a line a chunk, in a file that survives its process."""
+class LoggingBackend(WrappedBackend):
+    """Appends a hash of each refined prompt, one per line, to a file that survives a killed process."""
 
-    def __init__(self, log: Path | None = None, *args: Any) -> None:
-        super().__init__(*args)
-        self._log = None if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    def __init__(self, inner: Backend, log: Path) -> None:
+        super().__init__(inner)
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def embed(self, texts: Any, *args: Any, **options: Any) -> EmbeddingResult:
-        result: EmbeddingResult = super().embed(texts, *args, **options)  # type: ignore[misc]
-        if self._log is not None:
-            os.write(self._log, "".join(f"{hashlib.sha1(text.encode()).hexdigest()}\n" for text in texts).encode())
-        return result
+    def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
+        requests = list(requests)
+        yield from super().refine(requests)
+        prompts = [np.asarray(request.token_ids).tobytes() for request in requests]
+        os.write(self._log, "".join(f"{hashlib.sha1(prompt).hexdigest()}\n" for prompt in prompts).encode())
 
 
-class Exact(WritesDown, StandIn):
-    """Vectors whose length is exactly 1 in floating point, so that a store that normalises changes no bit."""
+class ExactBackend(WordHashBackend):
+    """Gives vectors whose length is exactly 1 in floating point, so that normalising in a store changes no bit."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
 
     def vector(self, text: str) -> NDArray[np.float32]:
         bits = np.unpackbits(np.frombuffer(hashlib.shake_256(text.encode()).digest(2), np.uint8))
-        return (bits.astype(np.float32) - 0.5) / 2
+        return (bits.astype(np.float32) - np.float32(0.5)) / np.float32(2)
 
 
-class Real(WritesDown, Embedder):
-    """The bundled model in float32."""
+class ExactEmbedder(StandIn):
+    """A StandIn over an ExactBackend; `log` is the file of a LoggingBackend."""
+
+    def __init__(self, log: Path | None = None, *, words: ExactBackend | None = None) -> None:
+        super().__init__(words=words or ExactBackend())
+        if log is not None:
+            self.backend = LoggingBackend(self.backend, log)
+
+
+class RealEmbedder(Embedder):
+    """The bundled model in float32; `log` is the file of a LoggingBackend."""
 
     def __init__(self, log: Path | None = None) -> None:
         loaded = Embedder.from_pretrained("smollm2-135m", dtype="float32", device="cpu")
-        super().__init__(log, loaded.backend, loaded.tokenizer, loaded.spec)
+        backend = loaded.backend if log is None else LoggingBackend(loaded.backend, log)
+        super().__init__(backend, loaded.tokenizer, loaded.spec)
 
 
 def corpus(version: int, short: int = 10) -> Iterator[Document]:
-    """Documents of which version 2 adds, changes, shifts, shortens, lengthens and drops some; `short` of each kind.
+    """Yield a version of the corpus, with `short` documents per kind of change.
 
-    Every paragraph is a chunk, and no two are alike, so a chunk that is embedded twice shows.
+    Version 2 adds, changes, shifts, shortens, lengthens and drops documents. Every paragraph is one chunk, and no two
+    are equal, so embedding a chunk twice is visible.
     """
 
     def text(name: str, *paragraphs: str) -> Document:
@@ -93,9 +109,9 @@ def corpus(version: int, short: int = 10) -> Iterator[Document]:
     yield text("long, reversed", *(reversed(numbers(0, 20)) if new else numbers(0, 20)))
 
 
-def bring(version: int, client: QdrantClient, embedder: Any, batch_size: int = BATCH) -> None:
-    """Ingest a version; the real model, which is slow, gets less of it."""
-    real = isinstance(embedder, Real)
+def ingest_version(version: int, client: QdrantClient, embedder: Embedder, batch_size: int = BATCH) -> None:
+    """Ingest a version of the corpus; the slow real model gets fewer documents."""
+    real = isinstance(embedder, RealEmbedder)
     report = ingest(
         corpus(version, short=3) if real else corpus(version),
         collection="docs",
@@ -109,8 +125,8 @@ def bring(version: int, client: QdrantClient, embedder: Any, batch_size: int = B
     assert report.failed == []
 
 
-def state(client: QdrantClient) -> State:
-    """Everything that is in the collection."""
+def read_state(client: QdrantClient) -> State:
+    """Read the whole collection: (payload, vector) per point id."""
     points, _ = client.scroll("docs", limit=100_000, with_payload=True, with_vectors=True)
     return {
         str(point.id): (point.payload or {}, np.asarray(point.vector["gircse"], np.float32))  # type: ignore[index,call-overload]
@@ -118,28 +134,28 @@ def state(client: QdrantClient) -> State:
     }
 
 
-def work(path: str | None, url: str | None, log: str, real: bool) -> None:
-    """What the process does that is killed."""
+def run_child(path: str | None, url: str | None, log: str, real: bool) -> None:
+    """Ingest version 2, in the process that is killed."""
     if real:
         import torch
 
         torch.set_num_threads(1)
-    embedder = (Real if real else Exact)(Path(log))
+    embedder = RealEmbedder(Path(log)) if real else ExactEmbedder(Path(log))
     Path(f"{log}.ready").touch()
     client = open_client(path) if url is None else QdrantClient(url=url, check_compatibility=False, timeout=30)
-    bring(2, client, embedder)
+    ingest_version(2, client, embedder)
     client.close()
 
 
 @dataclass
 class Figures:
-    """What a kill suite found.
+    """Results of a kill suite.
 
     Attributes:
-        kills: processes killed before they were done.
-        rounds: times that version 2 was brought, from version 1 to the end.
-        chunks: that a round has to embed.
-        lost: by kill, chunks whose vectors it cost: they were embedded again later.
+        kills: processes killed before they finished.
+        rounds: complete ingests of version 2, each with any number of kills.
+        chunks: chunks that a round must embed.
+        lost: per kill, chunks whose vectors were lost and embedded again.
     """
 
     kills: int = 0
@@ -154,7 +170,7 @@ class Figures:
         )
 
 
-def rounds(
+def run_rounds(
     kills: int,
     folder: Path,
     seed: int,
@@ -163,21 +179,21 @@ def rounds(
     *,
     real: bool = False,
 ) -> Figures:
-    """Kill that many times, and check every round that got to its end.
+    """Run rounds until `kills` processes were killed, and check the result of every round.
 
     Args:
-        begin: makes the store anew, with version 1 if it is told so, else with nothing; its (path, url).
-        check: compares what is there at the end of a round.
+        begin: recreates the store, with version 1 if its argument is true, else empty; returns (path, url).
+        check: compares the store with the expected one at the end of a round.
     """
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     log = folder / "embedded"
     figures = Figures()
 
     def start() -> Any:
-        """A process that has its model: loading it is no moment at which something could be lost."""
+        """Start a process and wait until its model is loaded; earlier kills could lose nothing."""
         ready = Path(f"{log}.ready")
         ready.unlink(missing_ok=True)
-        process = _PROCESSES.Process(target=work, args=(path, url, str(log), real))
+        process = _PROCESSES.Process(target=run_child, args=(path, url, str(log), real))
         process.start()
         while process.is_alive() and not ready.exists():
             time.sleep(0.001)
@@ -196,11 +212,11 @@ def rounds(
     while figures.kills < kills:
         path, url = begin(figures.rounds % 3 != 2)
         log.unlink(missing_ok=True)
-        ends: list[int] = []  # of the log, at every kill
+        ends: list[int] = []  # size of the log at every kill
         while True:
             process = start()
             if figures.kills + len(ends) < kills:
-                process.join(dice.uniform(0, duration if dice.random() < 0.5 else duration / 4))
+                process.join(rng.uniform(0, duration if rng.random() < 0.5 else duration / 4))
                 if process.is_alive():
                     process.kill()
                     process.join()
@@ -217,7 +233,7 @@ def rounds(
 
 
 def _lost(log: bytes, ends: list[int]) -> list[int]:
-    """By kill, the chunks whose latest embedding before it was not the last one."""
+    """Count, per kill, the chunks embedded by the killed process and again later."""
     lost = []
     for start, end in zip([0, *ends], ends, strict=False):
         run = log[start:end].split()
@@ -227,39 +243,42 @@ def _lost(log: bytes, ends: list[int]) -> list[int]:
     return lost
 
 
-def assert_same(found: State, expected: State, *, exact: bool = True) -> float:
-    """The largest difference between two vectors' elements: 0 if `exact`, else at most 1e-5."""
-    assert found.keys() == expected.keys()
-    apart = 0.0
+def assert_same(actual: State, expected: State, *, exact: bool = True) -> float:
+    """Assert equal ids and payloads, and vectors equal bit for bit if `exact`, else within 1e-5.
+
+    Returns the largest difference between two vector elements.
+    """
+    assert actual.keys() == expected.keys()
+    max_difference = 0.0
     for key, (payload, vector) in expected.items():
-        assert found[key][0] == payload
+        assert actual[key][0] == payload
         if exact:
-            assert found[key][1].tobytes() == vector.tobytes()
-        apart = max(apart, float(np.abs(found[key][1] - vector).max()))
-    assert apart <= 1e-5
-    return apart
+            assert actual[key][1].tobytes() == vector.tobytes()
+        max_difference = max(max_difference, float(np.abs(actual[key][1] - vector).max()))
+    assert max_difference <= 1e-5
+    return max_difference
 
 
-class Folder:
-    """An embedded store in a folder, which goes back to version 1 as often as it is asked."""
+class FolderStore:
+    """An embedded store in a folder, which `begin` resets to version 1 or to an empty store."""
 
-    def __init__(self, folder: Path, engine: Any, embedder: Any) -> None:
-        self.apart = 0.0  # the largest difference that `check` has found
+    def __init__(self, folder: Path, engine: Any, embedder: Embedder) -> None:
+        self.max_difference = 0.0  # largest difference found by `check`
         self._engine = engine
         self._first, self._path = folder / "version 1", folder / "store"
         expected = folder / "expected"
-        with_1 = open_client(self._first, engine=engine)
-        bring(1, with_1, embedder)
-        with_1.close()
+        first_client = open_client(self._first, engine=engine)
+        ingest_version(1, first_client, embedder)
+        first_client.close()
         shutil.copytree(self._first, expected)
         client = open_client(expected)
-        bring(2, client, embedder)
-        self.expected = state(client)
+        ingest_version(2, client, embedder)
+        self.expected = read_state(client)
         client.close()
 
-    def begin(self, with_1: bool) -> tuple[str, None]:
+    def begin(self, with_version_1: bool) -> tuple[str, None]:
         shutil.rmtree(self._path, ignore_errors=True)
-        if with_1:
+        if with_version_1:
             shutil.copytree(self._first, self._path)
         else:
             open_client(self._path, engine=self._engine).close()
@@ -267,5 +286,5 @@ class Folder:
 
     def check(self, *, exact: bool = True) -> None:
         client = open_client(self._path)
-        self.apart = max(self.apart, assert_same(state(client), self.expected, exact=exact))
+        self.max_difference = max(self.max_difference, assert_same(read_state(client), self.expected, exact=exact))
         client.close()

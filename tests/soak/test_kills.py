@@ -1,4 +1,4 @@
-"""SIGKILL at random moments; the short form, and with GIRCSE_SOAK=1 (`make soak`) the full one."""
+"""SIGKILL at random moments: a short run by default, a full one with GIRCSE_SOAK=1 (`make soak`)."""
 
 from __future__ import annotations
 
@@ -11,61 +11,72 @@ import pytest
 from qdrant_client import QdrantClient
 
 from tests.qdrant_shim import Shim
-from tests.soak.kills import BATCH, Exact, Figures, Folder, Real, assert_same, bring, rounds, state
+from tests.soak.kills import (
+    BATCH,
+    ExactEmbedder,
+    Figures,
+    FolderStore,
+    RealEmbedder,
+    assert_same,
+    ingest_version,
+    read_state,
+    run_rounds,
+)
 
 SOAK = bool(os.environ.get("GIRCSE_SOAK"))
 KILLS = 100 if SOAK else 3
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """In memory where that is possible: a kill, unlike a power cut, loses nothing that was written to a file."""
-    place = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=place) as made:
-        yield Path(made)
+    """A folder in memory if possible: a kill, unlike a power cut, loses no data written to a file."""
+    parent = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=parent) as name:
+        yield Path(name)
 
 
-def _judge(figures: Figures, where: str) -> None:
-    print(f"\n{where}: {figures}")
+def _check_figures(figures: Figures, label: str) -> None:
+    print(f"\n{label}: {figures}")
     assert figures.kills == KILLS and figures.chunks > 100
     assert max(figures.lost) <= 2 * BATCH
 
 
 @pytest.mark.parametrize("engine", ["local", "edge"])
-def test_an_embedded_store_after_kills_is_the_store_without(folder: Path, engine: str) -> None:
+def test_kills_do_not_change_the_result_in_an_embedded_store(folder: Path, engine: str) -> None:
     if engine == "edge":
         pytest.importorskip("qdrant_edge")
-    store = Folder(folder, engine, Exact())
-    _judge(rounds(KILLS, folder, 1, store.begin, store.check), engine)
+    store = FolderStore(folder, engine, ExactEmbedder())
+    _check_figures(run_rounds(KILLS, folder, 1, store.begin, store.check), engine)
 
 
-def test_a_server_that_fails_and_kills_leave_what_a_good_day_leaves(folder: Path) -> None:
+def test_kills_and_server_faults_do_not_change_the_result(folder: Path) -> None:
     expected = QdrantClient(":memory:")
-    bring(1, expected, Exact())
-    bring(2, expected, Exact())
+    ingest_version(1, expected, ExactEmbedder())
+    ingest_version(2, expected, ExactEmbedder())
     with Shim() as shim:
         faults = iter(range(10**6))
 
-        def begin(with_1: bool) -> tuple[None, str]:
-            with shim.quiet():
+        def begin(with_version_1: bool) -> tuple[None, str]:
+            with shim.paused():
                 shim.store.delete_collection("docs")
-                if with_1:
-                    bring(1, shim.store, Exact())
-            shim.fail_often(0.2, seed=next(faults))
+                if with_version_1:
+                    ingest_version(1, shim.store, ExactEmbedder())
+            shim.fail_randomly(0.2, seed=next(faults))
             return None, shim.url
 
         def check() -> None:
-            with shim.quiet():
-                assert_same(state(shim.store), state(expected))
+            with shim.paused():
+                assert_same(read_state(shim.store), read_state(expected))
 
-        _judge(rounds(KILLS, folder, 2, begin, check), "server with 20% faults")
+        _check_figures(run_rounds(KILLS, folder, 2, begin, check), "server with 20% faults")
 
 
 @pytest.mark.model
 @pytest.mark.skipif(not SOAK, reason="minutes: part of `make soak`")
-def test_the_real_model_after_kills(folder: Path) -> None:
-    store = Folder(folder, "local", Real())
-    figures = rounds(5, folder, 3, store.begin, lambda: store.check(exact=False), real=True)
-    print(f"\nreal model: {figures}; vectors at most {store.apart:.1e} apart")
+def test_kills_do_not_change_the_result_of_the_real_model(folder: Path) -> None:
+    store = FolderStore(folder, "local", RealEmbedder())
+    figures = run_rounds(5, folder, 3, store.begin, lambda: store.check(exact=False), real=True)
+    print(f"\nreal model: {figures}; vectors at most {store.max_difference:.1e} apart")
     assert figures.kills == 5 and figures.chunks > 50
     assert max(figures.lost) <= 2 * BATCH

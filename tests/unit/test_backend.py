@@ -1,4 +1,4 @@
-"""What the protocol promises of a bad request and of closing, held against every backend that computes here."""
+"""Every local backend fails bad requests individually and releases its model on close."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gircse_rag.errors import GircseError, InputError
 from tests import tiny
 from tests.unit.backends.test_paged import SPEC, assert_same, requests
 
-Kind = Callable[[Any], PagedBackend | ReferenceBackend | LazyBackend]
+BackendFactory = Callable[[Any], PagedBackend | ReferenceBackend | LazyBackend]
 
 
 def paged(model: Any) -> PagedBackend:
@@ -29,24 +29,24 @@ def lazy(model: Any) -> LazyBackend:
     return LazyBackend(loaded.pop, SPEC)
 
 
-@pytest.mark.parametrize("kind", [paged, ReferenceBackend, lazy])
-def test_a_closed_backend_lets_go_of_its_model(kind: Kind) -> None:
+@pytest.mark.parametrize("factory", [paged, ReferenceBackend, lazy])
+def test_a_closed_backend_releases_its_model(factory: BackendFactory) -> None:
     model = tiny.model()
-    held = [weakref.ref(model.get_input_embeddings().weight), weakref.ref(model.model.norm.weight)]
-    closed = kind(model)
+    weights = [weakref.ref(model.get_input_embeddings().weight), weakref.ref(model.model.norm.weight)]
+    closed = factory(model)
     dimension = closed.dimension
     assert len(list(closed.refine([Request((1, 2), 2)]))) == 1
     closed.close()
     closed.close()
     del model
     gc.collect()
-    assert [weight() for weight in held] == [None, None]
+    assert [weight() for weight in weights] == [None, None]
     assert closed.dimension == dimension
     with pytest.raises(GircseError, match="closed"):
         list(closed.refine([Request((1, 2), 2)]))
 
 
-@pytest.mark.parametrize("kind", [paged, ReferenceBackend, lazy])
+@pytest.mark.parametrize("factory", [paged, ReferenceBackend, lazy])
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -58,16 +58,16 @@ def test_a_closed_backend_lets_go_of_its_model(kind: Kind) -> None:
         (Request((), 2), "at least one token"),
     ],
 )
-def test_a_malformed_request_fails_alone(kind: Kind, bad: Request, message: str) -> None:
+def test_a_malformed_request_fails_alone(factory: BackendFactory, bad: Request, message: str) -> None:
     good = requests(3, 4)
-    found = dict(kind(tiny.model()).refine([*good[:2], bad, *good[2:]]))
+    found = dict(factory(tiny.model()).refine([*good[:2], bad, *good[2:]]))
     assert isinstance(found[2], InputError)
     assert message in str(found.pop(2))
     expected = dict(ReferenceBackend(tiny.model()).refine(good))
     assert_same(dict(enumerate(found[index] for index in (0, 1, 3, 4))), expected)
 
 
-def test_an_error_of_the_reference_ends_its_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_error_in_the_reference_fails_only_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model()
     forward = model.model.forward
 

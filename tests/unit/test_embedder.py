@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gircse_rag import Embedder, GircseWarning
+from gircse_rag.backend import Backend
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.errors import GircseError, InputError
@@ -15,7 +18,7 @@ from tests import tiny
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal up to what another batch may change in the order of float32 sums."""
+    """Whether vectors are equal up to rounding: batching changes the order of float32 sums."""
     return bool(np.allclose(a, b, rtol=0, atol=1e-6))
 
 
@@ -35,17 +38,17 @@ def test_vectors_are_unit_float32_rows_in_order(tiny_embedder: Embedder) -> None
 def test_roles_and_instructions_reach_the_model(tiny_embedder: Embedder) -> None:
     document = tiny_embedder.embed_documents(["text"])
     default = tiny_embedder.embed_queries(["text"])
-    asked = tiny_embedder.embed_queries(["text"], instruction="find texts")
+    instructed = tiny_embedder.embed_queries(["text"], instruction="find texts")
     symmetric = tiny_embedder.embed(["text"], role="symmetric", instruction="find texts").vectors
     bare = tiny_embedder.embed(["Instruct: find texts\nQuery:text"], role="document").vectors
-    for other in (default, asked):
+    for other in (default, instructed):
         assert np.abs(document - other).max() > 1e-3
-    assert np.abs(default - asked).max() > 1e-3
-    assert same(asked, symmetric)
-    assert same(asked, bare)
+    assert np.abs(default - instructed).max() > 1e-3
+    assert same(instructed, symmetric)
+    assert same(instructed, bare)
 
 
-def test_result_tells_all(tiny_embedder: Embedder) -> None:
+def test_the_result_reports_steps_truncation_and_soft_tokens(tiny_embedder: Embedder) -> None:
     with (
         pytest.warns(GircseWarning, match=r"documents take 2, 4 refinement steps"),
         pytest.warns(GircseWarning, match=r"1 of 2 texts are longer than 512 tokens.*positions 1"),
@@ -65,7 +68,7 @@ def test_result_tells_all(tiny_embedder: Embedder) -> None:
     assert result.errors == {}
 
 
-def test_what_was_not_asked_for_is_none(tiny_embedder: Embedder) -> None:
+def test_optional_results_are_none_by_default(tiny_embedder: Embedder) -> None:
     result = tiny_embedder.embed(["text"])
     assert result.trajectory is None
     assert result.soft_tokens is None
@@ -75,7 +78,7 @@ def test_equal_texts_are_computed_once(tiny_embedder: Embedder, monkeypatch: pyt
     seen = []
     refine = tiny_embedder.backend.refine
 
-    def counting(requests):  # type: ignore[no-untyped-def]
+    def counting(requests):
         requests = list(requests)
         seen.extend(requests)
         return refine(requests)
@@ -102,13 +105,13 @@ def test_steps(tiny_embedder: Embedder) -> None:
     assert same(auto.vectors[0], long.trajectory[0, auto.steps[0] - 1])
 
 
-def test_numpy_steps_and_paths_are_taken(tiny_folder: Path) -> None:
+def test_numpy_steps_and_paths_are_accepted(tiny_folder: Path) -> None:
     embedder = Embedder.from_pretrained(tiny_folder, device="cpu")
-    assert embedder.embed(["a", "b"], steps=np.array([5, 5])).steps.tolist() == [5, 5]
-    assert embedder.embed(["a"], steps=np.int64(5)).steps.tolist() == [5]
+    assert embedder.embed(["a", "b"], steps=np.array([5, 5])).steps.tolist() == [5, 5]  # type: ignore[arg-type]
+    assert embedder.embed(["a"], steps=np.int64(5)).steps.tolist() == [5]  # type: ignore[arg-type]
 
 
-def test_steps_of_the_embedder_are_part_of_the_space(tiny_folder: Path, tiny_embedder: Embedder) -> None:
+def test_document_steps_are_part_of_the_fingerprint(tiny_folder: Path, tiny_embedder: Embedder) -> None:
     deep = Embedder.from_pretrained(str(tiny_folder), dtype="float32", device="cpu", steps=7)
     assert deep.spec.document_steps == 7
     assert deep.fingerprint != tiny_embedder.fingerprint
@@ -116,13 +119,13 @@ def test_steps_of_the_embedder_are_part_of_the_space(tiny_folder: Path, tiny_emb
 
 
 @pytest.mark.parametrize("bad", ["", "  ", None, 3, "\ud800", "a\x00"])
-def test_one_bad_text_is_named_before_anything_is_computed(tiny_embedder: Embedder, bad: object) -> None:
+def test_a_bad_text_is_reported_before_anything_is_computed(tiny_embedder: Embedder, bad: Any) -> None:
     with pytest.raises(InputError, match="text 1") as caught:
-        tiny_embedder.embed_queries(["fine", bad, "fine too"])  # type: ignore[list-item]
+        tiny_embedder.embed_queries(["fine", bad, "fine too"])
     assert caught.value.index == 1
 
 
-def test_an_error_keeps_what_caused_it(tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_keeps_its_cause(tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = GircseError("the forward failed")
     failed.__cause__ = MemoryError("no room")
     monkeypatch.setattr(tiny_embedder.backend, "refine", lambda requests: iter([(0, failed)]))
@@ -138,16 +141,19 @@ def test_one_bad_text_does_not_spoil_its_batch(tiny_embedder: Embedder) -> None:
     assert np.isnan(result.vectors[1]).all()
     assert result.steps.tolist() == [5, 0, 5]
     assert same(result.vectors[[0, 2]], tiny_embedder.embed_queries(["fine", "fine too"]))
-    alone = tiny_embedder.embed([""], trajectory=True, on_error="return")
-    assert alone.vectors.shape == (1, 32)
+    only_bad = tiny_embedder.embed([""], trajectory=True, on_error="return")
+    assert only_bad.vectors.shape == (1, 32)
 
 
-def test_a_text_the_backend_fails_on_does_not_either(tiny_embedder: Embedder) -> None:
+def test_a_backend_failure_is_reported_per_text(tiny_embedder: Embedder) -> None:
     broken = tiny_embedder.tokenizer("fine", add_special_tokens=False)["input_ids"][-1]
     model = tiny.model()
     model.get_input_embeddings().weight[broken] = float("nan")
     spec = tiny_embedder.spec
-    backends = {"PagedBackend": lambda: PagedBackend(model, spec), "ReferenceBackend": lambda: ReferenceBackend(model)}
+    backends: dict[str, Callable[[], Backend]] = {
+        "PagedBackend": lambda: PagedBackend(model, spec),
+        "ReferenceBackend": lambda: ReferenceBackend(model),
+    }
     failing = Embedder(backends[type(tiny_embedder.backend).__name__](), tiny_embedder.tokenizer, spec)
     failed = failing.embed(["fine"], on_error="return")
     assert "NaN" in str(failed.errors[0])
@@ -179,9 +185,9 @@ def test_a_text_the_backend_fails_on_does_not_either(tiny_embedder: Embedder) ->
         ({"texts": ["a"], "on_error": "ignore"}, "on_error"),
     ],
 )
-def test_impossible_arguments_are_refused(tiny_embedder: Embedder, arguments: dict[str, object], message: str) -> None:
+def test_invalid_embed_arguments_are_refused(tiny_embedder: Embedder, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        tiny_embedder.embed(**arguments)  # type: ignore[arg-type]
+        tiny_embedder.embed(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +200,9 @@ def test_impossible_arguments_are_refused(tiny_embedder: Embedder, arguments: di
         ({"name": ""}, "a bundled name"),
     ],
 )
-def test_impossible_embedders_are_refused(tiny_folder: Path, arguments: dict[str, object], message: str) -> None:
+def test_invalid_loading_arguments_are_refused(tiny_folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Embedder.from_pretrained(**{"name": str(tiny_folder), **arguments})  # type: ignore[arg-type]
+        Embedder.from_pretrained(**{"name": str(tiny_folder), **arguments})
 
 
 def test_many_threads_get_the_same_vectors(tiny_embedder: Embedder) -> None:
@@ -206,7 +212,7 @@ def test_many_threads_get_the_same_vectors(tiny_embedder: Embedder) -> None:
             assert same(found, expected)
 
 
-def test_closed_embedders_say_so(tiny_folder: Path) -> None:
+def test_a_closed_embedder_raises(tiny_folder: Path) -> None:
     with Embedder.from_pretrained(str(tiny_folder), device="cpu") as embedder:
         embedder.embed_queries(["text"])
     with pytest.raises(GircseError, match="closed"):

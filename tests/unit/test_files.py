@@ -5,7 +5,7 @@ import pytest
 from gircse_rag.files import atomic_write
 
 
-def test_a_file_takes_its_place_when_its_block_ends(tmp_path: Path) -> None:
+def test_the_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     path.write_text("old")
     with atomic_write(path) as scratch:
@@ -15,7 +15,7 @@ def test_a_file_takes_its_place_when_its_block_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_block_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+def test_a_failing_block_keeps_the_old_file_and_removes_the_scratch_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "kept.json"
     path.write_text("old")
     with pytest.raises(type(error)), atomic_write(path) as scratch:

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
         ({}, torch.float32),
     ],
 )
-def test_auto_is_bfloat16_where_the_cpu_multiplies_it(
+def test_auto_is_bfloat16_if_the_cpu_multiplies_it_natively(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -34,7 +34,7 @@ def test_auto_is_bfloat16_from_ampere_on(
     assert hardware.dtype_of("auto", torch.device("cuda", 0)) is expected
 
 
-def test_what_does_not_exist_is_named() -> None:
+def test_unknown_dtypes_and_devices_are_named_in_the_error() -> None:
     with pytest.raises(InputError, match=r"int3.*bfloat16"):
         hardware.dtype_of("int3", CPU)
     with pytest.raises(InputError, match=r"abacus.*not usable"):
@@ -44,7 +44,7 @@ def test_what_does_not_exist_is_named() -> None:
         hardware.device_of(None)  # type: ignore[arg-type]
 
 
-def test_auto_is_never_what_was_never_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_never_chooses_the_untested_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert hardware.device_of("auto") == CPU

@@ -1,4 +1,4 @@
-"""The import directions that CONTRIBUTING.md draws, held by import-linter (contracts in pyproject.toml)."""
+"""Imports follow the directions in CONTRIBUTING.md, checked by import-linter (contracts in pyproject.toml)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def test_importing_the_package_imports_nothing_heavy(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_engine_bounds_the_caches_of_kernels_unless_you_did() -> None:
+def test_the_engine_limits_kernel_caches_unless_the_user_did() -> None:
     program = "import os, gircse_rag.engine; print(*map(os.environ.get, {names}))"
     names = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"]
     for own, expected in [({}, "128 32"), ({"LRU_CACHE_CAPACITY": "1000"}, "128 1000")]:
@@ -37,7 +37,7 @@ def test_every_public_name_exists() -> None:
         _ = gircse_rag.Nothing
 
 
-def test_a_missing_extra_names_itself() -> None:
+def test_a_missing_extra_error_names_the_extra() -> None:
     with pytest.raises(MissingExtraError, match=r'pip install "gircse-rag\[train\]"'):
         require("no_such_module_anywhere", "train")
     assert require("json", "train").__name__ == "json"

@@ -28,7 +28,7 @@ def test_streaming_equals_the_plain_softmax(monkeypatch: pytest.MonkeyPatch, voc
 
 @settings(max_examples=50, deadline=None)
 @given(top_k=st.integers(1, 30), vocabulary=st.integers(1, 30), seed=st.integers(0, 10))
-def test_the_heaviest_tokens_survive_streaming(top_k: int, vocabulary: int, seed: int) -> None:
+def test_streaming_keeps_the_top_tokens(top_k: int, vocabulary: int, seed: int) -> None:
     hidden, head = _random(2, 4, seed=seed), _random(vocabulary, 4, seed=seed + 100)
     weights = torch.softmax(hidden @ head.T, dim=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -55,11 +55,11 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
     torch.testing.assert_close(token.embedding.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_vocabulary_matrix_never_exists() -> None:
+def test_the_full_logit_matrix_is_never_materialised() -> None:
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             out = function(*args, **(kwargs or {}))
             if isinstance(out, torch.Tensor):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from gircse_rag.spec import MAX_STEPS, EmbeddingSpec, check_steps
 
 SPEC = EmbeddingSpec(base_model="m", base_hash="b" * 64, tokenizer_hash="t" * 64, dimension=32)
 
-OTHER_SPACE = {
+OTHER_SPACE: dict[str, Any] = {
     "base_hash": "c" * 64,
     "tokenizer_hash": "c" * 64,
     "adapter_hash": "c" * 64,
@@ -22,17 +23,22 @@ OTHER_SPACE = {
     "max_length": 256,
     "document_steps": 6,
 }
-SAME_SPACE = {"base_model": "elsewhere/m", "adapter": "a", "default_instruction": "Find it", "dtype": "bfloat16"}
+SAME_SPACE: dict[str, Any] = {
+    "base_model": "elsewhere/m",
+    "adapter": "a",
+    "default_instruction": "Find it",
+    "dtype": "bfloat16",
+}
 ONLY_VALUE = {"pooling", "normalize"}
 
 
-def test_every_field_is_known_to_fix_the_space_or_not() -> None:
+def test_every_spec_field_is_covered_here() -> None:
     assert set(OTHER_SPACE) | set(SAME_SPACE) | ONLY_VALUE == {field.name for field in fields(EmbeddingSpec)}
 
 
 @pytest.mark.parametrize("name", OTHER_SPACE)
-def test_what_fixes_the_space_changes_the_fingerprint(name: str) -> None:
-    other = replace(SPEC, **{name: OTHER_SPACE[name]})  # type: ignore[arg-type]
+def test_fields_that_define_the_space_change_the_fingerprint(name: str) -> None:
+    other = replace(SPEC, **{name: OTHER_SPACE[name]})
     assert other.fingerprint != SPEC.fingerprint
     with pytest.raises(SpecMismatchError) as caught:
         SPEC.check_matches(other, ours="mine", theirs="yours")
@@ -43,11 +49,11 @@ def test_what_fixes_the_space_changes_the_fingerprint(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAME_SPACE)
-def test_names_instruction_and_dtype_do_not(name: str) -> None:
-    assert replace(SPEC, **{name: SAME_SPACE[name]}).fingerprint == SPEC.fingerprint  # type: ignore[arg-type]
+def test_names_instruction_and_dtype_keep_the_fingerprint(name: str) -> None:
+    assert replace(SPEC, **{name: SAME_SPACE[name]}).fingerprint == SPEC.fingerprint
 
 
-def test_a_dtype_that_differs_warns() -> None:
+def test_a_different_dtype_warns() -> None:
     with pytest.warns(GircseWarning, match=r"float32.*bfloat16"):
         SPEC.check_matches(replace(SPEC, dtype="bfloat16"))
 
@@ -56,7 +62,7 @@ def test_json_round_trip() -> None:
     assert EmbeddingSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
 
 
-def test_the_fingerprint_is_the_same_everywhere_and_for_ever() -> None:
+def test_the_fingerprint_is_stable() -> None:
     assert SPEC.fingerprint == "ce77bf0d498058d0caa994e235b6506b"
 
 
@@ -77,12 +83,12 @@ def test_the_fingerprint_is_the_same_everywhere_and_for_ever() -> None:
         ({"document_template": "{text} {text}"}, "must end in"),
     ],
 )
-def test_impossible_specs_are_refused(change: dict[str, object], message: str) -> None:
+def test_invalid_specs_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        replace(SPEC, **change)  # type: ignore[arg-type]
+        replace(SPEC, **change)
 
 
-def test_numbers_that_are_equal_are_one_space() -> None:
+def test_equal_numbers_of_different_types_give_one_fingerprint() -> None:
     assert replace(SPEC, temperature=1).fingerprint == SPEC.fingerprint
 
 
@@ -94,6 +100,6 @@ def test_unknown_and_missing_fields_are_refused() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, -1, 10_000, MAX_STEPS + 1, 2.5, "5", True, None])
-def test_impossible_steps_are_refused(steps: object) -> None:
+def test_invalid_steps_are_refused(steps: Any) -> None:
     with pytest.raises(InputError, match=f"from 1 to {MAX_STEPS}"):
-        check_steps(steps)  # type: ignore[arg-type]
+        check_steps(steps)

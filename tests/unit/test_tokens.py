@@ -26,15 +26,15 @@ def _ids(text: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("text", MERGING)
-def test_text_that_merges_with_the_template_is_tokenised_whole(text: str) -> None:
+def test_text_that_merges_with_the_template_is_tokenised_with_it(text: str) -> None:
     head = f"Instruct: {INSTRUCTION}\nQuery:"
-    assert _ids(head) + _ids(text) != _ids(head + text), "this text does not merge: the test would show nothing"
+    assert _ids(head) + _ids(text) != _ids(head + text), "this text must merge with the template"
     assert _query(text) == Prompt(_ids(head + text), truncated=False)
 
 
 @pytest.mark.parametrize("text", MERGING)
 @pytest.mark.parametrize("suffix", ["", "<|end|>"])
-def test_truncation_cuts_the_end_of_the_body_only(text: str, suffix: str) -> None:
+def test_truncation_only_cuts_the_end_of_the_body(text: str, suffix: str) -> None:
     spec = replace(SPEC, suffix=suffix)
     long = text + " the way of the world" * 30
     whole = _ids(f"Instruct: {INSTRUCTION}\nQuery:{long}")
@@ -68,13 +68,13 @@ def test_documents_are_bare_and_symmetric_texts_take_the_instruction() -> None:
     assert symmetric == _query("text")
 
 
-def test_no_instruction_takes_the_default_one() -> None:
+def test_a_missing_instruction_falls_back_to_the_default() -> None:
     spec = replace(SPEC, max_length=200)
     default = encode(TOKENIZER, spec, "text", role="query", instruction=None)
     assert default == _query("text", spec, instruction=spec.default_instruction)
 
 
-def test_an_instruction_is_never_expanded() -> None:
+def test_placeholders_in_an_instruction_are_not_expanded() -> None:
     prompt = _query("body", instruction="about {text} and {instruction}")
     assert TOKENIZER.decode(prompt.token_ids) == "Instruct: about {text} and {instruction}\nQuery:body"
 
@@ -97,14 +97,14 @@ def test_an_instruction_longer_than_the_window_is_refused() -> None:
         ("\x1b[31mred", r"control character U\+001B at character 0"),
     ],
 )
-def test_what_cannot_be_embedded_is_named(text: object, message: str) -> None:
+def test_unusable_texts_are_reported_with_their_index(text: object, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         check_text(text, 5)
     assert caught.value.index == 5
     assert "text 5" in str(caught.value)
 
 
-def test_a_megabyte_is_cut_and_says_so() -> None:
+def test_a_megabyte_of_text_is_truncated_and_flagged() -> None:
     prompt = _query("the way of the world " * 50_000)
     assert prompt.truncated
     assert len(prompt.token_ids) == SPEC.max_length

@@ -13,7 +13,7 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the tests look i
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # a core of its own is slow where others compute too
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # binding to cores is slow on a shared machine
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Engines for the tests: small, in this process, and looked into."""
+"""Small vLLM engines in this process, and helpers that look into them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gircse_rag.backends.vllm.export import export
 from gircse_rag.checkpoint import load_checkpoint
 from tests import tiny
 
-BLOCK = 32  # the smallest that vLLM's CPU attention likes
+BLOCK = 32  # the smallest block size for vLLM's CPU attention
 
 
 @contextlib.contextmanager
 def engine(folder: Path, **options: Any) -> Iterator[Any]:
-    """A `vllm.LLM` in float32; its scheduler must be idle and hold no slot when the test is done with it."""
+    """A `vllm.LLM` in float32. On exit, its scheduler must be idle and hold no slot."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -75,13 +75,13 @@ def add(llm: Any, name: str, request: Request) -> str:
     params_ = params(request.steps)
     params_.task = "embed"
     llm.llm_engine.add_request(name, tokens_input(prompt_token_ids=list(request.token_ids)), params_)
-    (made,) = set(scheduler_of(llm).requests) - before
-    return str(made)
+    (internal,) = set(scheduler_of(llm).requests) - before
+    return str(internal)
 
 
 def finish(llm: Any) -> dict[str, NDArray[np.float32]]:
-    """Step until nothing is left: vectors by the names that `add` was given. Fails where a request waits forever."""
-    found = {}
+    """Step until all requests are done. Returns vectors by the names given to `add`; fails if a request never ends."""
+    found: dict[str, NDArray[np.float32]] = {}
     for _ in range(20_000):
         if not llm.llm_engine.has_unfinished_requests():
             return found
@@ -95,22 +95,22 @@ def step(llm: Any) -> None:
 
 
 def plain_folder(path: Path, family: str = "llama", *, tied: bool = True) -> Path:
-    """A tiny random model for which a wrong or missing soft token shows: cos(z_4, z_5) < 0.9993.
+    """A tiny random model whose vectors reveal a wrong or missing soft token: cos(z_4, z_5) < 0.9993.
 
-    Its refinement must not settle at once, as tests.tiny's does, nor be chaotic: z_20 in float32 and in float64 still
-    agree to 1e-6. And vLLM's attention on a CPU needs heads of 32.
+    Unlike that of tests.tiny, its refinement does not settle at once. It is not chaotic: z_20 in float32 and float64
+    agree to 1e-6. vLLM's CPU attention needs heads of width 32.
     """
-    made = tiny.model(family, tied=tied, head_dim=32, scale=0.3)
-    for name, weight in made.named_parameters():
+    model = tiny.model(family, tied=tied, head_dim=32, scale=0.3)
+    for name, weight in model.named_parameters():
         if "_proj" in name:
             weight.mul_(2)
-    made.save_pretrained(path)
+    model.save_pretrained(path)
     tiny.tokenizer().save_pretrained(path)
     return path
 
 
 def tiny_folder(path: Path, family: str = "llama", *, tied: bool = True) -> Path:
-    """The same as vLLM takes it, exported beside the original."""
+    """Export a `plain_folder` for vLLM; the original stays in `path/plain`."""
     return export(str(plain_folder(path / "plain", family, tied=tied)), path / "exported")
 
 
@@ -121,20 +121,20 @@ def reference(folder: Path, requests: Sequence[Request], *, dtype: str = "float3
 
 
 def some_requests(seed: int, number: int, *, longest: int = 200, steps: Sequence[int] = (1, 5, 20)) -> list[Request]:
-    """Random ids; half of them begin alike, and lengths around the block's size are frequent."""
+    """Random token ids; half share a prefix, and lengths near the block size are frequent."""
     rng = random.Random(seed)
     start = tuple(rng.randrange(400) for _ in range(BLOCK + 8))
-    made = []
+    requests = []
     for i in range(number):
         length = rng.choice([1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, rng.randint(1, longest)])
         body = tuple(rng.randrange(400) for _ in range(length))
-        made.append(Request(start + body if i % 2 else body, rng.choice(steps)))
-    return made
+        requests.append(Request(start + body if i % 2 else body, rng.choice(steps)))
+    return requests
 
 
 def assert_same(found: Sequence[Any], expected: Sequence[Any], *, cosine: float = 0.99999) -> None:
     assert len(found) == len(expected)
-    for vector, wanted in zip(found, expected, strict=True):
+    for vector, target in zip(found, expected, strict=True):
         assert np.isfinite(vector).all()
         assert abs(np.linalg.norm(vector) - 1) < 1e-4
-        assert float(vector @ wanted) >= cosine
+        assert float(vector @ target) >= cosine

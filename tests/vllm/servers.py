@@ -1,4 +1,4 @@
-"""`gircse serve` as a process, for the tests."""
+"""Run `gircse serve` as a process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import httpx
 
 
 @contextlib.contextmanager
-def served(folder: Path, scratch: Path, *options: str) -> Iterator[str]:
-    """A server of `folder` in float32; gives its address. `scratch` takes its log and what it exports."""
+def serve(folder: Path, scratch: Path, *options: str) -> Iterator[str]:
+    """Serve `folder` in float32 and yield the address; the log and the exported model go to `scratch`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

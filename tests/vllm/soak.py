@@ -2,9 +2,9 @@
 
     python -m tests.vllm.soak NUMBER [SECONDS] [async]
 
-The cache is too small for what runs at once, so requests are preempted all the time, and prompts come back, so prefixes
-are hit. Every vector is compared with the reference's. Fails on a wrong vector, a slot or a block that is not given
-back, or memory that climbs. One line of JSON at the end.
+The cache is too small for all running requests, so requests are preempted often. Prompts repeat, so prefixes are hit.
+Every vector is compared with the reference's. Fails on a wrong vector, a leaked slot or block, or growing memory.
+Prints one line of JSON at the end.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from tests.vllm.engines import BLOCK, add, engine, reference, scheduler_of, tiny
 
 POOL = 400
 AHEAD = 48
-"""Requests that are under way or waiting, more than run at once."""
+"""Number of unfinished requests to keep submitted: more than can run at once."""
 
 
 def pool(rng: random.Random) -> list[Request]:
     starts = [tuple(rng.randrange(400) for _ in range(length)) for length in (0, BLOCK, BLOCK + 5, 3 * BLOCK)]
-    made = []
+    requests = []
     for _ in range(POOL):
         body = tuple(rng.randrange(400) for _ in range(rng.choice([1, 5, BLOCK, rng.randint(1, 150)])))
-        made.append(Request(rng.choice(starts) + body, rng.choice([1, 2, 5, 5, 5, 8, 20])))
-    return made
+        requests.append(Request(rng.choice(starts) + body, rng.choice([1, 2, 5, 5, 5, 8, 20])))
+    return requests
 
 
 def soak(number: int, *, asynchronous: bool, budget: float = float("inf")) -> dict[str, Any]:
     """Put `number` requests through, or as many as `budget` seconds allow.
 
     Returns:
-        How many were finished, aborted, preempted and submitted, the worst cosine, and the memory in MB after each
-        thousand.
+        Counts of finished, aborted, preempted and submitted requests, the worst cosine, the memory in MB after each
+        thousand, and the seconds.
 
     Raises:
-        AssertionError: a wrong vector, a slot or block that was not given back, or memory that climbs.
+        AssertionError: on a wrong vector, a leaked slot or block, or growing memory.
     """
     rng = random.Random(0)
     requests = pool(rng)
@@ -65,7 +65,8 @@ def soak(number: int, *, asynchronous: bool, budget: float = float("inf")) -> di
         with engine(
             folder, max_model_len=320, max_num_seqs=24, num_gpu_blocks_override=26, async_scheduling=asynchronous
         ) as llm:
-            scheduler, live = scheduler_of(llm), {}
+            live: dict[str, int] = {}
+            scheduler = scheduler_of(llm)
             original = scheduler._preempt_request
 
             def preempt(request: object, *args: object, **kwargs: object) -> None:

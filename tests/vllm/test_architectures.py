@@ -22,7 +22,7 @@ from tests.vllm.engines import (
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_the_tiny_models_show_a_soft_token_that_is_missing(family: str, tmp_path: Path) -> None:
+def test_the_tiny_models_reveal_a_missing_soft_token(family: str, tmp_path: Path) -> None:
     folder, requests = plain_folder(tmp_path, family), some_requests(0, 6)
     four, five = (reference(folder, [Request(request.token_ids, steps) for request in requests]) for steps in (4, 5))
     assert max(float(one @ two) for one, two in zip(four, five, strict=True)) < 0.9996
@@ -30,18 +30,18 @@ def test_the_tiny_models_show_a_soft_token_that_is_missing(family: str, tmp_path
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_float32_vectors_are_the_references(family: str, tied: bool, tmp_path: Path) -> None:
+def test_float32_equals_the_reference(family: str, tied: bool, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path, family, tied=tied)
     requests = some_requests(0, 30)
     with engine(folder) as llm:
         found = embed(llm, requests)
-        again = embed(llm, requests[::-1])[::-1]  # another order, and with prefix hits
+        again = embed(llm, requests[::-1])[::-1]  # in another order and with prefix hits
     expected = reference(tmp_path / "plain", requests)
     assert_same(found, expected)
     assert_same(again, expected)
 
 
-def test_the_checkpoints_temperature_and_steps_are_the_defaults(tmp_path: Path) -> None:
+def test_temperature_and_steps_default_to_the_checkpoints(tmp_path: Path) -> None:
     plain = plain_folder(tmp_path / "plain")
     (plain / "gircse.json").write_text('{"temperature": 0.3, "document_steps": 3}')
     folder = export(str(plain), tmp_path / "exported")
@@ -53,7 +53,7 @@ def test_the_checkpoints_temperature_and_steps_are_the_defaults(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_as_close_as_the_references_own(llama: Path, dtype: str) -> None:
+def test_half_precision_error_is_comparable_to_the_references(llama: Path, dtype: str) -> None:
     requests = some_requests(2, 40)
     exact = np.array(reference(llama, requests))
     with engine(llama, dtype=dtype) as llm:

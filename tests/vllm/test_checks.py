@@ -1,4 +1,4 @@
-"""What is refused at start: another vLLM, and ways to run it that would give wrong vectors."""
+"""Refused at start: untested vLLM versions, and settings that would give wrong vectors."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tests import tiny
 from tests.vllm.engines import engine
 
 
-def test_this_vllm_is_the_one_we_know() -> None:
+def test_the_installed_vllm_passes() -> None:
     checks.check_vllm()
 
 
-def test_another_series_is_refused_with_the_tested_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untested_series_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "version", lambda name: "0.33.1")
     with pytest.raises(GircseError, match=r"this is vLLM 0\.33\.1; gircse-rag was tested with vLLM 0\.32\.0"):
         checks.check_vllm()
 
 
 @pytest.mark.parametrize("path", sorted(checks.PRIVATE_FUNCTIONS))
-def test_a_private_function_of_another_shape_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_private_function_with_another_signature_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, _, name = path.rpartition(".")
     monkeypatch.setattr(checks._resolve(owner), name, lambda self, something, quite, different: None)
     with pytest.raises(GircseError, match=rf"{name} takes .*different.*tested with vLLM 0\.32\.0"):
         checks.check_vllm()
 
 
-def test_a_private_function_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_private_function_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 
     monkeypatch.delattr(Scheduler, "_reserve_prefill_lookahead")
@@ -39,7 +39,7 @@ def test_a_private_function_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatc
         checks.check_vllm()
 
 
-def test_another_result_of_the_prefix_cache_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_prefix_cache_result_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 
     def three(self: Any, request: Any) -> tuple[list[Any], int, bool]:
@@ -47,19 +47,19 @@ def test_another_result_of_the_prefix_cache_is_named(monkeypatch: pytest.MonkeyP
 
     three.__annotations__["return"] = tuple[list[Any], int, bool]
     monkeypatch.setattr(Scheduler, "_get_local_prefix_cache_hit", three)
-    with pytest.raises(GircseError, match=r"_get_local_prefix_cache_hit returns .*, not 4 things; .*tested with vLLM"):
+    with pytest.raises(GircseError, match=r"_get_local_prefix_cache_hit returns .*, not 4 values; .*tested with vLLM"):
         checks.check_vllm()
 
 
 @pytest.mark.parametrize("path", sorted(checks.PRIVATE_ATTRIBUTES))
-def test_an_attribute_that_is_set_no_more_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_private_attribute_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, _, name = path.rpartition(".")
     monkeypatch.setattr(checks._resolve(owner), name, lambda self, *args, **kwargs: None)
-    with pytest.raises(GircseError, match=rf"sets no {checks.PRIVATE_ATTRIBUTES[path][0]}; .*tested with vLLM"):
+    with pytest.raises(GircseError, match=rf"does not set {checks.PRIVATE_ATTRIBUTES[path][0]}; .*tested with vLLM"):
         checks.check_vllm()
 
 
-def test_the_engine_asks_before_it_loads_a_weight(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_checks_before_it_loads_weights(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(checks.PRIVATE_FUNCTIONS, checks.HIT, ("self", "something", "else"))
     (llama / "model.safetensors").rename(llama / "moved")
     try:
@@ -78,12 +78,12 @@ def test_the_engine_asks_before_it_loads_a_weight(llama: Path, monkeypatch: pyte
         ({"pipeline_parallel_size": 2}, "use tensor parallelism"),
     ],
 )
-def test_ways_to_run_that_would_be_wrong(llama: Path, options: dict[str, Any], reason: str) -> None:
+def test_unsupported_settings_are_refused(llama: Path, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(Exception, match=reason), engine(llama, **options):
         pass
 
 
-def test_a_sliding_window_shorter_than_the_length(tmp_path: Path) -> None:
+def test_a_sliding_window_shorter_than_the_length_is_refused(tmp_path: Path) -> None:
     import json
 
     from tests.vllm.engines import tiny_folder
@@ -95,7 +95,7 @@ def test_a_sliding_window_shorter_than_the_length(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_that_was_not_exported(tmp_path: Path) -> None:
+def test_a_folder_that_was_not_exported_is_refused(tmp_path: Path) -> None:
     plain = tiny.folder(tmp_path / "plain", head_dim=32)
     with (
         pytest.raises(Exception, match="write the folder with `gircse export`"),
@@ -105,7 +105,7 @@ def test_a_folder_that_was_not_exported(tmp_path: Path) -> None:
 
 
 def test_adapters_on_the_head_or_the_embeddings_are_not_merged(tmp_path: Path) -> None:
-    """Such an adapter can get into vLLM neither at run time (`enable_lora`, above) nor through an export."""
+    """vLLM refuses such an adapter at run time (`enable_lora`, above), and export refuses it too."""
     from peft import LoraConfig, get_peft_model
 
     from gircse_rag.backends.vllm.export import export
@@ -118,6 +118,6 @@ def test_adapters_on_the_head_or_the_embeddings_are_not_merged(tmp_path: Path) -
         )
         adapted.peft_config["default"].base_model_name_or_path = str(base)
         adapted.save_pretrained(tmp_path / target, save_embedding_layers=False)
-        with pytest.raises(CheckpointError, match="soft tokens need the head and the embeddings"):
+        with pytest.raises(CheckpointError, match="soft tokens need the base model's own head"):
             export(str(tmp_path / target), tmp_path / "never")
         assert not (tmp_path / "never").exists()

@@ -1,4 +1,4 @@
-"""The model compiled by torch.compile, as it is on a GPU, instead of run layer by layer."""
+"""The model compiled by torch.compile, as on a GPU, instead of run eagerly."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling f
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_float32_vectors_are_the_references(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))  # else a graph of an earlier run is taken
+def test_compiled_float32_equals_the_reference(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))  # otherwise an old cached graph is used
     folder, requests = tiny_folder(tmp_path / "model", family), some_requests(0, 30)
     counters.clear()
     with engine(folder, enforce_eager=False) as llm:

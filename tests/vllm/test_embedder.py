@@ -15,6 +15,7 @@ from gircse_rag.backends.vllm.export import export
 from gircse_rag.backends.vllm.in_process import VllmBackend
 from gircse_rag.backends.vllm.plugin.llm_inputs import params, prompts
 from gircse_rag.errors import GircseError, InputError
+from gircse_rag.prompts import Role
 from tests import tiny
 from tests.vllm.engines import assert_same, engine, plain_folder
 
@@ -26,22 +27,22 @@ def test_the_same_vectors_and_fingerprint_as_the_reference(tmp_path: Path) -> No
     base = plain_folder(tmp_path / "base")
     adapter = tiny.adapter(tmp_path / "adapter", base, head_dim=32)
     local = Embedder.from_pretrained(str(adapter), backend="reference", dtype="float32")
-    with Embedder.from_pretrained(str(adapter), backend="vllm", dtype="float32") as inside:
-        assert inside.fingerprint == local.fingerprint and inside.dimension == local.dimension
-        assert_same(list(inside.embed_documents(TEXTS)), list(local.embed_documents(TEXTS)))
-        found, expected = (e.embed(TEXTS, instruction="find texts", steps=[1, 5, 20, 2]) for e in (inside, local))
+    with Embedder.from_pretrained(str(adapter), backend="vllm", dtype="float32") as in_vllm:
+        assert in_vllm.fingerprint == local.fingerprint and in_vllm.dimension == local.dimension
+        assert_same(list(in_vllm.embed_documents(TEXTS)), list(local.embed_documents(TEXTS)))
+        found, expected = (e.embed(TEXTS, instruction="find texts", steps=[1, 5, 20, 2]) for e in (in_vllm, local))
         assert_same(list(found.vectors), list(expected.vectors))
         assert found.steps.tolist() == [1, 5, 20, 2]
         with pytest.raises(InputError, match="returns the last embedding only"):
-            inside.embed(TEXTS, steps="auto")
-        assert list(inside.embed([*TEXTS, ""], on_error="return").errors) == [4]
-    inside.close()
+            in_vllm.embed(TEXTS, steps="auto")
+        assert list(in_vllm.embed([*TEXTS, ""], on_error="return").errors) == [4]
+    in_vllm.close()
     with pytest.raises(GircseError, match="this embedder is closed"):
-        inside.embed_documents(TEXTS)
+        in_vllm.embed_documents(TEXTS)
 
 
 def test_plain_texts_to_llm_embed_are_documents_without_special_tokens(tmp_path: Path) -> None:
-    """Also where the checkpoint's tokenizer would add one, as Mistral's and Llama's do."""
+    """This holds even if the checkpoint's tokenizer adds one, as Mistral's and Llama's do."""
     plain = plain_folder(tmp_path / "plain")
     tokenizer = tiny.tokenizer()
     end = tokenizer.eos_token_id
@@ -55,16 +56,17 @@ def test_plain_texts_to_llm_embed_are_documents_without_special_tokens(tmp_path:
         outputs = llm.embed(TEXTS, use_tqdm=False)
     assert_same([np.array(output.outputs.embedding) for output in outputs], list(local.embed_documents(TEXTS)))
     counts = [len(output.prompt_token_ids) for output in outputs]
-    assert counts == local.embed(TEXTS, role="document").prompt_tokens.tolist()  # and no handle is among them
+    assert counts == local.embed(TEXTS, role="document").prompt_tokens.tolist()  # handles are not counted
 
 
 def test_role_instruction_and_steps_through_llm_embed(tmp_path: Path) -> None:
     plain = plain_folder(tmp_path / "plain")
     local = Embedder.from_pretrained(str(plain), backend="reference", dtype="float32")
     with engine(export(str(plain), tmp_path / "exported"), max_model_len=600) as llm:
-        for role, instruction in (("query", "find texts"), ("symmetric", None), ("document", None)):
-            asked = prompts(llm, TEXTS, role=role, instruction=instruction)
-            outputs = llm.embed(asked, pooling_params=params([1, 5, 20, 2]), use_tqdm=False)
+        sides: list[tuple[Role, str | None]] = [("query", "find texts"), ("symmetric", None), ("document", None)]
+        for role, instruction in sides:
+            inputs = prompts(llm, TEXTS, role=role, instruction=instruction)
+            outputs = llm.embed(inputs, pooling_params=params([1, 5, 20, 2]), use_tqdm=False)
             expected = local.embed(TEXTS, role=role, instruction=instruction, steps=[1, 5, 20, 2])
             assert_same([np.array(output.outputs.embedding) for output in outputs], list(expected.vectors))
         with pytest.raises(InputError, match="text 1 is longer than 512 tokens"):
@@ -90,7 +92,7 @@ def test_a_prompt_that_does_not_fit_fails_alone(tmp_path: Path) -> None:
     folder = export(str(plain_folder(tmp_path / "plain")), tmp_path / "exported")
     local = Embedder.from_pretrained(str(folder), backend="reference", dtype="float32")
     backend = VllmBackend(folder, local.spec, dtype="float32", max_model_len=64, enforce_eager=True)
-    with Embedder(backend, local.tokenizer, local.spec) as inside:
-        found = inside.embed([*TEXTS, "world " * 80], role="document", on_error="return")
+    with Embedder(backend, local.tokenizer, local.spec) as in_vllm:
+        found = in_vllm.embed([*TEXTS, "world " * 80], role="document", on_error="return")
         assert list(found.errors) == [4] and "do not fit vLLM's max_model_len of 64" in str(found.errors[4])
         assert_same(list(found.vectors[:4]), list(local.embed_documents(TEXTS)))

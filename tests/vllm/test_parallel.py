@@ -1,5 +1,4 @@
-"""Tensor parallelism: every rank has some rows of head and embeddings, and together they make the same soft tokens.
-Data parallelism: two replicas behind one port."""
+"""Tensor parallelism with head and embeddings split over ranks, and data parallelism behind one port."""
 
 from __future__ import annotations
 
@@ -18,9 +17,9 @@ from gircse_rag import Embedder
 from gircse_rag.backend import Request
 from gircse_rag.backends.vllm.export import export
 from tests.vllm.engines import assert_same, plain_folder, reference, some_requests, tiny_folder
-from tests.vllm.servers import served
+from tests.vllm.servers import serve
 
-# vLLM starts the ranks as processes of their own, so this runs as a script: with __name__ == "__main__".
+# vLLM starts each rank as a process, which needs a script guarded by __name__ == "__main__".
 SCRIPT = """
 import json, sys
 from vllm import LLM, PoolingParams
@@ -34,7 +33,7 @@ if __name__ == "__main__":
 """
 
 
-def embedded(folder: Path, ranks: int, requests: list[Request], scratch: Path) -> list[np.ndarray]:
+def embed_in_script(folder: Path, ranks: int, requests: list[Request], scratch: Path) -> list[np.ndarray]:
     script, asked, answered = scratch / "script.py", scratch / "asked.json", scratch / "answered.json"
     script.write_text(SCRIPT)
     asked.write_text(json.dumps([(request.token_ids, request.steps) for request in requests]))
@@ -46,18 +45,18 @@ def embedded(folder: Path, ranks: int, requests: list[Request], scratch: Path) -
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_two_ranks_and_a_tiny_model(tied: bool, tmp_path: Path) -> None:
+def test_two_ranks_with_a_tiny_model(tied: bool, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path, tied=tied)
     requests = some_requests(0, 30, longest=120)
-    assert_same(embedded(folder, 2, requests, tmp_path), reference(folder, requests))
+    assert_same(embed_in_script(folder, 2, requests, tmp_path), reference(folder, requests))
 
 
 @pytest.mark.model
-def test_three_ranks_and_the_trained_model(tmp_path: Path) -> None:
-    """SmolLM2 has 9 heads, which 2 does not divide, and 3 key-value heads."""
+def test_three_ranks_with_the_trained_model(tmp_path: Path) -> None:
+    """SmolLM2 has 9 heads and 3 key-value heads: 2 ranks divide neither, 3 ranks divide both."""
     folder = export("smollm2-135m", tmp_path / "exported")
     requests = some_requests(1, 9, longest=60)
-    assert_same(embedded(folder, 3, requests, tmp_path), reference(folder, requests))
+    assert_same(embed_in_script(folder, 3, requests, tmp_path), reference(folder, requests))
 
 
 @pytest.mark.filterwarnings("ignore::gircse_rag.errors.GircseWarning")
@@ -65,7 +64,7 @@ def test_two_replicas_behind_one_port(tmp_path: Path) -> None:
     folder = plain_folder(tmp_path / "plain")
     texts = [f"{text} {i}" for i in range(30) for text in ("it is", "-> x", "the way of the world " * 9, "(note)")]
     steps = [(1, 5, 20)[i % 3] for i in range(len(texts))]
-    with served(folder, tmp_path, "--data-parallel-size", "2") as url:
+    with serve(folder, tmp_path, "--data-parallel-size", "2") as url:
         with Embedder.from_pretrained(str(folder), backend="vllm", url=url) as remote:
             found = remote.embed(texts, steps=steps).vectors
         metrics = httpx.get(f"{url}/metrics").text
@@ -75,4 +74,4 @@ def test_two_replicas_behind_one_port(tmp_path: Path) -> None:
         r'^vllm:request_success_total\{engine="(\d)",finished_reason="stop",.*\} ([\d.]+)', metrics, re.M
     )
     done = {engine: float(count) for engine, count in counts}
-    assert min(done["0"], done["1"]) > 0 and sum(done.values()) == len(texts)  # both replicas took a part
+    assert min(done["0"], done["1"]) > 0 and sum(done.values()) == len(texts)  # both replicas took part

@@ -1,4 +1,4 @@
-"""Preemption, aborts, prefix hits, the window's edge, refusals: vectors stay right, and no slot is left behind."""
+"""Vectors stay correct and no slot leaks under preemption, aborts, prefix hits and refusals."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from tests.vllm.engines import (
 
 
 def preempt(llm: Any, request_id: str) -> None:
-    """What the scheduler does to a running request when it runs out of blocks."""
+    """Preempt a running request, as the scheduler does when it runs out of blocks."""
     scheduler = scheduler_of(llm)
     request = scheduler.requests[request_id]
     scheduler.running.remove(request)
     scheduler._preempt_request(request, time.monotonic())
 
 
-def test_a_request_preempted_in_its_text_never_resumes_behind_it(llama: Path) -> None:
-    """Its whole text, block for block, was cached by another request: the last block must be computed all the same,
-    because the last hidden state of the text makes the first soft token."""
+def test_a_request_preempted_in_its_text_recomputes_the_last_block(llama: Path) -> None:
+    """An earlier request cached every block of the text. The last block must still be computed, because the text's last
+    hidden state makes the first soft token."""
     rng = random.Random(0)
     text = Request(tuple(rng.randrange(400) for _ in range(2 * BLOCK)), 5)
     other = Request(tuple(rng.randrange(400) for _ in range(2 * BLOCK)), 5)
@@ -43,17 +43,17 @@ def test_a_request_preempted_in_its_text_never_resumes_behind_it(llama: Path) ->
     with engine(llama, max_num_batched_tokens=8, max_num_seqs=4) as llm:
         embed(llm, [text])
         embed(llm, [other])
-        scheduler_of(llm).slots._free.rotate(1)  # the next slot is the one that the other left its soft token in
+        scheduler_of(llm).slots._free.rotate(1)  # the next slot still holds the other request's soft token
         preempted = add(llm, "preempted", text)
         step(llm)
         request = scheduler_of(llm).requests[preempted]
-        assert BLOCK < request.num_computed_tokens < len(text.token_ids)  # it reused a block and is inside its text
+        assert BLOCK < request.num_computed_tokens < len(text.token_ids)  # it reused a block and is still in its text
         preempt(llm, preempted)
         assert_same([finish(llm)["preempted"]], expected)
         assert request.num_preemptions == 1
 
 
-def test_a_text_of_whole_blocks_that_is_cached_is_right_too(llama: Path) -> None:
+def test_a_cached_text_of_whole_blocks_gives_the_right_vector(llama: Path) -> None:
     rng = random.Random(1)
     text = Request(tuple(rng.randrange(400) for _ in range(3 * BLOCK)), 5)
     expected = reference(llama, [text])
@@ -63,7 +63,7 @@ def test_a_text_of_whole_blocks_that_is_cached_is_right_too(llama: Path) -> None
 
 
 @pytest.mark.parametrize("where", ["first block", "last block", "first soft token", "last soft token"])
-def test_preempted_anywhere(llama: Path, where: str) -> None:
+def test_preemption_at_any_position(llama: Path, where: str) -> None:
     rng = random.Random(2)
     text = Request(tuple(rng.randrange(400) for _ in range(2 * BLOCK + 3)), 6)
     length = len(text.token_ids)
@@ -78,26 +78,26 @@ def test_preempted_anywhere(llama: Path, where: str) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_cache_too_small_for_all_preempts_and_the_vectors_stay(llama: Path, asynchronous: bool) -> None:
+def test_preemption_in_a_small_cache_does_not_change_vectors(llama: Path, asynchronous: bool) -> None:
     requests = some_requests(3, 60, longest=150)
     expected = reference(llama, requests)
     with engine(
         llama,
         num_gpu_blocks_override=10,
         max_model_len=256,
-        scheduler_reserve_full_isl=False,  # else a request waits until all of its text fits
+        scheduler_reserve_full_isl=False,  # otherwise a request waits until its whole text fits
         async_scheduling=asynchronous,
     ) as llm:
         scheduler = scheduler_of(llm)
         where = {"text": 0, "soft": 0}
         original = scheduler._preempt_request
 
-        def counted(request: Any, *args: Any, **kwargs: Any) -> None:
+        def count_preemption(request: Any, *args: Any, **kwargs: Any) -> None:
             inside = request.num_computed_tokens <= scheduler.slots.get(request.request_id).text
             where["text" if inside else "soft"] += 1
             original(request, *args, **kwargs)
 
-        scheduler._preempt_request = counted
+        scheduler._preempt_request = count_preemption
         assert_same(embed(llm, requests), expected)
         assert where["soft"] > 0 and where["text"] > 0, where
         del scheduler._preempt_request
@@ -122,7 +122,7 @@ def test_aborted_requests_leave_nothing_behind(llama: Path) -> None:
         assert set(found) <= kept
 
 
-def test_the_windows_edge(llama: Path) -> None:
+def test_requests_that_just_fit_the_window(llama: Path) -> None:
     rng = random.Random(5)
     texts = [Request(tuple(rng.randrange(400) for _ in range(length)), 128 - length) for length in (1, 31, 64, 127)]
     texts = [Request(text.token_ids, min(text.steps, 100)) for text in texts]
@@ -145,7 +145,7 @@ def test_steps_that_do_not_fit_fail_alone(llama: Path, length: int, steps: Any) 
         assert_same([found[f"{i}"] for i in range(6)], expected)
 
 
-def test_more_requests_than_slots_wait(llama: Path) -> None:
+def test_requests_wait_for_a_free_slot(llama: Path) -> None:
     requests = some_requests(7, 30, longest=40)
     with engine(llama, max_num_seqs=8) as llm:
         scheduler = scheduler_of(llm)

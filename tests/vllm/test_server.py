@@ -1,4 +1,4 @@
-"""`gircse serve`, asked by the OpenAI client, by plain HTTP and by Embedder(url=...): the same vectors everywhere."""
+"""`gircse serve` gives the OpenAI client, plain HTTP and Embedder(url=...) the same vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gircse_rag import Embedder
 from gircse_rag.errors import GircseError, InputError, SpecMismatchError
 from tests import tiny
 from tests.vllm.engines import assert_same, plain_folder
-from tests.vllm.servers import served
+from tests.vllm.servers import serve
 
 pytestmark = pytest.mark.filterwarnings("ignore::gircse_rag.errors.GircseWarning")
 TEXTS = ['"Quoted" it is', "-> x", "the way of the world " * 9, "(note)", "'s"]
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(folder, tmp_path_factory.mktemp("log")) as address:
+    with serve(folder, tmp_path_factory.mktemp("log")) as address:
         yield address
 
 
@@ -58,7 +58,7 @@ def test_the_openai_client_gets_the_same_vectors(client: openai.OpenAI, folder: 
     assert_same(vectors(symmetric), list(local.embed(TEXTS[:1], role="symmetric").vectors))
 
 
-def test_each_input_may_have_its_steps_and_usage_counts_real_tokens(client: openai.OpenAI, local: Embedder) -> None:
+def test_inputs_may_have_different_steps_and_usage_counts_real_tokens(client: openai.OpenAI, local: Embedder) -> None:
     steps = [1, 20, 5, 3, 1]
     response = client.embeddings.create(
         model=client.models.list().data[0].id, input=TEXTS, extra_body={"role": "query", "steps": steps}
@@ -69,11 +69,11 @@ def test_each_input_may_have_its_steps_and_usage_counts_real_tokens(client: open
 
 
 @pytest.mark.parametrize(
-    "extra, said",
+    "extra, message",
     [
         ({"steps": 0}, "steps must be an integer from 1"),
         ({"steps": [1, 2]}, "steps has 2 entries for 1 inputs"),
-        ({"steps": 256, "input": "world " * 400, "truncate_prompt_tokens": -1}, "do not fit max_model_len, 600"),
+        ({"steps": 256, "input": "world " * 400, "truncate_prompt_tokens": -1}, "do not fit max_model_len 600"),
         ({"role": "document", "instruction": "find"}, "a document takes no instruction"),
         ({"role": "poet"}, "role 'poet' does not exist"),
         ({"instruction": " "}, "instruction is empty"),
@@ -85,17 +85,18 @@ def test_each_input_may_have_its_steps_and_usage_counts_real_tokens(client: open
         ({"dimensions": 8}, "does not support Matryoshka"),
     ],
 )
-def test_what_is_wrong_is_said(url: str, extra: dict[str, Any], said: str) -> None:
+def test_bad_requests_are_explained(url: str, extra: dict[str, Any], message: str) -> None:
     response = httpx.post(f"{url}/v1/embeddings", json={"input": "a text", **extra})
     assert response.status_code == 400
-    assert said in response.json()["error"]["message"]
+    assert message in response.json()["error"]["message"]
 
 
-def test_a_text_is_cut_only_on_request(url: str, local: Embedder) -> None:
-    body = {"input": "world " * 600, "truncate_prompt_tokens": -1}
+def test_a_text_is_truncated_only_on_request(url: str, local: Embedder) -> None:
+    text = "world " * 600
+    body = {"input": text, "truncate_prompt_tokens": -1}
     found = httpx.post(f"{url}/v1/embeddings", json=body).json()
     assert found["usage"]["prompt_tokens"] == 512
-    assert_same([np.array(found["data"][0]["embedding"])], list(local.embed_documents([body["input"]])))
+    assert_same([np.array(found["data"][0]["embedding"])], list(local.embed_documents([text])))
 
 
 def test_an_embedder_on_the_server(url: str, folder: Path, local: Embedder) -> None:
@@ -124,12 +125,12 @@ def test_another_model_is_refused(url: str, tmp_path: Path) -> None:
         Embedder.from_pretrained(str(other), backend="vllm", url=url)
 
 
-def test_no_server_there(folder: Path) -> None:
+def test_an_unreachable_server_is_reported(folder: Path) -> None:
     with pytest.raises(GircseError, match=r"no answer from http://127\.0\.0\.1:9"):
         Embedder.from_pretrained(str(folder), backend="vllm", url="http://127.0.0.1:9")
 
 
-def test_clients_that_hang_up_harm_nobody(url: str, local: Embedder) -> None:
+def test_clients_that_disconnect_do_not_affect_others(url: str, local: Embedder) -> None:
     def hang_up() -> None:
         with pytest.raises(httpx.TimeoutException):
             httpx.post(f"{url}/v1/embeddings", json={"input": TEXTS * 20, "steps": 60}, timeout=0.3)

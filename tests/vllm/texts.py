@@ -26,7 +26,7 @@ MODULES = (
 
 
 def real_texts(number: int, *, seed: int = 0) -> list[str]:
-    """`number` different ones, of 20 to 1500 characters, in an order that depends on the seed only."""
+    """Return `number` different texts of 20 to 1500 characters; the seed fixes their order."""
     found = set()
     for name in MODULES:
         for _, thing in inspect.getmembers(importlib.import_module(name)):

@@ -1,4 +1,4 @@
-"""The paged backend when something goes wrong in the middle: errors, interrupts, closing, forks; nothing is lost."""
+"""Failures of the paged backend: errors, interrupts, closing and forks lose no text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -21,14 +22,16 @@ from gircse_rag.backends import paged as module
 from gircse_rag.backends.paged import PagedBackend, _Call
 from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.engine import engine
+from gircse_rag.engine.kv_cache import bytes_per_block
 from gircse_rag.engine.sequence import Sequence
 from gircse_rag.errors import GircseError
+from gircse_rag.refinement import pool
 from tests import tiny
 from tests.unit.backends.test_paged import SPEC, assert_idle
 
 
-def within(seconds: float, work: Callable[[], Any]) -> Any:
-    """What `work` returns or raises; a failure if it takes longer."""
+def run_within(seconds: float, work: Callable[[], Any]) -> Any:
+    """Return or raise the outcome of `work`; fail if it takes longer."""
     results: list[Any] = []
 
     def run() -> None:
@@ -47,7 +50,7 @@ def within(seconds: float, work: Callable[[], Any]) -> Any:
     return value
 
 
-def test_an_error_among_results_loses_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_finishing_loses_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     paged = PagedBackend(tiny.model(), SPEC)
     finish, finished = paged._engine.scheduler.finish, []
 
@@ -57,19 +60,19 @@ def test_an_error_among_results_loses_none_of_them(monkeypatch: pytest.MonkeyPat
             raise RuntimeError("CUDA error: an illegal memory access")
         finish(sequence, forget=forget)
 
-    asked = [Request((token, 1), 2) for token in range(4)]
+    batch = [Request((token, 1), 2) for token in range(4)]
     with monkeypatch.context() as patch:
         patch.setattr(paged._engine.scheduler, "finish", failing)
-        found = within(60, lambda: dict(paged.refine(asked)))
+        found = run_within(60, lambda: dict(paged.refine(batch)))
     assert sorted(found) == [0, 1, 2, 3]
     assert "illegal memory access" in str(found[3])
     assert isinstance(found[0], Refinement)
     assert_idle(paged)
 
 
-def test_an_error_in_pooling_one_group_ends_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_pooling_fails_all_finished_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     paged = PagedBackend(tiny.model(), SPEC)
-    pool, pooled = engine.pool, []
+    pooled: list[torch.Tensor] = []
 
     def failing(states: torch.Tensor) -> torch.Tensor:
         pooled.append(states)
@@ -79,7 +82,7 @@ def test_an_error_in_pooling_one_group_ends_them_all(monkeypatch: pytest.MonkeyP
 
     sequences = [Sequence((1, 2), 3), Sequence((3, 4), 2)]  # done in one forward, after different numbers of steps
     for sequence in sequences:
-        paged._engine.add(sequence)
+        paged._engine.scheduler.add(sequence)
         paged._engine.scheduler.schedule()
         sequence.states = [torch.ones(32)] * (1 + sequence.steps)
     monkeypatch.setattr(engine, "pool", failing)
@@ -94,14 +97,14 @@ TRACED = ("engine/engine.py", "engine/scheduler.py", "engine/block_manager.py", 
 
 @contextlib.contextmanager
 def interrupted(after: int) -> Any:
-    """Raises KeyboardInterrupt at that line of those that the engine and `_drive` execute in this thread."""
+    """Raise KeyboardInterrupt at the `after`-th line that the engine or `_step_engine` executes in this thread."""
     left = after
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal left
         code = frame.f_code
         if not code.co_filename.endswith(TRACED) or (
-            code.co_filename.endswith("paged.py") and code.co_name != "_drive"
+            code.co_filename.endswith("paged.py") and code.co_name != "_step_engine"
         ):
             return None
         if event == "line":
@@ -117,13 +120,14 @@ def interrupted(after: int) -> Any:
         sys.settrace(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [None, 40])
 def test_an_interrupt_anywhere_loses_nothing(rows: int | None) -> None:
     model = tiny.model()
-    size = module.bytes_per_block(model.config, 4, torch.float32)
+    size = bytes_per_block(model.config, 4, torch.float32)
     after, hit = 1, True
     while hit:
-        options = {} if rows is None else {"cache_bytes": rows // 4 * size, "block_size": 4}
+        options: dict[str, Any] = {} if rows is None else {"cache_bytes": rows // 4 * size, "block_size": 4}
         paged = PagedBackend(model, SPEC, **options)
         other = paged.refine(Request((7, token, 8, 9, 10, 11), 1 + 6 * token) for token in range(3))
         others = dict([next(other)])
@@ -133,32 +137,32 @@ def test_an_interrupt_anywhere_loses_nothing(rows: int | None) -> None:
                 list(paged.refine([Request((7, 2), 3), Request((7, 3, 4, 5, 6, 8, 9, 10, 11), 5)]))
             except KeyboardInterrupt:
                 hit = True
-        others |= within(60, lambda rest=other: dict(rest))
+        others |= run_within(60, partial(dict, other))
         assert sorted(others) == [0, 1, 2], f"after {after} lines"
         assert_idle(paged)
-        after += 37  # of about 1,700; all were tried once
+        after += 37  # of about 1,700 lines
     assert after > 800
 
 
-def test_a_text_that_is_lost_all_the_same_is_an_error_and_no_endless_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_text_raises_instead_of_looping_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     paged = PagedBackend(tiny.model(), SPEC)
     monkeypatch.setattr(paged._engine, "step", paged._engine.scheduler.drain)
     with pytest.raises(GircseError, match="lost a text"):
-        within(60, lambda: list(paged.refine([Request((1, 2), 2)])))
+        run_within(60, lambda: list(paged.refine([Request((1, 2), 2)])))
 
 
-def test_a_call_is_not_over_before_its_last_result_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Done(deque[Any]):
+def test_a_call_ends_only_with_its_last_result_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    class RecordingDeque(deque[Any]):
         def append(self, item: Any) -> None:
-            open_.append(len(call.indices))
+            open_counts.append(len(call.indices))
             super().append(item)
 
-    open_: list[int] = []
+    open_counts: list[int] = []
     call = _Call()
-    call.done = Done()
+    call.done = RecordingDeque()
     monkeypatch.setattr(module, "_Call", lambda: call)
     assert len(list(PagedBackend(tiny.model(), SPEC).refine([Request((1, 2), 2)]))) == 1
-    assert open_ == [1], "whoever looked just before the result came would have seen a call that is done"
+    assert open_counts == [1], "the call looked finished before its last result was queued"
 
 
 def test_closing_waits_for_one_forward_and_not_for_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,27 +201,27 @@ def test_closing_waits_for_one_forward_and_not_for_the_call(monkeypatch: pytest.
     assert "closed" in str(errors[0])
 
 
-@pytest.mark.parametrize("made", [PagedBackend, lambda model, _: ReferenceBackend(model)])
-def test_closing_in_the_middle_of_a_forward(made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a signal's handler would, in the thread that computes."""
-    backend = made(tiny.model(), SPEC)
-    pooled = torch.nn.functional.normalize
+@pytest.mark.parametrize("make_backend", [PagedBackend, lambda model, _: ReferenceBackend(model)])
+def test_closing_in_the_middle_of_a_forward(make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Close in the computing thread, as a signal handler would."""
+    backend = make_backend(tiny.model(), SPEC)
+    normalize = torch.nn.functional.normalize
 
     def closing(*arguments: Any, **options: Any) -> Any:
         backend.close()
-        return pooled(*arguments, **options)
+        return normalize(*arguments, **options)
 
     monkeypatch.setattr(torch.nn.functional, "normalize", closing)
     with pytest.raises(GircseError, match="closed"):
-        within(60, lambda: list(backend.refine([Request((1, 2), 2)] * 3)))
+        run_within(60, lambda: list(backend.refine([Request((1, 2), 2)] * 3)))
     backend.close()
     assert not hasattr(backend, "_engine") and not hasattr(backend, "_model")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_is_told_to_load_its_own() -> None:
+def test_using_the_backend_in_a_forked_process_raises() -> None:
     paged = PagedBackend(tiny.model(), SPEC)
-    paged._driving = True  # as if another thread drove: it is not there in the child
+    paged._engine_busy = True  # as if another thread ran the engine; the child lacks that thread
     child = os.fork()
     if not child:
         try:

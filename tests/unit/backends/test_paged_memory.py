@@ -1,4 +1,4 @@
-"""What the paged backend holds: each weight once, a cache that the longest text fits, of the memory that is free."""
+"""Memory of the paged backend: each weight is stored once, and the cache fits the longest text."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests import tiny
 from tests.unit.backends.test_paged import SPEC, assert_same, requests
 
 
-def stored(*modules: torch.nn.Module) -> int:
-    """Bytes of the storages behind all their parameters and plain tensors, each counted once."""
-    found = {}
+def storage_bytes(*modules: torch.nn.Module) -> int:
+    """Bytes of all tensor storages in these modules, each storage counted once."""
+    found: dict[int, int] = {}
     for part in (part for whole in modules for part in whole.modules()):
         tensors = [*part.parameters(recurse=False), *(v for v in vars(part).values() if isinstance(v, torch.Tensor))]
         found |= {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -26,26 +26,26 @@ def stored(*modules: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_merged_weights_are_not_held_twice(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And are merged before the cache is sized, by what is then free."""
+def test_merged_weights_are_not_stored_twice(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Merging comes before the cache is sized from the free memory."""
     model = tiny.model(family)
-    asked = requests(2, 4)
-    expected = dict(ReferenceBackend(model).refine(asked))
-    before, sized = stored(model), module._default_cache_bytes
+    batch = requests(2, 4)
+    expected = dict(ReferenceBackend(model).refine(batch))
+    before, original = storage_bytes(model), module._default_cache_bytes
     merged: list[bool] = []
 
-    def sizing(*arguments: Any) -> int:
+    def record_merge(*arguments: Any) -> int:
         first, second = (getattr(model.model.layers[-1].mlp, name).weight for name in ("gate_proj", "up_proj"))
         merged.append(first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr())
-        return sized(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(module, "can_pack", lambda weight: False)
-    monkeypatch.setattr(module, "_default_cache_bytes", sizing)
+    monkeypatch.setattr(module, "_default_cache_bytes", record_merge)
     paged = PagedBackend(model, SPEC)
     assert merged == [True]
-    assert stored(model, paged._engine.runner._body) <= 1.02 * before  # the rest: merged biases
-    assert_same(dict(paged.refine(asked)), expected)
-    assert_same(dict(ReferenceBackend(model).refine(asked)), expected)
+    assert storage_bytes(model, paged._engine.runner._body) <= 1.02 * before  # 2% for merged biases
+    assert_same(dict(paged.refine(batch)), expected)
+    assert_same(dict(ReferenceBackend(model).refine(batch)), expected)
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
@@ -57,10 +57,10 @@ def test_the_default_cache_holds_the_longest_text(monkeypatch: pytest.MonkeyPatc
     assert blocks.fits(SPEC.max_length + MAX_STEPS)
 
 
-def test_memory_that_holds_files_counts_as_available(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    told = tmp_path / "meminfo"
-    told.write_text("MemTotal:  24684092 kB\nMemFree:  5522812 kB\nMemAvailable:  9135100 kB\n")
-    monkeypatch.setattr(module, "MEMORY", told)
+def test_page_cache_memory_counts_as_available(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  24684092 kB\nMemFree:  5522812 kB\nMemAvailable:  9135100 kB\n")
+    monkeypatch.setattr(module, "MEMINFO", meminfo)
     assert module._available_bytes() == 9135100 * 1024
-    monkeypatch.setattr(module, "MEMORY", tmp_path / "nothing")
+    monkeypatch.setattr(module, "MEMINFO", tmp_path / "nothing")
     assert module._available_bytes() >= 0

@@ -1,8 +1,9 @@
-"""The yardstick of correctness, held against a float64 transcription that shares no code with it."""
+"""The reference backend against a float64 transcription that shares no code with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_equals_the_float64_transcription(family: str, tied: bool, steps: int) -
     backend = ReferenceBackend(model)
     for prompt in PROMPTS:
         expected, weights = transcription.refine(model, list(prompt), steps)
-        assert weights.max() > 0.3, "the soft tokens are too flat to notice a wrong one"
+        assert weights.max() > 0.3, "the soft-token distributions are too flat to reveal a wrong one"
         found = _run(backend, Request(prompt, steps)).trajectory
         assert found.shape == (steps, 32)
         assert found.dtype == np.float32
@@ -47,9 +48,9 @@ def test_equals_the_float64_transcription(family: str, tied: bool, steps: int) -
     [{"temperature": 1.1}, {"head_is_embeddings": True}, {"skip_final_norm": True}, {"pool_h0": True}],
     ids=lambda mistake: next(iter(mistake)),
 )
-def test_the_comparison_notices_a_mistake(mistake: dict[str, float]) -> None:
+def test_the_comparison_detects_a_mistake(mistake: dict[str, Any]) -> None:
     model = tiny.model(tied=False)
-    wrong, _ = transcription.refine(model, list(PROMPTS[1]), 5, **mistake)  # type: ignore[arg-type]
+    wrong, _ = transcription.refine(model, list(PROMPTS[1]), 5, **mistake)
     found = _run(ReferenceBackend(model), Request(PROMPTS[1], 5)).trajectory
     assert np.abs(found - wrong.numpy()).max() > 1e-3
 
@@ -72,7 +73,7 @@ def test_auto_steps_stop_once_settled_and_not_before() -> None:
     assert np.array_equal(early.trajectory, full[:expected])
 
 
-def test_soft_tokens_are_the_heaviest_of_the_distribution() -> None:
+def test_soft_tokens_are_the_most_probable_tokens() -> None:
     model = tiny.model()
     _, weights = transcription.refine(model, list(PROMPTS[1]), 3)
     found = _run(ReferenceBackend(model), Request(PROMPTS[1], 3, top_k=4)).soft_tokens
@@ -91,7 +92,7 @@ def test_a_request_beyond_the_window_fails_alone() -> None:
     assert isinstance(outcomes[1], Refinement)
 
 
-def test_nan_activations_fail_alone_and_say_so() -> None:
+def test_nan_activations_are_reported() -> None:
     model = tiny.model()
     model.get_input_embeddings().weight[7] = float("nan")
     outcomes = dict(ReferenceBackend(model).refine([Request((7, 8), 2)]))
@@ -116,7 +117,7 @@ def test_requests_are_taken_one_at_a_time_from_an_endless_iterator() -> None:
     assert taken == 3
 
 
-def test_closed_backend_refuses() -> None:
+def test_a_closed_backend_raises() -> None:
     backend = ReferenceBackend(tiny.model())
     backend.close()
     backend.close()

@@ -1,9 +1,11 @@
-"""The pure parts of the benchmarks: medians, rounds, locks, the report that goes on where it was."""
+"""Helpers of the benchmarks: medians, rounds, locks, and reports that resume."""
 
 import argparse
 import fcntl
 import json
 import multiprocessing
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -36,10 +38,11 @@ def test_ratios_are_medians_of_the_ratio_within_a_round() -> None:
     assert common.summary(rounds, ["ours", "loop"], "cpu")["speedup"] == {"ours": 1.5}
 
 
-def test_every_contestant_gets_every_round_and_each_takes_the_lead(tmp_path: Path) -> None:
+def test_every_contestant_runs_every_round_in_alternating_order(tmp_path: Path) -> None:
     calls: list[tuple[str, object]] = []
     contestants = {name: lambda part, name=name: calls.append((name, part)) for name in ("ours", "loop")}
-    warm, rounds = [(0,)], [[(1,), (2,)], [(3,), (4,)]]
+    warm: list[tuple[int, ...]] = [(0,)]
+    rounds: list[list[tuple[int, ...]]] = [[(1,), (2,)], [(3,), (4,)]]
     found = common.compare(contestants, rounds, arguments(tmp_path), warm=warm)
     timed = [call for call in calls if call[1] is not warm]
     assert timed == [("ours", rounds[0]), ("loop", rounds[0]), ("loop", rounds[1]), ("ours", rounds[1])]
@@ -60,7 +63,7 @@ def test_a_stream_uses_each_token_once() -> None:
         stream.prompts(1, 1)
 
 
-def test_repeated_documents_are_salted_so_that_none_is_equal() -> None:
+def test_repeated_documents_are_salted_so_that_all_differ() -> None:
     found = memory.salted([(1, 2), (3,)], 5)
     assert found == [(1, 2), (3,), (1, 1, 2), (1, 3), (2, 1, 2)]
 
@@ -85,27 +88,27 @@ def test_our_vectors_come_in_the_order_of_the_prompts() -> None:
     assert (ours * common.loop(model, 3)(prompts)).sum(axis=1) == pytest.approx(1, abs=1e-4)
 
 
-def test_a_report_is_written_after_each_part_and_goes_on(tmp_path: Path) -> None:
+def test_a_report_is_written_after_each_part_and_resumes(tmp_path: Path) -> None:
     first = report.Report(arguments(tmp_path), measure=False)
     first.part("one", lambda: {"x": 1})
     assert json.loads(first.path.read_text())["results"] == {"one": {"x": 1}}
     with pytest.raises(KeyboardInterrupt):
-        first.part("two", _interrupted)
+        first.part("two", _raise_interrupt)
 
-    second = report.Report(arguments(tmp_path, rest=9.0), measure=False)  # another rest is the same run
+    second = report.Report(arguments(tmp_path, rest=9.0), measure=False)  # `rest` does not change the run
     second.part("one", lambda: pytest.fail("measured again"))
     second.part("two", lambda: {"x": 2})
     assert json.loads(second.path.read_text())["results"] == {"one": {"x": 1}, "two": {"x": 2}}
-    with pytest.raises(SystemExit, match="name another --out"):
+    with pytest.raises(SystemExit, match="use another --out"):
         report.Report(arguments(tmp_path, texts=9), measure=False)
 
 
-def _interrupted() -> object:
+def _raise_interrupt() -> object:
     raise KeyboardInterrupt
 
 
-def test_idle_waits_for_those_who_compute_and_lets_nobody_start_meanwhile(tmp_path: Path) -> None:
-    """`other` holds the lock shared; we must have the gate at once, and the lock only when it ends."""
+def test_idle_takes_the_gate_and_then_waits_for_the_lock(tmp_path: Path) -> None:
+    """`other` holds the lock: the gate must be taken at once, the lock only after `other` releases it."""
     lock, gate = tmp_path / "idle", tmp_path / "gate"
     held = arguments(tmp_path, idle_lock=lock, idle_gate=gate)
     context = multiprocessing.get_context("fork")
@@ -115,7 +118,7 @@ def test_idle_waits_for_those_who_compute_and_lets_nobody_start_meanwhile(tmp_pa
         fcntl.flock(other, fcntl.LOCK_SH)
         waiting.start()
         try:
-            _until(lambda: _is_held(gate))
+            _wait_until(lambda: _is_held(gate))
             assert not ready.wait(0.2)
             fcntl.flock(other, fcntl.LOCK_UN)
             assert ready.wait(10)
@@ -126,7 +129,7 @@ def test_idle_waits_for_those_who_compute_and_lets_nobody_start_meanwhile(tmp_pa
     assert not _is_held(gate)
 
 
-def _hold(held: argparse.Namespace, ready: object) -> None:
+def _hold(held: argparse.Namespace, ready: Event) -> None:
     with machine.idle(held):
         ready.set()
         multiprocessing.Event().wait(60)
@@ -141,17 +144,17 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _until(true: object) -> None:
+def _wait_until(condition: Callable[[], bool]) -> None:
     import time
 
     for _ in range(500):
-        if true():
+        if condition():
             return
         time.sleep(0.02)
-    raise AssertionError("it never came true")
+    raise AssertionError("the condition never became true")
 
 
-def test_the_vectors_cache_survives_a_kill(tmp_path: Path) -> None:
+def test_the_vectors_cache_can_be_reopened(tmp_path: Path) -> None:
     import numpy as np
 
     path = tmp_path / "vectors.npz"

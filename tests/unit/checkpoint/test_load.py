@@ -53,7 +53,7 @@ def test_a_merged_model_loads_as_it_was_saved(tmp_path: Path, family: str, tied:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_only_weights_are_rounded(base: Path, dtype: torch.dtype) -> None:
-    """The angles of positions are transformers' own, whatever the weights' dtype."""
+    """Rotary frequencies stay float32 and equal transformers', whatever the dtype of the weights."""
     model = load_checkpoint(str(base), dtype=dtype, device="cpu").model
     theirs = dict(AutoModelForCausalLM.from_pretrained(base, dtype=dtype).named_buffers())
     ours = dict(model.named_buffers())
@@ -79,7 +79,7 @@ def test_an_adapter_is_merged_into_the_base_its_config_names(tmp_path: Path, fam
     assert spec.fingerprint != _spec(base).fingerprint
 
 
-def test_a_moved_or_resharded_model_is_the_same_space_and_another_seed_is_not(tmp_path: Path, base: Path) -> None:
+def test_the_fingerprint_ignores_location_and_sharding_but_not_weights(tmp_path: Path, base: Path) -> None:
     moved = Path(shutil.copytree(base, tmp_path / "elsewhere"))
     sharded = tmp_path / "sharded"
     tiny.model().save_pretrained(sharded, max_shard_size="20kB")
@@ -98,7 +98,7 @@ def test_a_moved_or_resharded_model_is_the_same_space_and_another_seed_is_not(tm
         ("base/config.json", {"rms_norm_eps": 1e-3}),
     ],
 )
-def test_the_same_weights_used_otherwise_are_another_space(
+def test_config_changes_that_affect_vectors_change_the_fingerprint(
     tmp_path: Path, adapter: Path, file: str, change: dict[str, object]
 ) -> None:
     before = _spec(adapter).fingerprint
@@ -133,7 +133,7 @@ def test_the_authors_format_on_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
         _spec("nobody/nothing")
 
 
-def test_the_spec_file_sets_what_the_checkpoint_author_chose(base: Path) -> None:
+def test_gircse_json_overrides_spec_fields(base: Path) -> None:
     (base / "gircse.json").write_text(json.dumps({"document_steps": 3, "suffix": "<|end|>", "temperature": 0.5}))
     spec = _spec(base)
     assert (spec.document_steps, spec.suffix, spec.temperature) == (3, "<|end|>", 0.5)
@@ -150,7 +150,7 @@ def test_the_spec_file_sets_what_the_checkpoint_author_chose(base: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["renamed", "missing", "extra", "another model"])
-def test_an_adapter_that_does_not_land_is_an_error(tmp_path: Path, base: Path, adapter: Path, damage: str) -> None:
+def test_an_adapter_that_does_not_fit_is_an_error(tmp_path: Path, base: Path, adapter: Path, damage: str) -> None:
     file = adapter / "adapter_model.safetensors"
     weights = load_file(file)
     key = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
@@ -170,7 +170,7 @@ def test_an_adapter_that_does_not_land_is_an_error(tmp_path: Path, base: Path, a
 @pytest.mark.parametrize(
     "change", [{"use_dora": True}, {"rank_pattern": {"q_proj": 8}}, {"bias": "all"}, {"init_lora_weights": "pissa"}]
 )
-def test_what_is_not_plain_lora_is_refused(adapter: Path, change: dict[str, object]) -> None:
+def test_adapters_beyond_plain_lora_are_refused(adapter: Path, change: dict[str, object]) -> None:
     _edit_json(adapter / "adapter_config.json", **change)
     with pytest.raises(CheckpointError, match="not plain LoRA; merge it with PEFT"):
         _spec(adapter)
@@ -179,14 +179,14 @@ def test_what_is_not_plain_lora_is_refused(adapter: Path, change: dict[str, obje
 @pytest.mark.parametrize(
     "targets", ["all-linear", r".*\.(q|k|v|o|gate|up|down)_proj", list(reversed(tiny.PROJECTIONS))]
 )
-def test_targets_in_every_form_that_peft_knows(adapter: Path, targets: object) -> None:
+def test_every_form_of_target_modules_is_accepted(adapter: Path, targets: object) -> None:
     expected = load_hf(str(adapter))[0].state_dict()
     _edit_json(adapter / "adapter_config.json", target_modules=targets)
     assert all(torch.equal(weight, expected[name]) for name, weight in load_hf(str(adapter))[0].state_dict().items())
 
 
 @pytest.mark.parametrize("option", ["plain", "rslora"])
-def test_merging_is_pefts_to_rounding(tmp_path: Path, base: Path, adapter: Path, option: str) -> None:
+def test_merging_equals_peft_up_to_rounding(tmp_path: Path, base: Path, adapter: Path, option: str) -> None:
     _edit_json(adapter / "adapter_config.json", use_rslora=option == "rslora")
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload()
     ours = load_hf(str(adapter))[0].state_dict()
@@ -208,14 +208,14 @@ def test_other_adapters_are_refused(adapter: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"peft_type": "NOTHING"}, {"r": "x"}])
-def test_nonsense_in_an_adapter_config_is_named(adapter: Path, change: dict[str, object]) -> None:
+def test_invalid_adapter_configs_are_reported(adapter: Path, change: dict[str, object]) -> None:
     _edit_json(adapter / "adapter_config.json", **change)
     with pytest.raises(CheckpointError, match=str(adapter)):
         _spec(adapter)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "gone", "no base named"])
-def test_damaged_adapters_are_named(adapter: Path, damage: str) -> None:
+def test_damaged_adapters_are_reported(adapter: Path, damage: str) -> None:
     file = adapter / "adapter_model.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:1000])
@@ -229,13 +229,13 @@ def test_damaged_adapters_are_named(adapter: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("change", [{"hidden_size": "576"}, {"num_attention_heads": 0}, {"num_hidden_layers": None}])
-def test_a_config_of_other_types_is_named(base: Path, change: dict[str, object]) -> None:
+def test_config_values_of_a_wrong_type_are_reported(base: Path, change: dict[str, object]) -> None:
     _edit_json(base / "config.json", **change)
     with pytest.raises(CheckpointError, match=str(base)):
         _spec(base)
 
 
-def test_a_damaged_export_is_named_without_its_weights(base: Path) -> None:
+def test_a_damaged_export_is_reported_before_loading_weights(base: Path) -> None:
     _edit_json(base / "config.json", gircse={"spec": {}})
     with pytest.raises(CheckpointError, match="'gircse' is damaged; export the model again"):
         load_tokenizer(str(base))
@@ -255,7 +255,7 @@ def test_the_state_of_a_model_changes_with_its_files(base: Path, adapter: Path) 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
 @pytest.mark.parametrize("damage", ["truncated", "gone"])
-def test_damaged_models_are_named(base: Path, file: str, damage: str) -> None:
+def test_damaged_models_are_reported(base: Path, file: str, damage: str) -> None:
     path = base / file
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:200])
@@ -273,7 +273,7 @@ def test_a_model_without_all_its_weights_is_refused(base: Path) -> None:
         _spec(base)
 
 
-def test_a_model_with_weights_that_have_no_place_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_model_with_unexpected_weights_is_refused(base: Path, tmp_path: Path) -> None:
     biased = tiny.folder(tmp_path / "qwen", "qwen2")
     _edit_json(biased / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
     with pytest.raises(CheckpointError, match=r"no place for, first model.layers.0.self_attn.k_proj.bias"):
@@ -288,13 +288,13 @@ def test_a_tokenizer_of_another_model_is_refused(base: Path) -> None:
         _spec(base)
 
 
-def test_a_base_that_holds_an_adapter_is_refused(base: Path, adapter: Path) -> None:
+def test_a_base_with_an_adapter_is_refused(base: Path, adapter: Path) -> None:
     shutil.copy(adapter / "adapter_config.json", base)
     with pytest.raises(CheckpointError, match="holds an adapter too"):
         _spec(adapter)
 
 
-def test_nan_names_its_layer(base: Path) -> None:
+def test_nan_weights_are_reported_with_their_name(base: Path) -> None:
     weights = load_file(base / "model.safetensors")
     weights["model.layers.1.self_attn.k_proj.weight"][3, 3] = float("nan")
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
@@ -303,22 +303,22 @@ def test_nan_names_its_layer(base: Path) -> None:
 
 
 def test_pickles_are_never_opened(base: Path, tmp_path: Path) -> None:
-    sprung = tmp_path / "sprung"
+    marker = tmp_path / "marker"
 
     class Trap:
         def __reduce__(self) -> tuple[object, ...]:
-            return (Path.touch, (sprung,))
+            return (Path.touch, (marker,))
 
     (base / "model.safetensors").unlink()
     (base / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(CheckpointError, match="only safetensors"):
         _spec(base)
-    assert not sprung.exists()
+    assert not marker.exists()
 
 
 def test_remote_code_is_never_run(base: Path, tmp_path: Path) -> None:
-    sprung = tmp_path / "sprung"
-    (base / "evil.py").write_text(f"import pathlib\npathlib.Path({str(sprung)!r}).touch()\n")
+    marker = tmp_path / "marker"
+    (base / "evil.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n")
     _edit_json(
         base / "config.json",
         model_type="evil",
@@ -326,7 +326,7 @@ def test_remote_code_is_never_run(base: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError):
         _spec(base)
-    assert not sprung.exists()
+    assert not marker.exists()
 
 
 def test_other_families_are_refused(tmp_path: Path) -> None:
@@ -345,18 +345,18 @@ def test_a_window_too_small_for_the_spec_is_refused(base: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "./no/such/folder", "/no/such", "a/b/c"])
-def test_names_that_are_nothing_say_what_there_is(name: str) -> None:
+def test_unknown_names_list_the_bundled_models(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"no model.*smollm2-135m"):
         _spec(name)
 
 
 @pytest.mark.parametrize("name", ["~nobody-here/model", "x" * 5000, "a\0b"])
-def test_names_that_no_file_system_takes(name: str) -> None:
+def test_names_that_are_no_valid_path_are_refused(name: str) -> None:
     with pytest.raises(CheckpointError, match="no model"):
         _spec(name)
 
 
-def test_a_folder_without_a_model_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_lists_its_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(CheckpointError, match=r"neither config.json.*notes.txt"):
         _spec(tmp_path)

@@ -16,8 +16,8 @@ from tests.disk import SmallDisks
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What a command did."""
+class Result:
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -28,7 +28,7 @@ class Ran:
         return json.loads(self.out)
 
 
-Gircse = Callable[..., Ran]
+Gircse = Callable[..., Result]
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def gircse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     for variable in ("QDRANT_URL", "GIRCSE_DEBUG"):
         monkeypatch.delenv(variable, raising=False)
 
-    def run(*arguments: str | os.PathLike[str], stdin: bytes = b"") -> Ran:
+    def run(*arguments: str | os.PathLike[str], stdin: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
             main([os.fspath(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Ran(int(exit.value.code or 0), said.out, said.err)
+        captured = capsys.readouterr()
+        return Result(int(exit.value.code or 0), captured.out, captured.err)
 
     return run
 
@@ -57,6 +57,6 @@ def tiny_model(tiny_folder: Path) -> list[str]:
 
 @pytest.fixture
 def small_disks(tmp_path: Path) -> Iterator[SmallDisks]:
-    made = SmallDisks(tmp_path)
-    yield made
-    made.unmount()
+    disks = SmallDisks(tmp_path)
+    yield disks
+    disks.unmount()

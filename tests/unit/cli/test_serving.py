@@ -13,24 +13,24 @@ from gircse_rag.backends.vllm import export
 from tests.unit.cli.conftest import Gircse
 
 
-def test_export_writes_a_folder_that_every_command_takes(gircse: Gircse, tiny_folder: Path, tmp_path: Path) -> None:
-    done = gircse("export", tmp_path / "merged", "--model", tiny_folder, "--json")
-    assert done.code == 0
-    assert done.json["fingerprint"] == Embedder.from_pretrained(str(tiny_folder), device="cpu").fingerprint
+def test_export_writes_a_folder_that_every_command_accepts(gircse: Gircse, tiny_folder: Path, tmp_path: Path) -> None:
+    result = gircse("export", tmp_path / "merged", "--model", tiny_folder, "--json")
+    assert result.code == 0
+    assert result.json["fingerprint"] == Embedder.from_pretrained(str(tiny_folder), device="cpu").fingerprint
     embedded = gircse("embed", "a text", "--model", tmp_path / "merged", "--json")
-    assert embedded.json["fingerprint"] == done.json["fingerprint"]
+    assert embedded.json["fingerprint"] == result.json["fingerprint"]
     again = gircse("export", tmp_path / "merged", "--model", tiny_folder)
     assert again.code == 5 and "is not empty" in again.err
 
 
 def test_serve_without_vllm_names_the_extra(gircse: Gircse, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    done = gircse("serve", "--model", tiny_folder)
-    assert done.code == 3 and 'pip install "gircse-rag[vllm]"' in done.err
+    result = gircse("serve", "--model", tiny_folder)
+    assert result.code == 3 and 'pip install "gircse-rag[vllm]"' in result.err
 
 
 @pytest.mark.parametrize("plugins, expected", [(None, {"gircse"}), ("mine,other", {"mine", "other", "gircse"})])
-def test_serve_becomes_vllms_server_with_our_plugin(
+def test_serve_execs_vllms_server_with_our_plugin(
     gircse: Gircse,
     tiny_folder: Path,
     tmp_path: Path,
@@ -38,19 +38,19 @@ def test_serve_becomes_vllms_server_with_our_plugin(
     plugins: str | None,
     expected: set[str],
 ) -> None:
-    """All but the start of the server itself, which tests/vllm does."""
-    became = []
+    """Checks the command without starting the server; tests/vllm starts it."""
+    started = []
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
-    monkeypatch.setattr(os, "execve", lambda *call: became.append(call))
+    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
     monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     if plugins is not None:
         monkeypatch.setenv("VLLM_PLUGINS", plugins)
     for _ in range(2):  # the second time nothing is exported
-        done = gircse("serve", "--model", tiny_folder, "--port", "8123", "--tensor-parallel-size", "2")
-        assert done.code == 0, done.err
-    assert "first use" not in done.err
-    (_, command, environment), second = became
+        result = gircse("serve", "--model", tiny_folder, "--port", "8123", "--tensor-parallel-size", "2")
+        assert result.code == 0, result.err
+    assert "first use" not in result.err
+    (_, command, environment), second = started
     assert second[1] == command
     options = dict(zip(command[3::2], command[4::2], strict=True))
     assert Path(options["--model"]).is_relative_to(tmp_path / "cache")
@@ -60,21 +60,21 @@ def test_serve_becomes_vllms_server_with_our_plugin(
     assert options["--dtype"] in ("bfloat16", "float32")  # vLLM's own choice would be float16
     for chosen in (["--dtype", "float16"], ["--dtype=float16"]):
         assert gircse("serve", "--model", tiny_folder, *chosen).code == 0
-        assert became[-1][1].count("--dtype") == chosen.count("--dtype")
+        assert started[-1][1].count("--dtype") == chosen.count("--dtype")
 
 
 def test_serve_notices_another_model_under_the_same_name(
     gircse: Gircse, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    became: list[list[str]] = []
+    started: list[list[str]] = []
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
-    monkeypatch.setattr(os, "execve", lambda _, command, __: became.append(command))
+    monkeypatch.setattr(os, "execve", lambda _, command, __: started.append(command))
     monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "cache"))
     model = shutil.copytree(tiny_folder, tmp_path / "mine")
     assert gircse("serve", "--model", model).code == 0
     (model / "gircse.json").write_text('{"document_steps": 3}')
     assert gircse("serve", "--model", model).code == 0
-    first, second = (Path(command[command.index("--model") + 1]) for command in became)
+    first, second = (Path(command[command.index("--model") + 1]) for command in started)
     assert first != second
     steps = [Embedder.from_pretrained(str(folder), device="cpu").spec.document_steps for folder in (first, second)]
     assert steps == [5, 3]
@@ -88,9 +88,9 @@ def test_an_export_that_another_process_finished_first_is_served(
     monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "cache"))
     write = export.export
 
-    def beaten(model: str, folder: Path) -> Path:
+    def export_twice(model: str, folder: Path) -> Path:
         write(model, folder)
         return write(model, folder)
 
-    monkeypatch.setattr(export, "export", beaten)
+    monkeypatch.setattr(export, "export", export_twice)
     assert gircse("serve", "--model", tiny_folder).code == 0

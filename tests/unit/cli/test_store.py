@@ -14,10 +14,11 @@ import pytest
 
 from gircse_rag.qdrant import open_client
 from tests.pdfs import make_pdf
+from tests.processes import interruptible
 from tests.unit.cli.conftest import Gircse
 from tests.unit.cli.test_app import GIRCSE
 
-KEPT = ["--collection", "docs", "--path", "store"]
+STORE = ["--collection", "docs", "--path", "store"]
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def notes(tmp_path: Path) -> Path:
 
 
 def test_ingest_search_and_ingest_again(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
-    first = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
+    first = gircse("ingest", notes, *STORE, "--json", *tiny_model)
     assert (first.code, first.err) == (0, "")
     assert {key: first.json[key] for key in ("collection", "added", "unchanged", "embedded", "failed", "skipped")} == {
         "collection": "docs",
@@ -41,11 +42,11 @@ def test_ingest_search_and_ingest_again(gircse: Gircse, tiny_model: list[str], n
         "failed": [],
         "skipped": [],
     }
-    again = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
+    again = gircse("ingest", notes, *STORE, "--json", *tiny_model)
     assert (again.json["unchanged"], again.json["embedded"]) == (3, 0)
-    assert "3 unchanged" in gircse("ingest", notes, *KEPT, *tiny_model).out
+    assert "3 unchanged" in gircse("ingest", notes, *STORE, *tiny_model).out
 
-    found = gircse("search", "cats", *KEPT, "--instruction", "find animals", "--json", *tiny_model)
+    found = gircse("search", "cats", *STORE, "--instruction", "find animals", "--json", *tiny_model)
     assert (found.code, found.err) == (0, "")
     assert (found.json["question"], found.json["instruction"]) == ("cats", "find animals")
     hits = {hit["document"]: hit for hit in found.json["hits"]}
@@ -54,71 +55,73 @@ def test_ingest_search_and_ingest_again(gircse: Gircse, tiny_model: list[str], n
     scores = [hit["score"] for hit in found.json["hits"]]
     assert scores == sorted(scores, reverse=True)
 
-    table = gircse("search", "cats", *KEPT, "--limit", "1", *tiny_model)
+    table = gircse("search", "cats", *STORE, "--limit", "1", *tiny_model)
     assert (table.code, table.err) == (0, "")
     assert sum(name in table.out for name in hits) == 1
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_goes_in(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
+def test_unreadable_files_are_reported_and_the_rest_is_ingested(
+    gircse: Gircse, tiny_model: list[str], notes: Path
+) -> None:
     (notes / "picture.png").write_bytes(b"\x89PNG\0")
-    picture = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
-    assert picture.code == 0, "a file of another kind is no fault"
+    picture = gircse("ingest", notes, *STORE, "--json", *tiny_model)
+    assert picture.code == 0, "an unsupported file type failed the run"
     assert "skipped: " in picture.err and "picture.png" in picture.err
 
     (notes / "latin.txt").write_bytes(b"K\xe4fer")
     (notes / "c.jsonl").write_text('{"text": "Cats purr.", "id": 7}\nnot json\n')
-    ran = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
-    assert ran.code == 1
-    assert sorted((Path(skip["path"]).name, skip["line"]) for skip in ran.json["skipped"]) == [
+    result = gircse("ingest", notes, *STORE, "--json", *tiny_model)
+    assert result.code == 1
+    assert sorted((Path(skip["path"]).name, skip["line"]) for skip in result.json["skipped"]) == [
         ("c.jsonl", 2),
         ("latin.txt", None),
         ("picture.png", None),
     ]
-    assert ran.json["updated"] == 1 and ran.json["unchanged"] == 2
-    assert "c.jsonl, line 2: not JSON" in ran.err
+    assert result.json["updated"] == 1 and result.json["unchanged"] == 2
+    assert "c.jsonl, line 2: not JSON" in result.err
 
 
-def test_a_terminal_sees_how_many_documents_are_left(
+def test_a_terminal_sees_progress_in_documents(
     gircse: Gircse, tiny_model: list[str], notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
     monkeypatch.setenv("COLUMNS", "100")
-    ran = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
-    assert ran.json["added"] == 3
-    assert "documents" in ran.err and "3/3" in ran.err
+    result = gircse("ingest", notes, *STORE, "--json", *tiny_model)
+    assert result.json["added"] == 3
+    assert "documents" in result.err and "3/3" in result.err
 
 
-def test_a_long_list_of_skipped_files_is_cut_short_except_in_json(
+def test_a_long_list_of_skipped_files_is_shortened_except_in_json(
     gircse: Gircse, tiny_model: list[str], notes: Path
 ) -> None:
     for number in range(30):
         (notes / f"{number}.png").write_bytes(b"\0")
-    ran = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
-    assert len(ran.json["skipped"]) == 30
-    assert ran.err.count("\n") == 21 and "and 10 more" in ran.err
+    result = gircse("ingest", notes, *STORE, "--json", *tiny_model)
+    assert len(result.json["skipped"]) == 30
+    assert result.err.count("\n") == 21 and "and 10 more" in result.err
 
 
 def test_a_document_that_fails_makes_exit_code_1(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
     (notes / "bell.txt").write_text("a \x07 bell")
-    ran = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
-    assert (ran.code, ran.json["added"]) == (1, 3)
-    assert [failed["id"] for failed in ran.json["failed"]] == ["bell.txt"]
-    assert "failed: bell.txt: " in ran.err
+    result = gircse("ingest", notes, *STORE, "--json", *tiny_model)
+    assert (result.code, result.json["added"]) == (1, 3)
+    assert [failed["id"] for failed in result.json["failed"]] == ["bell.txt"]
+    assert "failed: bell.txt: " in result.err
 
 
-def test_nothing_to_ingest(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> None:
+def test_nothing_to_ingest_is_an_error(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert gircse("ingest", "empty", *KEPT, *tiny_model).code == 1
-    missing = gircse("ingest", "missing", *KEPT, *tiny_model)
+    assert gircse("ingest", "empty", *STORE, *tiny_model).code == 1
+    missing = gircse("ingest", "missing", *STORE, *tiny_model)
     assert (missing.code, missing.out) == (5, "")
     assert "missing does not exist" in missing.err
 
 
-def test_a_store_that_cannot_serve_exits_4(
+def test_store_errors_exit_4(
     gircse: Gircse, tiny_model: list[str], notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "there is no Qdrant store" in _refused(gircse, "search", "cats", *KEPT, *tiny_model)
-    assert gircse("ingest", notes, *KEPT, *tiny_model).code == 0
+    assert "there is no Qdrant store" in _refused(gircse, "search", "cats", *STORE, *tiny_model)
+    assert gircse("ingest", notes, *STORE, *tiny_model).code == 0
     other = ["--collection", "other", "--path", "store"]
     assert "there is no collection 'other'" in _refused(gircse, "search", "cats", *other, *tiny_model)
 
@@ -127,12 +130,12 @@ def test_a_store_that_cannot_serve_exits_4(
     for file in Path(tiny_model[1]).iterdir():
         (changed / file.name).write_bytes(file.read_bytes())
     (changed / "gircse.json").write_text('{"temperature": 2.0}')
-    said = _refused(gircse, "search", "cats", *KEPT, "--model", changed, *tiny_model[2:])
-    assert "temperature: this embedder 2.0, collection 'docs' 1.0" in said
+    message = _refused(gircse, "search", "cats", *STORE, "--model", changed, *tiny_model[2:])
+    assert "temperature: this embedder 2.0, collection 'docs' 1.0" in message
 
     with closing(open_client(tmp_path / "store")):
-        assert "one client at a time" in _refused(gircse, "search", "cats", *KEPT, *tiny_model)
-        assert "one client at a time" in _refused(gircse, "ingest", notes, *KEPT, *tiny_model)
+        assert "one client at a time" in _refused(gircse, "search", "cats", *STORE, *tiny_model)
+        assert "one client at a time" in _refused(gircse, "ingest", notes, *STORE, *tiny_model)
 
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
@@ -141,24 +144,25 @@ def test_a_store_that_cannot_serve_exits_4(
 
 
 def _refused(gircse: Gircse, *arguments: str | Path) -> str:
-    ran = gircse(*arguments)
-    assert (ran.code, ran.out) == (4, "")
-    assert ran.err.startswith("error: ")
-    return ran.err
+    result = gircse(*arguments)
+    assert (result.code, result.out) == (4, "")
+    assert result.err.startswith("error: ")
+    return result.err
 
 
-def test_an_interrupted_ingest_goes_on_where_it_stopped(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_interrupted_ingest_resumes_where_it_stopped(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> None:
     many = tmp_path / "many.jsonl"
     total = 600
     many.write_text("".join(json.dumps({"text": f"text number {n}"}) + "\n" for n in range(total)))
-    process = subprocess.Popen(
-        [*GIRCSE, "ingest", "many.jsonl", *KEPT, *tiny_model],
+    process = interruptible(
+        [*GIRCSE, "ingest", "many.jsonl", *STORE, *tiny_model],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not _points(tmp_path / "store"):
+    while not _count_points(tmp_path / "store"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -166,80 +170,85 @@ def test_an_interrupted_ingest_goes_on_where_it_stopped(gircse: Gircse, tiny_mod
     assert (process.returncode, out) == (130, ""), err
     assert err.startswith("interrupted: ") and err.count("\n") == 1
 
-    stored = _points(tmp_path / "store")
+    stored = _count_points(tmp_path / "store")
     assert 0 < stored < total
-    ran = gircse("ingest", many, *KEPT, "--json", *tiny_model)
-    assert (ran.code, ran.json["unchanged"], ran.json["added"]) == (0, stored, total - stored)
-    assert _points(tmp_path / "store") == total
+    result = gircse("ingest", many, *STORE, "--json", *tiny_model)
+    assert (result.code, result.json["unchanged"], result.json["added"]) == (0, stored, total - stored)
+    assert _count_points(tmp_path / "store") == total
 
 
-def test_a_folder_of_pdfs_that_was_killed_midway_is_completed(
+@pytest.mark.slow
+def test_a_killed_ingest_of_pdfs_is_completed_by_the_next(
     gircse: Gircse, tiny_model: list[str], tmp_path: Path
 ) -> None:
     folder, total = tmp_path / "papers", 150
     folder.mkdir()
     for number in range(total):
         make_pdf(folder / f"{number}.pdf", f"Paper {number}, first page.", f"Its second page has {number} words.")
-    command = ["ingest", "papers", *KEPT, *tiny_model]
-    for _ in range(5):  # a busy machine may let it finish before this process runs again
+    command = ["ingest", "papers", *STORE, *tiny_model]
+    for _ in range(5):  # retry: on a busy machine the ingest may finish before it is killed
         process = subprocess.Popen(
             [*GIRCSE, *command], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        while not _points(tmp_path / "store"):
+        while not _count_points(tmp_path / "store"):
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.kill()
         process.communicate()
-        stored = _points(tmp_path / "store")
+        stored = _count_points(tmp_path / "store")
         if stored < total:
             break
         shutil.rmtree(tmp_path / "store")
     assert 0 < stored < total
-    ran = gircse(*command, "--json")
-    assert (ran.code, ran.json["unchanged"], ran.json["added"], ran.json["embedded"]) == (
+    result = gircse(*command, "--json")
+    assert (result.code, result.json["unchanged"], result.json["added"], result.json["embedded"]) == (
         0,
         stored,
         total - stored,
         total - stored,
     )
-    found = gircse("search", "paper", *KEPT, "--limit", "1000", "--json", *tiny_model)
+    found = gircse("search", "paper", *STORE, "--limit", "1000", "--json", *tiny_model)
     assert {hit["document"] for hit in found.json["hits"]} == {f"{number}.pdf" for number in range(total)}
     assert {hit["metadata"]["_chunk"]["page"] for hit in found.json["hits"]} == {1}
 
 
-def _points(store: Path) -> int:
+def _count_points(store: Path) -> int:
     file = store / "collection" / "docs" / "storage.sqlite"
     if not file.exists():
         return 0
     try:
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
             return int(database.execute("SELECT count(*) FROM points").fetchone()[0])
-    except sqlite3.OperationalError:  # the table is about to be made
+    except sqlite3.OperationalError:  # the table does not exist yet
         return 0
 
 
-def test_sync_removes_what_is_gone_and_a_dry_run_only_tells(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
-    assert gircse("ingest", notes, *KEPT, *tiny_model).code == 0
+def test_sync_removes_gone_documents_and_a_dry_run_only_lists_them(
+    gircse: Gircse, tiny_model: list[str], notes: Path
+) -> None:
+    assert gircse("ingest", notes, *STORE, *tiny_model).code == 0
     (notes / "b.txt").unlink()
-    told = gircse("ingest", notes, *KEPT, "--sync-dry-run", *tiny_model)
-    assert told.code == 0 and "gone: b.txt" in told.err and "nothing was removed: it was only asked" in told.err
-    assert "0 removed" in told.out
-    elsewhere = gircse("ingest", notes / "a.md", *KEPT, "--sync", "--json", *tiny_model)
+    dry_run = gircse("ingest", notes, *STORE, "--sync-dry-run", *tiny_model)
+    assert (
+        dry_run.code == 0 and "gone: b.txt" in dry_run.err and "nothing was deleted: this was a dry run" in dry_run.err
+    )
+    assert "0 removed" in dry_run.out
+    elsewhere = gircse("ingest", notes / "a.md", *STORE, "--sync", "--json", *tiny_model)
     assert elsewhere.json["gone"] == [], "another path is another source"
 
-    assert gircse("ingest", notes, *KEPT, *tiny_model).code == 0  # which brings a.md last again
+    assert gircse("ingest", notes, *STORE, *tiny_model).code == 0  # a.md belongs to this source again
     (notes / "a.md").write_bytes(b"K\xe4fer")
-    kept = gircse("ingest", notes, *KEPT, "--sync", "--json", *tiny_model)
+    kept = gircse("ingest", notes, *STORE, "--sync", "--json", *tiny_model)
     assert (kept.code, kept.json["removed"]) == (1, 0) and "could not be read" in kept.json["kept_because"]
 
     (notes / "a.md").write_text("# Files\n\nOpen a file with open().\n")
-    gone = gircse("ingest", notes, *KEPT, "--sync", "--json", *tiny_model)
+    gone = gircse("ingest", notes, *STORE, "--sync", "--json", *tiny_model)
     assert (gone.code, gone.json["gone"], gone.json["removed"]) == (0, ["b.txt"], 1)
     assert "removed: b.txt" in gone.err
 
 
-def test_equal_texts_are_named(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
+def test_duplicate_texts_are_reported(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
     (notes / "copy.txt").write_text("Sort a list with sorted().\n")
-    ran = gircse("ingest", notes, *KEPT, "--json", *tiny_model)
-    assert (ran.code, ran.json["added"], ran.json["duplicates"]) == (0, 4, [{"id": "copy.txt", "of": "b.txt"}])
-    assert "duplicate: copy.txt: the same text as b.txt" in ran.err
+    result = gircse("ingest", notes, *STORE, "--json", *tiny_model)
+    assert (result.code, result.json["added"], result.json["duplicates"]) == (0, 4, [{"id": "copy.txt", "of": "b.txt"}])
+    assert "duplicate: copy.txt: the same text as b.txt" in result.err

@@ -21,89 +21,96 @@ KEYS = {
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_folder: Path) -> Path:
-    """Rows, tasks and a config for the tiny model, in the folder that commands run in."""
+    """Rows, tasks and a config for the tiny model, in the folder where commands run."""
     rows = [
         {"task": "find", "query": f"way {i}", "positive": f"it's {i} of the world", "negative": None if i % 2 else "no"}
         for i in range(12)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "tasks.json").write_text(json.dumps({"find": {"instruction": "Find it", "symmetric": False}}))
-    return write(tmp_path / "config.yaml", model=str(tiny_folder))
+    return write_config(tmp_path / "config.yaml", model=str(tiny_folder))
 
 
-def write(path: Path, **changes: object) -> Path:
-    """A config file; JSON is YAML."""
-    before = json.loads(path.read_text()) if path.exists() else KEYS | {"rank": 2, "dtype": "float32", "device": "cpu"}
-    path.write_text(json.dumps({**before, **changes}))
+def write_config(path: Path, **changes: object) -> Path:
+    """Write or change a config file, as JSON, which is valid YAML."""
+    settings = (
+        json.loads(path.read_text()) if path.exists() else KEYS | {"rank": 2, "dtype": "float32", "device": "cpu"}
+    )
+    path.write_text(json.dumps({**settings, **changes}))
     return path
 
 
-def test_train_makes_a_model_that_the_other_commands_take(gircse: Gircse, config: Path, tiny_folder: Path) -> None:
-    ran = gircse("train", config, "--json")
-    assert (ran.code, ran.err) == (0, "")
-    said = ran.json
-    assert (said["checkpoint"], said["rows_seen"], said["rows_before"], said["batches"]) == ("run/checkpoint", 24, 0, 4)
-    assert said["first_loss"] > 0 and said["last_loss"] > 0
+def test_train_writes_a_model_that_the_other_commands_accept(gircse: Gircse, config: Path, tiny_folder: Path) -> None:
+    result = gircse("train", config, "--json")
+    assert (result.code, result.err) == (0, "")
+    summary = result.json
+    assert (summary["checkpoint"], summary["rows_seen"], summary["rows_before"], summary["batches"]) == (
+        "run/checkpoint",
+        24,
+        0,
+        4,
+    )
+    assert summary["first_loss"] > 0 and summary["last_loss"] > 0
     vectors = [
         gircse("embed", "it's 3", "--json", "--steps", "2", "--model", model, "--device", "cpu", "--dtype", "float32")
-        for model in (said["checkpoint"], str(tiny_folder))
+        for model in (summary["checkpoint"], str(tiny_folder))
     ]
     assert vectors[0].json["embeddings"] != vectors[1].json["embeddings"]
 
 
-def test_the_same_command_goes_on_where_a_run_stopped(gircse: Gircse, config: Path) -> None:
+def test_the_same_command_resumes_a_run(gircse: Gircse, config: Path) -> None:
     assert gircse("train", config).code == 0
     again = gircse("train", config, "--json")
     assert (again.code, again.json["rows_before"], again.json["batches"]) == (0, 24, 0)
-    assert "note: run/state: 24 of 24 rows were seen before; nothing is left" in again.err
-    more = gircse("train", write(config, rows=48))
-    assert more.code == 0 and "24 of 48 rows were seen before; going on there" in more.err
+    assert "note: run/state: 24 of 24 rows were already seen; only the checkpoint is left" in again.err
+    more = gircse("train", write_config(config, rows=48))
+    assert more.code == 0 and "24 of 48 rows were already seen; resuming" in more.err
     assert "run/checkpoint: 48 rows seen, 24 of them" in more.out and "loss " in more.out
-    other = gircse("train", write(config, seed=1))
+    other = gircse("train", write_config(config, seed=1))
     assert (other.code, other.out) == (3, "") and "made with another seed" in other.err
 
 
 def test_a_terminal_sees_progress(gircse: Gircse, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
     monkeypatch.setenv("COLUMNS", "100")
-    ran = gircse("train", config, "--json")
-    assert ran.json["batches"] == 4
-    assert "training" in ran.err and "24/24" in ran.err
+    result = gircse("train", config, "--json")
+    assert result.json["batches"] == 4
+    assert "training" in result.err and "24/24" in result.err
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"learning_rat": 1}, "unknown key learning_rat in the training config; known: adapter"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast' in the training config; it must be float"),
         ({"data": "missing.jsonl"}, "missing.jsonl cannot be read"),
-        ({"tasks": "rows.jsonl"}, "rows.jsonl does not name the tasks"),
+        ({"tasks": "rows.jsonl"}, "rows.jsonl is not a valid tasks file"),
     ],
 )
-def test_bad_input_exits_5_and_leaves_nothing(
-    gircse: Gircse, config: Path, change: dict[str, object], said: str
+def test_bad_input_exits_5_and_writes_nothing(
+    gircse: Gircse, config: Path, change: dict[str, object], message: str
 ) -> None:
-    ran = gircse("train", write(config, **change))
-    assert (ran.code, ran.out) == (5, "")
-    assert ran.err.startswith("error: ") and said in ran.err and ran.err.count("\n") == 1
+    result = gircse("train", write_config(config, **change))
+    assert (result.code, result.out) == (5, "")
+    assert result.err.startswith("error: ") and message in result.err and result.err.count("\n") == 1
     assert not Path("run").exists()
 
 
-def test_a_missing_config_and_a_missing_model(gircse: Gircse, config: Path) -> None:
-    ran = gircse("train", "nowhere.yaml")
-    assert ran.code == 5 and "nowhere.yaml cannot be read" in ran.err
-    ran = gircse("train", write(config, model="./nowhere"))
-    assert ran.code == 3 and "nowhere" in ran.err
+def test_a_missing_config_and_a_missing_model_are_errors(gircse: Gircse, config: Path) -> None:
+    result = gircse("train", "nowhere.yaml")
+    assert result.code == 5 and "nowhere.yaml cannot be read" in result.err
+    result = gircse("train", write_config(config, model="./nowhere"))
+    assert result.code == 3 and "nowhere" in result.err
 
 
 def test_without_the_extra_the_error_names_it(gircse: Gircse, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    ran = gircse("train", config)
-    assert (ran.code, ran.out) == (3, "")
-    assert 'pip install "gircse-rag[train]"' in ran.err
+    result = gircse("train", config)
+    assert (result.code, result.out) == (3, "")
+    assert 'pip install "gircse-rag[train]"' in result.err
 
 
-def test_an_output_that_cannot_be_written_is_said(gircse: Gircse, config: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_exits_5(gircse: Gircse, config: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
-    ran = gircse("train", write(config, output="taken"))
-    assert (ran.code, ran.out) == (5, "") and "could not write to taken" in ran.err
+    result = gircse("train", write_config(config, output="taken"))
+    assert (result.code, result.out) == (5, "") and "could not write to taken" in result.err

@@ -20,7 +20,7 @@ from gircse_rag.errors import InputError, MissingExtraError
 from gircse_rag.qdrant import Document
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.tokens import encode
-from tests.unit.qdrant.standin import byte_tokenizer
+from tests.stand_in import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 SPEC = EmbeddingSpec(base_model="m", base_hash="b", tokenizer_hash="t", dimension=8, max_length=40)
@@ -66,11 +66,11 @@ PIECES = [
     "x" * 50,
     "é? ",
 ]
-KINDS = [{}, {"markdown": True}, {"paged": True}, {"language": "python"}, {"language": "bash"}]
+KINDS: list[dict[str, Any]] = [{}, {"markdown": True}, {"paged": True}, {"language": "python"}, {"language": "bash"}]
 
 
 def _check_cover(text: str, chunks: list[Chunk], capacity: int) -> None:
-    """Chunks hold all of the text but the white space between them, in order, and none is longer than it may be."""
+    """Chunks cover the text in order, except white space between them, and each fits into `capacity` tokens."""
     assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
     position = 0
     for chunk in chunks:
@@ -99,8 +99,8 @@ def test_no_chunk_is_truncated_and_no_text_is_lost(text: str, kind: Any, by: By,
     st.text(st.characters(codec="ascii") | st.sampled_from(" \n\r\f\v\x1c\x85\xa0é"), min_size=1, max_size=44)
     | st.lists(st.sampled_from([" \n", "\x1f", "\n\n", "a. ", "# b\n", "\u2003", "(c"]), max_size=14).map("".join)
 )
-def test_a_text_that_fits_whole_is_what_the_splitter_makes_of_it(text: str) -> None:
-    """The splitter is not asked about a short ASCII text where a token is a byte or more."""
+def test_a_text_that_fits_gives_the_splitters_chunks(text: str) -> None:
+    """Short ASCII texts skip the splitter if every token is at least one byte; the chunks must be the same."""
     chunker = Chunker(TOKENIZER, SPEC)
     made = [(offset, piece) for offset, piece in chunker._plain.chunk_indices(text) if piece.strip()]
     assert [(chunk.start, chunk.text) for chunk in chunker.cut(Document("d", text))] == made
@@ -111,7 +111,7 @@ def test_a_text_that_fits_whole_is_what_the_splitter_makes_of_it(text: str) -> N
     [{"normalizer": Replace("a", "aa")}, {"pre_tokenizer": ByteLevel(add_prefix_space=True)}],
     ids=["normalizer", "prefix space"],
 )
-def test_the_splitter_is_asked_where_a_text_may_have_more_tokens_than_bytes(changed: dict[str, Any]) -> None:
+def test_the_splitter_runs_if_a_text_may_have_more_tokens_than_bytes(changed: dict[str, Any]) -> None:
     tokenizer = byte_tokenizer().backend_tokenizer
     for name, part in changed.items():
         setattr(tokenizer, name, part)
@@ -129,7 +129,7 @@ def test_the_splitter_is_asked_where_a_text_may_have_more_tokens_than_bytes(chan
     ],
 )
 def test_existing_collections_keep_their_chunks(text: str, markdown: bool, digest: str) -> None:
-    """Another digest, or another recipe, and every collection out there is embedded again."""
+    """A changed digest or recipe would embed every existing collection again."""
     chunker = Chunker(TOKENIZER, SPEC)
     document = Document("d", text, markdown=markdown)
     assert chunker.recipe == chunker.recipe_of(document) == "1/40"
@@ -138,7 +138,7 @@ def test_existing_collections_keep_their_chunks(text: str, markdown: bool, diges
     assert hashlib.sha256(json.dumps(chunks).encode()).hexdigest() == digest
 
 
-def test_by_sentences_every_chunk_is_whole_sentences() -> None:
+def test_by_sentences_chunks_are_whole_sentences() -> None:
     text = (
         "Dr. Smith came at 3.5 p.m. today. He left. Why? Nobody, e.g. Mr. Jones, knew.\n\n"
         "A new\nparagraph begins. It ends."
@@ -154,7 +154,7 @@ def test_by_sentences_every_chunk_is_whole_sentences() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(4, 60), st.sampled_from([" ", "\n", "\n\n", "  "])), min_size=1, max_size=20))
-def test_by_sentences_only_a_sentence_that_is_too_long_is_cut(sentences: list[tuple[int, str]]) -> None:
+def test_by_sentences_only_overlong_sentences_are_cut(sentences: list[tuple[int, str]]) -> None:
     text = "".join("Word " + "w" * size + "." + gap for size, gap in sentences)
     starts, ends, position = set(), set(), 0
     for size, gap in sentences:
@@ -166,7 +166,7 @@ def test_by_sentences_only_a_sentence_that_is_too_long_is_cut(sentences: list[tu
         inside = [start for start in starts if start < chunk.end and chunk.start < start]
         whole = chunk.start in starts and chunk.end in ends
         assert whole or not inside
-    # As many as fit: two neighbours that are whole do not fit together.
+    # Chunks are full: the first sentence of the next chunk would not have fitted.
     for one, two in pairwise(chunks):
         if {one.start, two.start} <= starts and {one.end, two.end} <= ends:
             first = text[one.start : min(end for end in ends if end > two.start)]
@@ -174,7 +174,7 @@ def test_by_sentences_only_a_sentence_that_is_too_long_is_cut(sentences: list[tu
 
 
 @pytest.mark.parametrize("by", ["headings", "sentences"])
-def test_by_headings_and_sentences_no_chunk_is_of_two_sections(by: By) -> None:
+def test_by_headings_and_sentences_no_chunk_spans_two_sections(by: By) -> None:
     chunker = Chunker(TOKENIZER, replace(SPEC, max_length=400), by=by)
     chunks = chunker.cut(Document("d", MARKDOWN, markdown=True))
     assert [chunk.headings for chunk in chunks] == [
@@ -185,7 +185,7 @@ def test_by_headings_and_sentences_no_chunk_is_of_two_sections(by: By) -> None:
         ("Setext heading", "Deep"),
     ]
     assert chunks[1].text.startswith("# Guide") and chunks[2].text.endswith("```")
-    assert len(chunker.cut(Document("d", MARKDOWN))) <= 2  # no Markdown, no sections
+    assert len(chunker.cut(Document("d", MARKDOWN))) <= 2  # plain text has no sections
 
 
 def test_source_code_is_cut_at_its_definitions() -> None:
@@ -193,11 +193,11 @@ def test_source_code_is_cut_at_its_definitions() -> None:
     document = Document("a.py", text, language="python")
     chunks = [chunk.text for chunk in Chunker(TOKENIZER, SPEC, by="sentences").cut(document)]
     assert chunks == ["import os", "def first(a):\n    return a + 1", "class B:\n    def m(self):\n        pass"]
-    with pytest.raises(InputError, match="no source code is cut as 'klingon'"):
+    with pytest.raises(InputError, match="in the language 'klingon'"):
         Chunker(TOKENIZER, SPEC).cut(replace(document, language="klingon"))
 
 
-def test_code_that_is_nested_too_deep_is_cut_as_text() -> None:
+def test_code_nested_too_deep_is_cut_as_text() -> None:
     chunker = Chunker(TOKENIZER, SPEC, by="sentences")
 
     def code(levels: int) -> Document:
@@ -205,26 +205,26 @@ def test_code_that_is_nested_too_deep_is_cut_as_text() -> None:
         return Document("a.py", text, language="python")
 
     for levels in (5, 64):
-        assert chunker.recipe_of(code(levels)) == f"{chunker.recipe}/python"  # of stored chunks too: never another one
+        assert chunker.recipe_of(code(levels)) == f"{chunker.recipe}/python"  # as in stored chunks
     assert chunker.recipe_of(code(65)) == f"{chunker.recipe}/python/flat"
     assert chunker.cut(code(65)) == Chunker(TOKENIZER, SPEC).cut(replace(code(65), language=None))
     assert chunker.cut(code(64)) != Chunker(TOKENIZER, SPEC).cut(replace(code(64), language=None))
 
 
-def test_chunks_know_the_page_on_which_they_begin() -> None:
+def test_chunks_record_the_page_on_which_they_begin() -> None:
     document = Document("a.pdf", "one\n\f\n\f" + "three " * 20 + "\n\ffour", paged=True)
     chunks = Chunker(TOKENIZER, SPEC, max_tokens=30).cut(document)
     assert [chunk.page for chunk in chunks] == [1, 3, 3, 3, 3, 4]
     assert all(c.page is None for c in Chunker(TOKENIZER, SPEC).cut(replace(document, paged=False)))
 
 
-def test_everything_that_changes_the_cuts_changes_the_recipe() -> None:
+def test_every_option_that_changes_the_chunks_changes_the_recipe() -> None:
     chunkers = [Chunker(TOKENIZER, SPEC, by=by, max_tokens=n) for by in get_args(By) for n in (None, 20)]
     documents = [Document("d", "text", **kind) for kind in KINDS if "markdown" not in kind]
     assert len({chunker.recipe_of(document) for chunker in chunkers for document in documents}) == 6 * 4
 
 
-def test_a_chunker_that_cannot_be() -> None:
+def test_invalid_chunker_options_raise() -> None:
     with pytest.raises(InputError, match="by 'words'; choose one of tokens, sentences, headings"):
         Chunker(TOKENIZER, SPEC, by="words")  # type: ignore[arg-type]
     for wrong in (0, 41):
@@ -240,7 +240,7 @@ def test_sentences_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ['"quoted" ' * 30, "->" * 100, "plain words of a document " * 20, "é👩‍👩‍👧 " * 40])
-def test_template_and_suffix_are_left_room_for(text: str) -> None:
+def test_chunks_leave_room_for_template_and_suffix(text: str) -> None:
     spec = replace(SPEC, document_template="passage:{text}", suffix="<end>")
     chunker = Chunker(TOKENIZER, spec)
     assert chunker.capacity <= 40 - len("passage:<end>")
@@ -270,7 +270,7 @@ def test_markdown_is_cut_at_headings_and_keeps_their_path() -> None:
     assert all("comment" not in title for path in paths.values() for title in path)
 
 
-def test_heading_paths_survive_every_kind_of_line_end() -> None:
+def test_heading_paths_survive_every_line_ending() -> None:
     for end in ("\n", "\r\n", "\r"):
         text = MARKDOWN.replace("\n", end)
         chunks = Chunker(TOKENIZER, SPEC).cut(Document("d", text, markdown=True))
@@ -281,7 +281,7 @@ def test_plain_text_has_no_headings() -> None:
     assert all(chunk.headings == () for chunk in Chunker(TOKENIZER, SPEC).cut(Document("d", MARKDOWN)))
 
 
-def test_a_tokenizer_set_to_truncate_does_not_hide_text_and_stays_as_it_is() -> None:
+def test_a_truncating_tokenizer_loses_no_text_and_is_not_changed() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(10)
     chunks = Chunker(tokenizer, SPEC).cut(Document("d", "word " * 50))

@@ -36,7 +36,7 @@ def test_a_folder_is_read_recursively_in_sorted_order_with_relative_ids(tmp_path
     assert skipped == []
 
 
-def test_ids_do_not_change_with_the_way_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_do_not_depend_on_how_the_folder_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(tmp_path, {"docs/sub/a.txt": "text"})
     monkeypatch.chdir(tmp_path / "docs")
     for root in (tmp_path / "docs", Path(), Path("../docs"), "./"):
@@ -45,13 +45,13 @@ def test_ids_do_not_change_with_the_way_the_folder_is_named(tmp_path: Path, monk
     assert next(iter(read_documents("sub"))) == Document("a.txt", "text")
 
 
-def test_text_comes_as_it_is_without_its_byte_order_mark(tmp_path: Path) -> None:
+def test_text_is_unchanged_except_for_its_byte_order_mark(tmp_path: Path) -> None:
     text = "  línea uno\r\n\tзвёзды 你好 👩‍👩‍👧\n\n"
     _write(tmp_path, {"a.txt": b"\xef\xbb\xbf" + text.encode()})
     assert _read(tmp_path)[0] == [Document("a.txt", text)]
 
 
-def test_what_is_no_text_is_skipped_and_named(tmp_path: Path) -> None:
+def test_files_without_text_are_skipped_with_a_reason(tmp_path: Path) -> None:
     _write(
         tmp_path,
         {
@@ -82,7 +82,7 @@ def test_what_is_no_text_is_skipped_and_named(tmp_path: Path) -> None:
     assert reasons["pipe.txt"] == "not a regular file"
 
 
-def test_a_loop_of_links_ends_and_every_folder_is_read_once(tmp_path: Path) -> None:
+def test_a_loop_of_symbolic_links_ends_and_each_folder_is_read_once(tmp_path: Path) -> None:
     _write(tmp_path, {"a/one.txt": "1", "b/two.txt": "2"})
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "zb").symlink_to(tmp_path / "b")
@@ -90,7 +90,7 @@ def test_a_loop_of_links_ends_and_every_folder_is_read_once(tmp_path: Path) -> N
     assert [d.id for d in documents] == ["a/one.txt", "a/zb/two.txt"] and skipped == []
 
 
-def test_a_file_name_that_is_no_text_is_skipped_readably(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_is_skipped_with_an_escaped_name(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w") as file:  # noqa: PTH123 (a Path cannot hold the name)
         file.write("text")
     documents, (skipped,) = _read(tmp_path)
@@ -119,7 +119,7 @@ def test_jsonl_lines_become_documents(tmp_path: Path) -> None:
         (b"{text: 1}", "not JSON"),
         (b'{"text": "half', "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "not JSON that can be read"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "not JSON that Python can read"),
         (b"[1]", "a list, not an object"),
         (b'{"txt": "a"}', "'text' is missing"),
         (b'{"text": "  "}', "'text' is missing, empty"),
@@ -130,7 +130,7 @@ def test_jsonl_lines_become_documents(tmp_path: Path) -> None:
         (b'{"text": "caf\xe9"}', "not UTF-8"),
     ],
 )
-def test_a_bad_line_is_named_and_the_rest_goes_on(tmp_path: Path, line: bytes, reason: str) -> None:
+def test_a_bad_line_is_reported_and_the_rest_is_read(tmp_path: Path, line: bytes, reason: str) -> None:
     _write(tmp_path, {"x.jsonl": b'{"text": "first"}\n' + line + b'\n{"text": "third"}\n'})
     documents, (skipped,) = _read(tmp_path)
     assert [d.id for d in documents] == ["x.jsonl:1", "x.jsonl:3"]
@@ -144,7 +144,7 @@ def test_a_path_that_does_not_exist_raises_before_anything_is_read(tmp_path: Pat
     assert caught.value.index == 1
 
 
-def test_files_are_opened_only_as_they_are_asked_for(tmp_path: Path) -> None:
+def test_files_are_opened_lazily(tmp_path: Path) -> None:
     _write(tmp_path, {"a.txt": "a", "b.txt": "b"})
     documents = read_documents(tmp_path)
     assert next(documents) == Document("a.txt", "a")
@@ -152,8 +152,8 @@ def test_files_are_opened_only_as_they_are_asked_for(tmp_path: Path) -> None:
     assert next(documents) == Document("b.txt", "later")
 
 
-def test_documents_are_counted_without_reading_what_is_one_document(tmp_path: Path) -> None:
-    """A .pdf that is none counts too: the count is for a progress bar, and reading every PDF twice would take hours."""
+def test_counting_does_not_open_files_that_are_one_document(tmp_path: Path) -> None:
+    """An invalid .pdf counts too: the count is for a progress bar, and reading every PDF twice would take hours."""
     _write(
         tmp_path, {"a.txt": "one", "b/c.md": "# two", "three.pdf": "no PDF", "picture.png": b"\x89PNG", ".d.txt": "no"}
     )

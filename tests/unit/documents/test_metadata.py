@@ -17,7 +17,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-def test_keys_are_in_order_and_text_is_itself() -> None:
+def test_json_text_sorts_keys_and_does_not_escape_text() -> None:
     assert json_text({"b": [1, None, True], "a": {"é": 0.5}}) == '{"a": {"é": 0.5}, "b": [1, null, true]}'
 
 
@@ -38,19 +38,19 @@ def test_keys_are_in_order_and_text_is_itself() -> None:
         ({"x": nested(100_001)}, "more than 64 levels"),
     ],
 )
-def test_what_is_no_json(metadata: object, message: str) -> None:
+def test_metadata_that_is_not_json_raises(metadata: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         json_text(metadata)
 
 
-def test_what_holds_itself() -> None:
+def test_metadata_that_contains_itself_raises() -> None:
     value: dict[str, Any] = {}
     value["again"] = [value, value]
     with pytest.raises(InputError, match="more than 64 levels"):
         json_text(value)
 
 
-def test_readers_take_what_is_stored_and_no_more() -> None:
+def test_readers_accept_exactly_the_depth_that_can_be_stored() -> None:
     deepest = {"x": nested(MAX_DEPTH - 1)}
     assert json_text(json_fields(deepest)) == json_text(deepest)
     with pytest.raises(InputError, match="more than 64 levels"):

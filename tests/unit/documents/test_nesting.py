@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gircse_rag.documents.nesting import nesting
+from gircse_rag.documents.nesting import nesting_depth
 
 
 @pytest.mark.parametrize(
@@ -28,22 +28,22 @@ from gircse_rag.documents.nesting import nesting
         ("an else iffy (word) and elsewhere if (not)", 1),
     ],
 )
-def test_levels(text: str, levels: int) -> None:
-    assert nesting(text) == levels
+def test_nesting_depth(text: str, levels: int) -> None:
+    assert nesting_depth(text) == levels
 
 
 TREE = st.recursive(st.just(""), lambda inner: st.lists(inner, min_size=1, max_size=3), max_leaves=30)
 
 
 @given(TREE, st.data())
-def test_brackets_with_both_ends_count_and_others_do_not(tree: object, data: st.DataObject) -> None:
+def test_only_closed_brackets_count(tree: object, data: st.DataObject) -> None:
     def code(node: object) -> str:
         if not isinstance(node, list):
             return "x"
         first, last = data.draw(st.sampled_from([("(", ")"), ("{", "}")]))
-        return f"{first} [ {' '.join(code(each) for each in node)} {last}"  # the [ has no other end
+        return f"{first} [ {' '.join(code(each) for each in node)} {last}"  # the [ is never closed
 
     def depth(node: object) -> int:
         return 1 + max(depth(each) for each in node) if isinstance(node, list) else 0
 
-    assert nesting(code(tree)) == depth(tree)
+    assert nesting_depth(code(tree)) == depth(tree)

@@ -1,4 +1,4 @@
-"""Both plans against attention computed densely, one sequence at a time, in float64."""
+"""Paged and gathered attention against dense float64 attention, one sequence at a time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def kernel(
     max_k: int,
     **options: Any,
 ) -> Tensor:
-    """The contract of torch's varlen_attn with a block table, as plain as can be."""
+    """Plain stand-in for torch's varlen_attn with a block table; also checks the arguments."""
     table, used = options["block_table"], options["seqused_k"]
     assert query.is_contiguous() and key.shape == value.shape and cu_seq_k is None
     assert {x.dtype for x in (cu_seq_q, table, used)} == {torch.int32}
@@ -83,7 +83,7 @@ def test_equals_dense_attention(mix: str, layout: str, dtype: torch.dtype, monke
     def plan(segments: list[Segment]) -> Plan:
         return PagedPlan(cache, segments) if cache.paged else GatheredPlan(cache, segments, HEADS)
 
-    # the older rows first, as an earlier forward would have
+    # Write the older rows first, as an earlier forward would have done.
     older = [(i, length - n) for i, (n, length) in enumerate(MIXES[mix]) if length > n]
     if older:
         k, v = (torch.cat([history[i][which, :before] for i, before in older]) for which in (0, 1))
@@ -107,17 +107,17 @@ def test_equals_dense_attention(mix: str, layout: str, dtype: torch.dtype, monke
 
 def test_pieces_and_groups_cover_every_row_once() -> None:
     segments = [Segment(n, length, list(range(1, 200))) for mix in MIXES.values() for n, length in mix]
-    pieces = gathered._pieces(segments)
-    groups = gathered._grouped(pieces, HEADS)
-    assert sorted(member for group in groups for member in group) == list(range(len(pieces)))
-    rows = sorted(row for piece in pieces for row in range(piece.row, piece.row + piece.num_rows))
+    pieces = gathered._split_segments(segments)
+    groups = gathered._group_pieces(pieces, HEADS)
+    grouped = [piece for group in groups for piece in group]
+    rows = sorted(row for piece in grouped for row in range(piece.row, piece.row + piece.num_rows))
     assert rows == list(range(sum(segment.num_rows for segment in segments)))
     assert len(groups) < len(pieces) / 3
 
 
 @pytest.mark.parametrize("layout", ["gathered", "paged"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_the_cache_holds_finite_values_and_marks_the_key(layout: str, bad: float) -> None:
+def test_non_finite_values_are_stored_as_finite_and_marked_in_the_key(layout: str, bad: float) -> None:
     cache = KVCache(
         tiny.model().config, 2, paged=layout == "paged", block_size=4, dtype=torch.bfloat16, device=torch.device("cpu")
     )
@@ -151,33 +151,33 @@ def test_no_paged_kernel_on_a_cpu() -> None:
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def _as_it_is(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
+def _unchanged(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
     return arguments, options
 
 
-def _lacks_a_key(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
+def _drop_last_key(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
     return (*arguments[:6], arguments[6] - 1), {**options, "seqused_k": options["seqused_k"] - 1}
 
 
-def _reads_other_blocks(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
+def _reverse_blocks(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
     return arguments, {**options, "block_table": options["block_table"].flip(1)}
 
 
-def _scales_more(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
+def _increase_scale(arguments: tuple[Any, ...], options: dict[str, Any]) -> Call:
     return arguments, {**options, "scale": 1.1 * options["scale"]}
 
 
-@pytest.mark.parametrize("changed", [_as_it_is, _lacks_a_key, _reads_other_blocks, _scales_more])
-def test_a_kernel_that_is_wrong_is_found(
-    changed: Callable[[tuple[Any, ...], dict[str, Any]], Call], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", [_unchanged, _drop_last_key, _reverse_blocks, _increase_scale])
+def test_kernel_difference_detects_a_wrong_kernel(
+    change: Callable[[tuple[Any, ...], dict[str, Any]], Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(*arguments: Any, **options: Any) -> Tensor:
-        arguments, options = changed(arguments, options)
+        arguments, options = change(arguments, options)
         return kernel(*arguments, **options)
 
     monkeypatch.setattr(attention, "varlen_attn", faulty)
     difference = attention.kernel_difference(tiny.model().config, torch.device("cpu"), torch.bfloat16)
-    assert (difference < attention.KERNEL_TOLERANCE) == (changed is _as_it_is)
+    assert (difference < attention.KERNEL_TOLERANCE) == (change is _unchanged)
 
 
 @pytest.mark.parametrize("difference", [0.001, 0.1, float("nan")])
@@ -191,9 +191,9 @@ def test_a_wrong_kernel_is_not_used(difference: float, monkeypatch: pytest.Monke
         assert not attention.has_paged_kernel(config, device, torch.bfloat16)
 
 
-def test_a_torch_without_the_kernel_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(*_: object, **__: object) -> Tensor:
+def test_a_torch_without_the_kernel_falls_back_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reject(*_: object, **__: object) -> Tensor:
         raise TypeError("varlen_attn() got an unexpected keyword argument 'block_table'")
 
-    monkeypatch.setattr(attention, "kernel_difference", refuses)
+    monkeypatch.setattr(attention, "kernel_difference", reject)
     assert not attention.has_paged_kernel(tiny.model().config, torch.device("cuda"), torch.bfloat16)

@@ -1,8 +1,9 @@
-"""The CUDA path on a GPU; everything but the kernel call is also exercised on a CPU by test_attention.py."""
+"""The CUDA path on a GPU. test_attention.py covers everything but the kernel call on a CPU."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ SPEC = EmbeddingSpec(base_model="random", base_hash="0", tokenizer_hash="0", dim
 
 
 def model(dtype: torch.dtype) -> PreTrainedModel:
-    """A random Llama with heads of the width flash attention likes, damped so that the recursion is not chaotic."""
+    """A random Llama whose head width flash attention supports, scaled so that refinement is not chaotic."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=2000,
@@ -38,11 +39,11 @@ def model(dtype: torch.dtype) -> PreTrainedModel:
         tie_word_embeddings=True,
         max_position_embeddings=2048,
     )
-    made = LlamaForCausalLM(config).eval().requires_grad_(False)
-    for name, weight in made.named_parameters():
+    llama = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for name, weight in llama.named_parameters():
         if "norm" not in name:
             weight.normal_(std=0.3 if "embed" in name else 0.5 * weight.shape[-1] ** -0.5)
-    return made.to("cuda", dtype)
+    return llama.to("cuda", dtype)
 
 
 def requests() -> list[Request]:
@@ -55,11 +56,11 @@ def requests() -> list[Request]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_the_float32_reference(dtype: torch.dtype) -> None:
-    asked = requests()
-    expected = dict(ReferenceBackend(model(torch.float32)).refine(asked))
+    batch = requests()
+    expected = dict(ReferenceBackend(model(torch.float32)).refine(batch))
     backend = PagedBackend(model(dtype), SPEC, token_budget=512, max_running=16)
     for _ in range(2):
-        found = dict(backend.refine(asked))
+        found = dict(backend.refine(batch))
         for index, reference in expected.items():
             outcome = found[index]
             assert isinstance(outcome, Refinement), outcome
@@ -98,11 +99,11 @@ def test_the_kernel_equals_the_gathered_plan(dtype: torch.dtype) -> None:
 def test_a_nan_fails_its_text_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     lookup = torch.nn.functional.embedding
 
-    def poisoned(ids: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        return lookup(ids, *args, **kwargs).masked_fill((ids == 1999)[..., None], float("nan"))  # type: ignore[arg-type]
+    def poisoned(ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return lookup(ids, *args, **kwargs).masked_fill((ids == 1999)[..., None], float("nan"))
 
     monkeypatch.setattr(torch.nn.functional, "embedding", poisoned)
-    asked = [Request(tuple(i % 1999 for i in r.token_ids), r.steps) for r in requests()]
-    asked[5] = Request((*asked[5].token_ids, 1999, 3), 4)  # texts 13 and 21 share all that stands before the NaN
-    found = dict(PagedBackend(model(dtype), SPEC, token_budget=512, max_running=16).refine(asked))
+    batch = [Request(tuple(i % 1999 for i in r.token_ids), r.steps) for r in requests()]
+    batch[5] = Request((*batch[5].token_ids, 1999, 3), 4)  # texts 13 and 21 share the prefix before the NaN
+    found = dict(PagedBackend(model(dtype), SPEC, token_budget=512, max_running=16).refine(batch))
     assert [index for index, outcome in sorted(found.items()) if not isinstance(outcome, Refinement)] == [5]

@@ -18,7 +18,7 @@ NUM_BLOCKS, BLOCK_SIZE = 17, 4  # 16 blocks to hand out: 64 rows
 
 
 def commit(scheduler: Scheduler, chunks: list[Chunk]) -> list[Sequence]:
-    """What the engine does after a forward, with names for tensors; returns who is done."""
+    """Record a forward as the engine does, with strings for tensors; returns the finished sequences."""
     done = []
     ended = [chunk.sequence for chunk in chunks if chunk.is_last]
     for sequence, num_rows in chunks:
@@ -39,7 +39,7 @@ def commit(scheduler: Scheduler, chunks: list[Chunk]) -> list[Sequence]:
 
 
 def prompt(length: int, family: int) -> tuple[int, ...]:
-    """Prompts of one family share every prefix."""
+    """A prompt that depends on its family and length only: prompts of one family share prefixes."""
     return tuple(family * 1000 + i for i in range(length))
 
 
@@ -69,7 +69,7 @@ class EngineMachine(RuleBasedStateMachine):
         sequence = Sequence(prompt(length, family), steps, owner=owner)
         assert self.blocks.fits(sequence.max_rows)
         rows = sum(other.num_outputs for other in self.open) + sequence.num_outputs + steps
-        if drafted and rows <= self.scheduler.token_budget - self.scheduler.max_running:  # what the engine keeps to
+        if drafted and rows <= self.scheduler.token_budget - self.scheduler.max_running:  # the engine's limit
             sequence.soft = [f"draft{i}" for i in range(steps)]
         self.scheduler.add(sequence)
         self.open.add(sequence)
@@ -81,7 +81,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert sum(chunk.num_rows for chunk in chunks) <= self.scheduler.token_budget
         assert all(chunk.num_rows > 0 for chunk in chunks)
         left = {chunk.sequence: chunk.sequence.num_pending - chunk.num_rows for chunk in chunks}
-        assert all(not rows or rows >= sequence.num_outputs for sequence, rows in left.items()), "output rows are cut"
+        assert all(not rows or rows >= sequence.num_outputs for sequence, rows in left.items()), "split output rows"
         self.write(chunks)
         self.open -= set(commit(self.scheduler, chunks))
 
@@ -91,7 +91,7 @@ class EngineMachine(RuleBasedStateMachine):
             rows: list[object] = [*sequence.token_ids, *((id(sequence), s) for s in sequence.soft)]
             for position in range(sequence.num_cached, sequence.num_cached + num_rows):
                 block = sequence.block_table[position // BLOCK_SIZE]
-                assert block, "the zero block is written to"
+                assert block, "the zero block was written to"
                 self.written.setdefault(block, [None] * BLOCK_SIZE)[position % BLOCK_SIZE] = rows[position]
         for sequence, num_rows in chunks:
             rows = [*sequence.token_ids, *((id(sequence), s) for s in sequence.soft)]
@@ -111,24 +111,24 @@ class EngineMachine(RuleBasedStateMachine):
         self.written.clear()
 
     @invariant()
-    def sound(self) -> None:
+    def state_is_consistent(self) -> None:
         if hasattr(self, "scheduler"):
             self.scheduler.check_integrity()
             for sequence in self.scheduler.waiting():
                 if sequence.states:  # preempted
-                    assert len(sequence.soft) == len(sequence.states), "drafts are replayed"
+                    assert len(sequence.soft) == len(sequence.states), "drafts must not be replayed"
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        for _ in range(10_000):  # nobody arrives any more: everybody must finish
+        for _ in range(10_000):  # no more arrivals: every sequence must finish
             if not self.open:
                 break
             self.forward()
-            self.sound()
-        assert not self.open, "a sequence starves"
+            self.state_is_consistent()
+        assert not self.open, "a sequence never finished"
         assert not self.scheduler.has_work
-        assert self.blocks.num_available == self.blocks.num_blocks - 1, "a block is leaked"
+        assert self.blocks.num_available == self.blocks.num_blocks - 1, "a block leaked"
 
 
 EngineMachine.TestCase.settings = settings(
@@ -154,7 +154,7 @@ def test_policy_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(("length", "hits"), [(1, 0), (4, 0), (5, 4), (8, 4), (9, 8)])
-def test_a_hit_leaves_the_last_prompt_token_to_compute(length: int, hits: int) -> None:
+def test_a_prefix_hit_leaves_the_last_prompt_token_to_compute(length: int, hits: int) -> None:
     scheduler = Scheduler(BlockManager(NUM_BLOCKS, BLOCK_SIZE), token_budget=40, max_running=4)
     scheduler.add(Sequence(prompt(12, 0), 2))
     run(scheduler)
@@ -180,7 +180,7 @@ def test_blocks_with_soft_rows_are_never_shared() -> None:
     assert again.num_cached == 4
 
 
-def test_salts_keep_prefixes_apart() -> None:
+def test_different_salts_never_share_prefixes() -> None:
     first, second = Sequence(prompt(9, 0), 1), Sequence(prompt(9, 0), 1)
     a, b = BlockManager(NUM_BLOCKS, BLOCK_SIZE, salt="a"), BlockManager(NUM_BLOCKS, BLOCK_SIZE, salt="b")
     for manager, sequence in ((a, first), (b, second)):
@@ -191,9 +191,9 @@ def test_salts_keep_prefixes_apart() -> None:
 
 
 def test_the_least_recently_used_prefix_is_evicted_first() -> None:
-    blocks = BlockManager(7, BLOCK_SIZE)  # three blocks a sequence, of which two hold a prefix
+    blocks = BlockManager(7, BLOCK_SIZE)  # three blocks per sequence, two of which hold a prefix
     scheduler = Scheduler(blocks, token_budget=40, max_running=1)
-    for family in (0, 1, 0, 2):  # 0 is used again, so 2 takes the tail of 1
+    for family in (0, 1, 0, 2):  # family 0 is used again, so family 2 evicts the tail of family 1
         scheduler.add(Sequence(prompt(11, family), 1))
         run(scheduler)
     held = {}
@@ -243,7 +243,7 @@ def test_owners_take_turns() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 24), st.integers(1, 8)), min_size=1, max_size=12), st.integers(5, 30))
 @settings(max_examples=100, deadline=None)
-def test_nobody_is_overtaken_by_more_than_the_running_ones(shapes: list[tuple[int, int]], token_budget: int) -> None:
+def test_overtaking_is_bounded(shapes: list[tuple[int, int]], token_budget: int) -> None:
     scheduler = Scheduler(BlockManager(9, BLOCK_SIZE), token_budget=token_budget, max_running=3)
     sequences = [Sequence(prompt(n, i), k) for i, (n, k) in enumerate(shapes)]
     for sequence in sequences:
@@ -256,8 +256,8 @@ def test_nobody_is_overtaken_by_more_than_the_running_ones(shapes: list[tuple[in
         assert overtakers <= 2 * sequence.max_rows  # only while it runs, or after it was preempted
 
 
-def test_every_broken_invariant_is_noticed() -> None:
-    def broken(damage: str) -> None:
+def test_every_broken_invariant_is_detected() -> None:
+    def check_damaged(damage: str) -> None:
         blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
         a, b = Sequence(prompt(9, 0), 2), Sequence(prompt(9, 1), 2)
         for sequence in (a, b):
@@ -294,7 +294,7 @@ def test_every_broken_invariant_is_noticed() -> None:
         "rows without blocks",
     ):
         with pytest.raises(IntegrityError):
-            broken(damage)
+            check_damaged(damage)
 
 
 def test_a_budget_that_could_starve_prefill_is_refused() -> None:

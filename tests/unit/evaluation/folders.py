@@ -1,4 +1,4 @@
-"""Tiny folders in the evaluation format, written by the tests, and a deterministic model to score on them."""
+"""Tiny folders in the evaluation format, and a deterministic model to score on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def labelled(count: int, offset: int = 0) -> list[dict[str, str]]:
-    """`count` texts, the four fine labels in turn; the coarse label is the fine one's first word."""
+    """Make `count` rows that cycle through the four fine labels; the coarse label is the first word."""
     rows = []
     for i in range(count):
         fine = FINE_LABELS[i % 4]
@@ -54,7 +54,7 @@ def retrieval(folder: Path) -> Path:
 
 
 def whole(base: Path) -> Path:
-    """`base/eval` with every kind of set, `base/dev` and `base/tasks.json` beside it; returns `base/eval`."""
+    """Write every kind of set to `base/eval`, with `base/dev` and `base/tasks.json`; returns `base/eval`."""
     root = base / "eval"
     retrieval(root / "retrieval" / "planes")
     pairs = [
@@ -95,7 +95,7 @@ def whole(base: Path) -> Path:
 
 
 class WordVectors:
-    """A bag of hashed words, deaf to role and instruction; remembers what it was asked for."""
+    """A bag of hashed words that ignores role and instruction; records its calls."""
 
     def __init__(self, dimension: int = 64) -> None:
         self.dimension = dimension

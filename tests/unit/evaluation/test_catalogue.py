@@ -44,7 +44,7 @@ def test_all_sets_in_the_order_of_the_report(root: Path) -> None:
 def test_retrieval(root: Path) -> None:
     (data,) = load_sets(root, ["retrieval"])
     assert isinstance(data, RetrievalSet)
-    assert data.query_ids == ("q1", "q2")  # nobody judged q3
+    assert data.query_ids == ("q1", "q2")  # q3 has no judgement
     assert data.document_ids == ("d1", "d2", "d3") and data.empty_documents == 1
     assert data.document_texts[:2] == ("Wings lift of a wing at low speed", "heat transfer on a blunt nose")
     assert data.qrels == {"q1": {"d1": 2, "d2": 1}, "q2": {"d3": 1, "d1": 0}}
@@ -77,7 +77,7 @@ def test_nested_contrast_knows_which_labels_are_finer(root: Path) -> None:
     assert set(data.coarse_labels) == {"card", "flight"}
 
 
-def test_no_contrast_without_nesting_with_other_texts_or_with_one_instruction(root: Path) -> None:
+def test_contrast_needs_nested_labels_equal_texts_and_two_instructions(root: Path) -> None:
     assert "contrast/bank" not in [s.name for s in load_sets(root)]
     rows = [{"text": r["text"], "label": str(i % 3)} for i, r in enumerate(folders.labelled(24))]
     folders.write_rows(root / "classification" / "bank_coarse" / "test.jsonl.gz", rows)
@@ -87,7 +87,7 @@ def test_no_contrast_without_nesting_with_other_texts_or_with_one_instruction(ro
     assert "contrast/bank" not in [s.name for s in load_sets(root, instructions=folders.NAMED)]
 
 
-def test_instructions_named_built_in_and_by_task(root: Path) -> None:
+def test_instructions_come_from_the_caller_the_set_or_the_task(root: Path) -> None:
     folders.retrieval(root / "retrieval" / "cranfield")
     mine = {"sts/graded": "Compare two sentences", "dev/manual_section": "Find it"}
     sets = load_sets(root, ["retrieval/cranfield", "retrieval/planes", "sts", "dev"], instructions=mine)
@@ -101,7 +101,7 @@ def test_instructions_named_built_in_and_by_task(root: Path) -> None:
         load_sets(root, instructions={"sts/nothing": "x"})
 
 
-def test_development_sets_only_by_name(root: Path) -> None:
+def test_development_sets_load_only_by_name(root: Path) -> None:
     service, manual = load_sets(root, ["dev/aws_same_service", "dev/manual_section"])
     assert isinstance(service, RetrievalSet) and isinstance(manual, RetrievalSet)
     assert service.query_texts == ("list keys", "add disk", "stop host")
@@ -111,22 +111,22 @@ def test_development_sets_only_by_name(root: Path) -> None:
     assert manual.blocks["documents"].instruction is None
 
 
-def test_of_several_wordings_the_first(root: Path) -> None:
+def test_the_first_of_several_wordings_is_used(root: Path) -> None:
     catalogue = root.parent / "tasks.json"
     tasks = json.loads(catalogue.read_text())
 
-    def worded(instruction: object) -> None:
+    def write_instruction(instruction: object) -> None:
         tasks["manual_section"]["instruction"] = instruction
         catalogue.write_text(json.dumps(tasks))
 
-    worded(["find it", "look it up"])
+    write_instruction(["find it", "look it up"])
     (manual,) = load_sets(root, ["dev/manual_section"])
     assert manual.blocks["queries"].instruction == "find it"
-    worded([])
+    write_instruction([])
     with pytest.raises(InputError, match="dev/manual_section"):
         load_sets(root, ["dev/manual_section"])
     for broken in ({"en": "find it"}, [7], 7):
-        worded(broken)
+        write_instruction(broken)
         with pytest.raises(InputError, match=r"tasks\.json"):
             load_sets(root)
 
@@ -149,7 +149,7 @@ def test_patterns_and_tasks(root: Path) -> None:
     ]
 
 
-def test_a_set_that_does_not_exist_names_those_that_do(root: Path) -> None:
+def test_an_unknown_set_lists_the_known_ones(root: Path) -> None:
     with pytest.raises(InputError, match=r"'sts/stsb'.*sts/graded, sts/same"):
         load_sets(root, ["sts/graded", "sts/stsb"])
     with pytest.raises(InputError, match=r"write \['sts'\]"):
@@ -158,7 +158,7 @@ def test_a_set_that_does_not_exist_names_those_that_do(root: Path) -> None:
         load_sets(root, [])
 
 
-def test_limit_is_deterministic_and_keeps_what_is_judged(tmp_path: Path) -> None:
+def test_limit_is_deterministic_and_keeps_judged_documents(tmp_path: Path) -> None:
     folder = tmp_path / "retrieval" / "many"
     folders.write_rows(folder / "corpus.jsonl", ({"_id": str(i), "text": f"text {i}"} for i in range(200)))
     folders.write_rows(folder / "queries.jsonl", ({"_id": f"q{i}", "text": f"ask {i}"} for i in range(50)))
@@ -180,7 +180,7 @@ def test_limit_takes_the_same_texts_for_probe_and_contrast(root: Path) -> None:
         load_sets(root, limit=0)
 
 
-def test_a_missing_file_and_a_missing_folder(root: Path, tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_reported(root: Path, tmp_path: Path) -> None:
     (root / "retrieval" / "planes" / "queries.jsonl.gz").unlink()
     with pytest.raises(InputError, match=r"queries\.jsonl \(or queries\.jsonl\.gz\) is missing"):
         load_sets(root, ["retrieval"])
@@ -208,8 +208,12 @@ def test_a_missing_file_and_a_missing_folder(root: Path, tmp_path: Path) -> None
             ['{"_id": "q1", "text": "a"}', '{"_id": "q1", "text": "b"}'],
             "line 2: .*'q1' occurs twice",
         ),
-        ("qrels.tsv", ["query-id\tcorpus-id\tscore", "q1\td9\t1"], r"qrels\.tsv, line 2: judges the document 'd9'"),
-        ("qrels.tsv", ["query-id\tcorpus-id\tscore", "q9\td1\t1"], r"line 2: judges the query 'q9'"),
+        (
+            "qrels.tsv",
+            ["query-id\tcorpus-id\tscore", "q1\td9\t1"],
+            r"qrels\.tsv, line 2: the document 'd9' is not",
+        ),
+        ("qrels.tsv", ["query-id\tcorpus-id\tscore", "q9\td1\t1"], r"line 2: the query 'q9' is not in queries"),
         ("qrels.tsv", ["query-id\tcorpus-id\tscore", "q1\td1"], r"line 2: 3 tab-separated columns expected, found 2"),
         ("qrels.tsv", ["query-id\tcorpus-id\tscore", "", "q1\td1\tyes"], r"line 3: the score 'yes' is not a number"),
         ("qrels.tsv", ["query-id\tcorpus-id\tscore", "q1\td1\t0"], r"no query has a relevant document"),
@@ -217,7 +221,7 @@ def test_a_missing_file_and_a_missing_folder(root: Path, tmp_path: Path) -> None
         (
             "qrels.tsv",
             ["query-id\tcorpus-id\tscore", "q1\td1\t0.5"],
-            r"line 2: the score is 0\.5; a judgement is a whole",
+            r"line 2: the score is 0\.5; it must be a whole",
         ),
         ("qrels.tsv", [], r"the file is empty"),
     ],
@@ -233,16 +237,16 @@ def test_malformed_retrieval_files(root: Path, name: str, lines: list[str], mess
     [
         ("sts/same.tsv", ["score\tsentence1\tsentence2", "1\ta\t "], r"same\.tsv, line 2: a sentence is empty"),
         ("sts/same.tsv", ["score\tsentence1\tsentence2", "nan\ta\tb"], r"line 2: the score 'nan'"),
-        ("sts/same.tsv", ["score\tsentence1\tsentence2", "1\ta\tb"], r"two pairs or more, found 1"),
+        ("sts/same.tsv", ["score\tsentence1\tsentence2", "1\ta\tb"], r"at least two pairs, found 1"),
         ("classification/bank_fine/test.jsonl.gz", ['{"text": " ", "label": "x"}'], r"line 1: 'text' is empty"),
         ("classification/bank_fine/test.jsonl.gz", ['{"text": "a"}'], r"line 1: 'label' must be a string"),
         ("classification/bank_fine/test.jsonl.gz", [], r"test\.jsonl holds no row"),
-        ("classification/bank_fine/train.jsonl.gz", ['{"text": "a", "label": "x"}'], r"two labels or more"),
+        ("classification/bank_fine/train.jsonl.gz", ['{"text": "a", "label": "x"}'], r"at least two labels"),
         ("clustering/one.jsonl", ['{"text": "a", "label": "x"}', '{"text": "b"}'], r"line 2: 'label' must be a string"),
-        ("clustering/one.jsonl", ['{"text": "a", "label": "x"}'], r"needs two labels or more"),
-        ("clustering/one.jsonl", ['{"text": "a"}'], r"one or more label fields"),
+        ("clustering/one.jsonl", ['{"text": "a", "label": "x"}'], r"needs at least two labels"),
+        ("clustering/one.jsonl", ['{"text": "a"}'], r"at least one label field"),
         ("../tasks.json", ['{"a": 3}'], r"tasks\.json: expected"),
-        ("../dev/docs.jsonl.gz", ['{"task": "other", "query": "q", "positive": "p"}'], r"'manual_section'.*promises"),
+        ("../dev/docs.jsonl.gz", ['{"task": "other", "query": "q", "positive": "p"}'], r"'manual_section'.*lists some"),
     ],
 )
 def test_other_malformed_files(root: Path, path: str, lines: list[str], message: str) -> None:
@@ -251,14 +255,14 @@ def test_other_malformed_files(root: Path, path: str, lines: list[str], message:
         load_sets(root, ["retrieval", "sts", "classification", "clustering", "dev"])
 
 
-def test_a_bad_file_stops_only_the_sets_it_is_for(root: Path) -> None:
+def test_a_bad_file_fails_only_its_own_sets(root: Path) -> None:
     folders.write_lines(root / "clustering" / "one.jsonl", [])
     folders.write_lines(root / "classification" / "bank_fine" / "test.jsonl.gz", ["{"])
     folders.write_lines(root.parent / "tasks.json", ["{"])
-    (root / "sts" / "._graded.tsv").write_bytes(b"\x00\x05\x16\x07")  # what macOS leaves
+    (root / "sts" / "._graded.tsv").write_bytes(b"\x00\x05\x16\x07")  # a macOS metadata file
     (root / "retrieval" / ".ipynb_checkpoints").mkdir()
     assert [s.name for s in load_sets(root, ["sts", "retrieval"])] == ["retrieval/planes", "sts/graded", "sts/same"]
-    for wanted, message in {
+    for pattern, message in {
         "clustering/one": "one.jsonl",
         "contrast/bank": "test.jsonl",
         "contrast/dev": "tasks.json",
@@ -268,10 +272,10 @@ def test_a_bad_file_stops_only_the_sets_it_is_for(root: Path) -> None:
         "clustering/one:label": "one.jsonl",
     }.items():
         with pytest.raises(InputError, match=message):
-            load_sets(root, [wanted])
+            load_sets(root, [pattern])
 
 
-def test_a_bad_probe_leaves_the_contrast_of_two_others(root: Path) -> None:
+def test_a_bad_probe_does_not_break_the_contrast_of_two_others(root: Path) -> None:
     for part in ("train", "test"):
         folders.write_lines(root / "classification" / "bank_zzz" / f"{part}.jsonl", ["{"])
     (contrast,) = load_sets(root, ["contrast/bank"], instructions=folders.NAMED)
@@ -283,14 +287,14 @@ def test_a_sample_without_a_positive_pair_is_refused(root: Path) -> None:
     folders.write_lines(root / "sts" / "same.tsv", lines)
     (whole,) = load_sets(root, ["sts/same"])
     assert whole.main == "average_precision"
-    with pytest.raises(InputError, match=r"no pair has the score 1 in the sample of 5; raise the limit"):
+    with pytest.raises(InputError, match=r"there is none in the sample of 5; increase the limit"):
         load_sets(root, ["sts/same"], limit=5)
     folders.write_lines(root / "sts" / "same.tsv", [*lines, *(f"{i / 10}\te{i}\tf" for i in range(11))])
     (sampled,) = load_sets(root, ["sts/same"], limit=2)
-    assert sampled.main == "spearman", "the whole set is graded, whatever its sample holds"
+    assert sampled.main == "spearman", "the whole set decides the measure, not its sample"
 
 
-def test_development_rows_may_leave_out_what_training_lets_them(root: Path) -> None:
+def test_development_tasks_may_omit_what_training_may_omit(root: Path) -> None:
     catalogue = root.parent / "tasks.json"
     tasks = json.loads(catalogue.read_text())
     del tasks["manual_section"]["symmetric"]
@@ -306,7 +310,7 @@ def test_development_rows_may_leave_out_what_training_lets_them(root: Path) -> N
         with pytest.raises(InputError, match=rf"tasks\.json: expected .*'{missing}'"):
             load_sets(root, ["dev"])
     rows = {"instruction": "Find it", "rows": 3}
-    catalogue.write_text(json.dumps({"manual_section": rows}))  # as it may be for training
+    catalogue.write_text(json.dumps({"manual_section": rows}))  # valid for training
     assert "dev/manual_section" not in [s.name for s in load_sets(root)]
 
 
@@ -315,7 +319,7 @@ def test_a_contrast_takes_the_instructions_of_its_parts(root: Path) -> None:
         load_sets(root, instructions={**folders.NAMED, "contrast/bank": "x"})
 
 
-def test_a_damaged_archive(root: Path) -> None:
+def test_a_damaged_archive_is_reported(root: Path) -> None:
     path = root / "sts" / "graded.tsv.gz"
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(InputError, match=r"graded\.tsv\.gz: unreadable after line"):

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from gircse_rag.evaluation import Report, evaluate, load_sets, plot
 from gircse_rag.evaluation.evaluate import summarise
 from gircse_rag.evaluation.metrics import Estimate, mean_estimate
 from gircse_rag.evaluation.vectors import Vectors
+from gircse_rag.prompts import Role
 from tests.unit.evaluation import folders
 
 
@@ -28,15 +31,15 @@ def test_every_text_is_embedded_once_for_all_steps(root: Path) -> None:
     report = evaluate(model, root, (5, 1, 5))
     assert {call[3] for call in model.calls} == {(1, 5)}
     assert Counter((role, instruction) for _, role, instruction, _ in model.calls).most_common(1)[0][1] == 1
-    asked = [(text, role, instruction) for texts, role, instruction, _ in model.calls for text in texts]
-    assert len(asked) == len(set(asked)) == report.texts
+    embedded = [(text, role, instruction) for texts, role, instruction, _ in model.calls for text in texts]
+    assert len(embedded) == len(set(embedded)) == report.texts
     needed = {(t, b.role, b.instruction) for s in load_sets(root) for b in s.blocks.values() for t in b.texts}
-    assert set(asked) == needed
+    assert set(embedded) == needed
 
 
 def test_scores_by_hand(root: Path) -> None:
     report = evaluate(folders.WordVectors(), root, (0,), sets=["retrieval", "sts/graded"], model="words")
-    # q1 finds d1 (grade 2) but shares no word with d2; either rank of d2 among the rest is possible for its gain
+    # q1 finds d1 (grade 2). It shares no word with d2, so neither d2's rank nor nDCG is known.
     assert report["retrieval/planes"].scores["mrr@10"][0].value == 100.0
     assert report["retrieval/planes"].scores["recall@10"][0].value == 100.0
     assert report["sts/graded"].scores["spearman"][0].value == pytest.approx(100.0)
@@ -58,7 +61,7 @@ def test_the_report_names_roles_instructions_and_counts(root: Path) -> None:
 
 
 class BetterEachStep:
-    """Looks at the label's words and nothing else, through less noise at each step; may heed the instruction."""
+    """Embed only the label words, with less noise at each step; follow the instruction if `obedient`."""
 
     def __init__(self, obedient: bool) -> None:
         self.obedient = obedient
@@ -77,19 +80,19 @@ class BetterEachStep:
         return np.stack(out, axis=1).astype(np.float32)
 
 
-def test_more_steps_may_gain_and_contrast_stays_out_of_the_mean(root: Path) -> None:
+def test_more_steps_can_gain_and_contrast_is_not_in_the_mean(root: Path) -> None:
     names = ["classification", "clustering/two", "contrast/bank"]
-    told = {**folders.NAMED, "clustering/two:coarse": "coarse, please"}
-    report = evaluate(BetterEachStep(obedient=True), root, (1, 8), sets=names, instructions=told)
+    instructions = {**folders.NAMED, "clustering/two:coarse": "coarse, please"}
+    report = evaluate(BetterEachStep(obedient=True), root, (1, 8), sets=names, instructions=instructions)
     assert report.gain[1].value == 0.0
     assert report.gain[8].value == pytest.approx(report.mean[8].value - report.mean[1].value)
     assert report.gain[8].low > 0
     quality = [r.scores[r.main][8].value for r in report.sets if r.task != "contrast"]
     assert len(quality) == 4 and report.mean[8].value == pytest.approx(np.mean(quality))
     assert report["contrast/bank"].scores["followed"][8].value > 90.0
-    deaf = evaluate(folders.WordVectors(), root, (8,), sets=["contrast"], instructions=folders.NAMED)
-    assert [r.scores["followed"][8].value for r in deaf.sets] == [0.0, 0.0]
-    assert not deaf.mean and not deaf.gain
+    ignoring = evaluate(folders.WordVectors(), root, (8,), sets=["contrast"], instructions=folders.NAMED)
+    assert [r.scores["followed"][8].value for r in ignoring.sets] == [0.0, 0.0]
+    assert not ignoring.mean and not ignoring.gain
 
 
 def test_mean_and_paired_gain_by_hand() -> None:
@@ -104,7 +107,7 @@ def test_mean_and_paired_gain_by_hand() -> None:
     assert (gain[5].low, gain[5].high) == pytest.approx((5.25, 14.75))
 
 
-def test_equal_vectors_at_two_steps_gain_nothing_surely() -> None:
+def test_equal_vectors_at_two_steps_have_zero_gain() -> None:
     values = np.random.default_rng(0).random(50)
     estimate = mean_estimate(values, 1)
     _, gain = summarise([[estimate, mean_estimate(values, 1)]], (1, 2))
@@ -117,7 +120,7 @@ def test_results_arrive_one_by_one(root: Path) -> None:
     assert seen == [r.name for r in report.sets] == ["sts/graded", "sts/same"]
 
 
-def test_vectors_are_forgotten_after_their_last_use(root: Path) -> None:
+def test_vectors_are_released_after_their_last_use(root: Path) -> None:
     sets = load_sets(root, ["classification/bank_fine", "sts", "contrast/bank"], instructions=folders.NAMED)
     model = folders.WordVectors()
     vectors = Vectors(sets, model, (1,))
@@ -148,13 +151,13 @@ def test_vectors_are_normalised_and_in_order(root: Path) -> None:
             lambda made: made * np.where(np.arange(len(made)) == 1, np.nan, 1)[:, None, None],
             r"1 of 4 texts .*'blue'",
         ),
-        (lambda made: made * 0, "no length"),
+        (lambda made: made * 0, "zero or not finite"),
     ],
 )
-def test_bad_vectors(root: Path, spoil: object, message: str) -> None:
+def test_bad_vectors(root: Path, spoil: Callable[..., Any], message: str) -> None:
     model = folders.WordVectors()
     with pytest.raises(InputError, match=message):
-        evaluate(lambda *asked: spoil(model(*asked)), root, (1, 5), sets=["sts/graded"])  # type: ignore[operator]
+        evaluate(lambda *arguments: spoil(model(*arguments)), root, (1, 5), sets=["sts/graded"])
 
 
 @pytest.mark.parametrize("steps", [(), (-1,), (1.5,), ("1",), (True,)])
@@ -189,7 +192,7 @@ def test_bad_reports(tmp_path: Path) -> None:
         Report.load(path)
 
 
-def test_table_shows_every_set_the_mean_and_that_it_is_a_sample(root: Path) -> None:
+def test_the_table_shows_sets_mean_and_sample_size(root: Path) -> None:
     from rich.console import Console
 
     report = evaluate(folders.WordVectors(), root, (1, 5), limit=8, model="words")
@@ -199,7 +202,7 @@ def test_table_shows_every_set_the_mean_and_that_it_is_a_sample(root: Path) -> N
     shown = capture.get()
     for result in report.sets:
         assert result.name in shown and result.main in shown
-    assert "mean of 8" in shown and "gain over K=1" in shown and "a sample of 8 a set" in shown
+    assert "mean of 8" in shown and "gain over K=1" in shown and "samples of 8 per set" in shown
     assert str(report.mean[5]) in shown
 
 
@@ -216,7 +219,7 @@ def test_plots(root: Path, tmp_path: Path, ending: str) -> None:
         assert "fewer words" in path.read_text()
 
 
-def test_plots_need_something_in_common(root: Path, tmp_path: Path) -> None:
+def test_plots_need_a_common_set(root: Path, tmp_path: Path) -> None:
     sts = evaluate(folders.WordVectors(), root, (1,), sets=["sts"])
     retrieval = evaluate(folders.WordVectors(), root, (1,), sets=["retrieval"])
     with pytest.raises(InputError, match="no evaluation set in common"):
@@ -225,7 +228,7 @@ def test_plots_need_something_in_common(root: Path, tmp_path: Path) -> None:
         plot([], tmp_path / "x.png")
 
 
-@pytest.mark.filterwarnings("ignore::gircse_rag.errors.GircseWarning")  # here the embedder is asked for each K alone
+@pytest.mark.filterwarnings("ignore::gircse_rag.errors.GircseWarning")  # each K is requested separately
 def test_an_embedder_is_scored_along_its_trajectory(root: Path, tiny_embedder: Embedder) -> None:
     report = evaluate(tiny_embedder, root, (1, 3), sets=["sts/graded", "retrieval"])
     assert report.fingerprint == tiny_embedder.fingerprint
@@ -233,18 +236,18 @@ def test_an_embedder_is_scored_along_its_trajectory(root: Path, tiny_embedder: E
     for k in (1, 3):
 
         def embed(
-            texts: list[str], role: str, instruction: str | None, steps: tuple[int, ...], k: int = k
+            texts: list[str], role: Role, instruction: str | None, steps: tuple[int, ...], k: int = k
         ) -> np.ndarray:
-            return tiny_embedder.embed(texts, role, instruction, steps=k).vectors[:, None]  # type: ignore[arg-type]
+            return tiny_embedder.embed(texts, role, instruction, steps=k).vectors[:, None]
 
         alone = evaluate(embed, root, (k,), sets=["sts/graded", "retrieval"])
         for result in alone.sets:
             assert result.scores[result.main][k] == report[result.name].scores[result.main][k]
-    with pytest.raises(GircseError, match="steps from 1"):
+    with pytest.raises(GircseError, match="use steps >= 1"):
         evaluate(tiny_embedder, root, (0, 3), sets=["sts/graded"])
 
 
-def test_truncated_texts_are_counted_not_warned_of(tmp_path: Path, tiny_embedder: Embedder) -> None:
+def test_truncated_texts_are_counted_without_a_warning(tmp_path: Path, tiny_embedder: Embedder) -> None:
     long = "word " * (2 * tiny_embedder.spec.max_length)
     rows = ["score\tsentence1\tsentence2", f"1\t{long}\ta", "2\tb\tc", f"3\t{long}\tlong enough"]
     folders.write_lines(tmp_path / "sts" / "long.tsv", rows)
@@ -259,7 +262,7 @@ def test_control_characters_become_spaces(tmp_path: Path, tiny_embedder: Embedde
 
     assert sts("published", "\x12") == sts("cleaned", " ")
     words = folders.WordVectors()
-    evaluate(words, tmp_path / "published", (0,))  # so does any other model, such as a pooling baseline
+    evaluate(words, tmp_path / "published", (0,))  # other models, such as a pooling baseline, get the cleaned text too
     assert "Treasury s plan" in [text for texts, *_ in words.calls for text in texts]
 
 

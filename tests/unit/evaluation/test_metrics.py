@@ -97,7 +97,7 @@ def test_average_precision_by_hand() -> None:
     assert found.value == pytest.approx(5 / 6)
 
 
-def test_average_precision_replicates_are_those_of_resampled_pairs() -> None:
+def test_average_precision_replicates_are_average_precision_of_resampled_pairs() -> None:
     from sklearn.metrics import average_precision_score
 
     rng = np.random.default_rng(1)
@@ -127,7 +127,7 @@ def test_v_measure_by_hand() -> None:
     assert v_measure(labels, [split, np.array([1, 1, 0, 0])], 0).value == pytest.approx(0.9)
 
 
-def test_v_measure_interval_is_around_the_value() -> None:
+def test_the_v_measure_interval_contains_the_value() -> None:
     rng = np.random.default_rng(0)
     labels = [str(i % 30) for i in range(300)]
     assigned = np.where(rng.random(300) < 0.6, np.arange(300) % 30, rng.integers(0, 30, 300))
@@ -137,7 +137,7 @@ def test_v_measure_interval_is_around_the_value() -> None:
     assert estimate.replicates.mean() == pytest.approx(estimate.value)
 
 
-def test_v_measure_replicates_spread_as_those_of_resampled_texts() -> None:
+def test_v_measure_replicates_vary_like_resampled_texts() -> None:
     from sklearn.metrics import v_measure_score
 
     rng = np.random.default_rng(3)
@@ -157,12 +157,12 @@ def test_average_precision_rows_by_hand() -> None:
     assert np.isnan(found[2])
 
 
-def test_a_relevant_entry_out_of_the_ranking_counts_nothing() -> None:
+def test_relevant_entries_outside_the_ranking_are_ignored() -> None:
     found = average_precision_rows(np.array([[0.9, 0.5]]), np.array([[True, True]]), np.array([[False, True]]))
     assert found == pytest.approx([1.0])
 
 
-def test_mean_interval_is_that_of_a_proportion() -> None:
+def test_the_mean_interval_matches_that_of_a_proportion() -> None:
     values = np.array([1.0] * 300 + [0.0] * 100)
     estimate = mean_estimate(values, 3)
     low, high = estimate.interval

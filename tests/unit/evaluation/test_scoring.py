@@ -32,7 +32,7 @@ def test_retrieval_ranks_by_cosine() -> None:
     data = RetrievalSet(
         "retrieval/x", "i", ("q1", "q2"), ("", ""), ("a", "b", "c"), ("",) * 3, {"q1": {"b": 1}, "q2": {"c": 1}}
     )
-    # q1 at 0 degrees sees a, b, c in this order; q2 at 90 degrees sees c, b, a
+    # q1 at 0 degrees ranks a, b, c; q2 at 90 degrees ranks c, b, a
     found = score(data, {"queries": angles(0, 90), "documents": angles(5, 30, 80)})
     assert next(iter(found)) == data.main == "ndcg@10"
     assert found["ndcg@10"].value == pytest.approx((1 / np.log2(3) + 1) / 2)
@@ -54,7 +54,7 @@ def test_binary_pairs_lead_with_average_precision() -> None:
 
 
 def cones(count: int, width: float, seed: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Unit vectors (count, 16) in one narrow cone, three labels apart by no more than `width`."""
+    """Unit vectors (count, 16) in one narrow cone, with three labels about `width` apart."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     rows = np.zeros((count, 16))
@@ -69,12 +69,12 @@ def test_probe_learns_labels_however_narrow_the_cone(width: float) -> None:
     test, test_labels = cones(30, width, 1)
     data = ProbeSet("classification/x", "i", ("",) * 90, train_labels, ("",) * 30, test_labels)
     assert score(data, {"train": train, "test": test})["accuracy"].value == 1.0
-    # the labels of the test texts turned by one: every guess is now wrong
-    turned = replace(data, test_labels=test_labels[1:] + test_labels[:1])
-    assert score(turned, {"train": train, "test": test})["accuracy"].value == 0.0
+    # rotate the test labels by one, so that every prediction is wrong
+    rotated = replace(data, test_labels=test_labels[1:] + test_labels[:1])
+    assert score(rotated, {"train": train, "test": test})["accuracy"].value == 0.0
 
 
-def test_clusters_found_and_not_found() -> None:
+def test_v_measure_of_clusters_and_of_noise() -> None:
     texts, labels = cones(60, 1.0, 0)
     data = ClusterSet("clustering/x", "i", ("",) * 60, labels)
     assert score(data, {"texts": texts})["v_measure"].value == pytest.approx(1.0)
@@ -113,7 +113,7 @@ def test_nested_contrast_against_a_plain_loop() -> None:
     assert found["coarse_gain"].value == pytest.approx(np.mean(coarse_gains), abs=1e-6)
 
 
-def test_nested_contrast_of_an_obedient_model_is_one() -> None:
+def test_nested_contrast_is_one_if_instructions_are_followed() -> None:
     rng = np.random.default_rng(0)
     fine_axis = np.eye(8)[[{"a": 0, "b": 1, "c": 2, "d": 3}[f] for f in FINE]]
     coarse_axis = np.eye(8)[[{"X": 4, "Y": 5}[c] for c in COARSE]]
@@ -124,13 +124,13 @@ def test_nested_contrast_of_an_obedient_model_is_one() -> None:
     assert swapped["followed"].value == 0.0
 
 
-def test_nested_contrast_of_a_deaf_model_is_zero_however_good() -> None:
+def test_nested_contrast_is_zero_if_instructions_are_ignored() -> None:
     rng = np.random.default_rng(0)
     both = np.eye(8)[[{"a": 0, "b": 1, "c": 2, "d": 3}[f] for f in FINE]]
     both += np.eye(8)[[{"X": 4, "Y": 5}[c] for c in COARSE]]
     good = unit(both + 0.05 * rng.standard_normal((24, 8)))
     assert score(contrast(), {"fine": good, "coarse": good})["followed"].value == 0.0
-    # ... also with the float noise of another batch, and when one instruction makes everything worse
+    # the same with float noise, and if one instruction makes every vector worse
     jitter = unit(good + 1e-7 * rng.standard_normal(good.shape))
     assert score(contrast(), {"fine": good, "coarse": jitter})["followed"].value == 0.0
     worse = unit(good + 0.6 * rng.standard_normal(good.shape))
@@ -147,10 +147,10 @@ def test_nested_contrast_of_random_vectors_is_about_a_quarter_at_most() -> None:
     assert score(data, {"fine": fine, "coarse": coarse})["followed"].value < 0.3
 
 
-def test_nested_contrast_leaves_out_texts_without_mates() -> None:
-    lonely = NestedContrastSet("contrast/x", "f", "c", ("",) * 3, ("a", "b", "c"), ("X", "X", "Y"))
-    with pytest.raises(InputError, match="raise the limit"):
-        score(lonely, {"fine": angles(0, 1, 2), "coarse": angles(0, 1, 2)})
+def test_nested_contrast_needs_texts_with_equal_labels() -> None:
+    unpaired = NestedContrastSet("contrast/x", "f", "c", ("",) * 3, ("a", "b", "c"), ("X", "X", "Y"))
+    with pytest.raises(InputError, match="increase the limit"):
+        score(unpaired, {"fine": angles(0, 1, 2), "coarse": angles(0, 1, 2)})
 
 
 def test_choice_contrast_by_hand() -> None:
@@ -165,16 +165,16 @@ def test_choice_contrast_by_hand() -> None:
     assert data.blocks["candidates: i"].instruction == "i" and data.blocks["candidates: j"].instruction is None
     vectors = {
         "queries: i": angles(0, 0),
-        "candidates: i": angles(10, 40, 10, 40),  # own answers nearer: right, right
+        "candidates: i": angles(10, 40, 10, 40),  # each query is nearer to its own answer
         "queries: j": angles(0, 0),
-        "candidates: j": angles(10, 40, 40, 10),  # right, wrong
+        "candidates: j": angles(10, 40, 40, 10),  # only the first query is
     }
     found = score(data, vectors)
     assert found["followed"].value == 0.5
     assert found["choices"].value == 0.75
 
 
-def test_choice_contrast_of_a_deaf_model_is_zero() -> None:
+def test_choice_contrast_is_zero_if_instructions_are_ignored() -> None:
     rng = np.random.default_rng(0)
     count = 200
     data = ChoiceContrastSet(

@@ -8,7 +8,7 @@ from qdrant_client import QdrantClient
 
 from gircse_rag.qdrant import open_client
 from tests.disk import SmallDisks
-from tests.unit.qdrant.standin import StandIn
+from tests.stand_in import StandIn
 
 
 @pytest.fixture
@@ -18,14 +18,14 @@ def embedder() -> StandIn:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[QdrantClient]:
-    """The real embedded Qdrant."""
-    made = open_client(tmp_path / "store")
-    yield made
-    made.close()
+    """A real embedded Qdrant (local mode) in a folder."""
+    client = open_client(tmp_path / "store")
+    yield client
+    client.close()
 
 
 @pytest.fixture
 def small_disks(tmp_path: Path) -> Iterator[SmallDisks]:
-    made = SmallDisks(tmp_path)
-    yield made
-    made.unmount()
+    disks = SmallDisks(tmp_path)
+    yield disks
+    disks.unmount()

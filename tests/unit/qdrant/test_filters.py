@@ -35,7 +35,7 @@ from gircse_rag.qdrant.filters import as_filter, field_path
         ('""', '""'),
     ],
 )
-def test_the_path_of_a_key(key: str, path: str) -> None:
+def test_field_path_quotes_names_where_needed(key: str, path: str) -> None:
     assert field_path(key) == f"metadata.{path}"
     parse_json_path(field_path(key))
 
@@ -60,13 +60,13 @@ def test_the_path_of_a_key(key: str, path: str) -> None:
         "\ud800",
     ],
 )
-def test_a_key_without_a_path(key: str) -> None:
+def test_keys_without_a_path_are_refused(key: str) -> None:
     with pytest.raises(InputError, match="a filter has the key " + re.escape(repr(key))):
         as_filter({key: 1})
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters='"\\'), min_size=1))
-def test_every_name_has_a_path_in_quotes(name: str) -> None:
+def test_every_name_has_a_path_if_quoted(name: str) -> None:
     first, second = parse_json_path(field_path(f'"{name}"'))
     assert (first.key, second.key, second.item_type) == ("metadata", name, JsonPathItemType.KEY)
 

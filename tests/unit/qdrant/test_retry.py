@@ -16,19 +16,19 @@ from gircse_rag.errors import StoreError
 from gircse_rag.qdrant import Document, IngestReport, ingest
 from gircse_rag.qdrant.retry import Retry, StoppedError
 from tests.qdrant_shim import FAULTS, Fault, Shim
-from tests.unit.qdrant.standin import StandIn
+from tests.stand_in import StandIn
 
 DOCUMENTS = [Document(str(number), f"text number {number}") for number in range(20)]
 
 
 @pytest.fixture
 def shim() -> Iterator[Shim]:
-    with Shim() as made:
-        yield made
+    with Shim() as server:
+        yield server
 
 
 def _ingest(client: QdrantClient, **options: Any) -> IngestReport:
-    return ingest(DOCUMENTS, collection="docs", embedder=StandIn(), client=client, batch_size=5, **options)  # type: ignore[arg-type]
+    return ingest(DOCUMENTS, collection="docs", embedder=StandIn(), client=client, batch_size=5, **options)
 
 
 def _stored(shim: Shim) -> int:
@@ -36,7 +36,7 @@ def _stored(shim: Shim) -> int:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_a_retry_mends_is_mended_and_counted(shim: Shim, fault: Fault) -> None:
+def test_transient_faults_are_retried_and_counted(shim: Shim, fault: Fault) -> None:
     shim.fail_next([fault, fault, None, fault])
     report = _ingest(shim.client())
     assert (report.added, report.retries, report.failed) == (20, 3, [])
@@ -45,36 +45,36 @@ def test_what_a_retry_mends_is_mended_and_counted(shim: Shim, fault: Fault) -> N
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/collections/docs$"), ("POST", "/points$"), ("GET", "/exists$")])
 @pytest.mark.parametrize("fault", ["503", "drop after"])
-def test_reads_and_the_making_of_the_collection_are_repeated_too(
-    shim: Shim, fault: Fault, method: str, path: str
-) -> None:
+def test_reads_and_collection_creation_are_retried(shim: Shim, fault: Fault, method: str, path: str) -> None:
     shim.fail_next([fault], method, path)
     report = _ingest(shim.client())
     assert (report.added, report.retries, _stored(shim)) == (20, 1, 20)
 
 
-def test_a_time_out_is_repeated_and_what_was_applied_twice_is_there_once(shim: Shim) -> None:
-    shim.slow = 1.5
+def test_a_timeout_is_retried_and_points_written_twice_are_stored_once(shim: Shim) -> None:
+    shim.delay_seconds = 1.5
     shim.fail_next(["delay"])
     report = _ingest(shim.client(timeout=1))
     assert (report.added, report.retries, _stored(shim)) == (20, 1, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["2", "a date"])
-def test_retry_after_is_obeyed(shim: Shim, form: str) -> None:
-    shim.waits = form if form == "2" else email.utils.formatdate(time.time() + 4, usegmt=True)  # whole seconds: 3 to 4
+def test_retry_after_is_respected(shim: Shim, form: str) -> None:
+    # HTTP dates have whole seconds, so 4 s ahead means a wait of 3 to 4 s
+    shim.retry_after = form if form == "2" else email.utils.formatdate(time.time() + 4, usegmt=True)
     shim.fail_next(["429"])
     assert _ingest(shim.client()).retries == 1
     first, second = [
         at
-        for at, (method, path) in zip(shim.asked, shim.requests, strict=True)
+        for at, (method, path) in zip(shim.request_times, shim.requests, strict=True)
         if (method, path[-7:]) == ("PUT", "/points")
     ][:2]
     assert second - first >= 2
 
 
-def test_a_wait_beyond_the_deadline_is_not_begun(shim: Shim) -> None:
-    shim.waits = "3600"
+def test_a_wait_beyond_the_deadline_is_not_started(shim: Shim) -> None:
+    shim.retry_after = "3600"
     shim.fail_next(["429"])
     began = time.monotonic()
     with pytest.raises(StoreError, match=r"asked to wait 3600 s.*run again"):
@@ -83,14 +83,14 @@ def test_a_wait_beyond_the_deadline_is_not_begun(shim: Shim) -> None:
 
 
 @pytest.mark.parametrize("fault", ["503", "drop before", "acknowledged"])
-def test_after_the_deadline_the_error_says_how_often_and_what_to_do(shim: Shim, fault: Fault) -> None:
+def test_after_the_deadline_the_error_gives_the_attempts_and_the_remedy(shim: Shim, fault: Fault) -> None:
     shim.fail_next(itertools.chain([None], itertools.repeat(fault, 200)))
     with pytest.raises(
         StoreError, match=rf"{shim.url} failed \d+ times in a row \(within 1.5 s\).*run again"
     ) as caught:
         _ingest(shim.client(), deadline=1.5)
-    tried = sum(request == ("PUT", "/collections/docs/points") for request in shim.requests) - 1
-    assert tried > 1 and f"failed {tried} times" in str(caught.value)
+    attempts = sum(request == ("PUT", "/collections/docs/points") for request in shim.requests) - 1
+    assert attempts > 1 and f"failed {attempts} times" in str(caught.value)
     before = _stored(shim)
     assert before >= 5
     shim.fail_next([])
@@ -99,30 +99,30 @@ def test_after_the_deadline_the_error_says_how_often_and_what_to_do(shim: Shim, 
 
 
 @pytest.mark.filterwarnings("ignore:Api key")
-def test_a_wrong_key_is_not_tried_again(shim: Shim) -> None:
+def test_a_wrong_api_key_is_not_retried(shim: Shim) -> None:
     shim.api_key = "right"
     with pytest.raises(StoreError, match=r"HTTP 401.*QDRANT_API_KEY"):
         _ingest(QdrantClient(url=shim.url, api_key="wrong", check_compatibility=False))
     assert len(shim.requests) == 1
 
 
-def test_a_server_that_never_answered_is_not_waited_for() -> None:
-    with Shim() as gone:
-        url = gone.url
+def test_a_server_that_never_answered_is_not_retried() -> None:
+    with Shim() as stopped:
+        url = stopped.url
     began = time.monotonic()
     with pytest.raises(StoreError, match="does not answer"):
         _ingest(QdrantClient(url=url, check_compatibility=False))
     assert time.monotonic() - began < 10
 
 
-def test_a_refused_point_fails_its_document_alone(shim: Shim) -> None:
+def test_a_refused_point_fails_only_its_document(shim: Shim) -> None:
     shim.fail_next(["400", None, "400"])  # the batch, then its first document, then its second
     report = _ingest(shim.client())
     assert (report.added, [failure.id for failure in report.failed], report.retries) == (19, ["1"], 0)
     assert "refuses its points (HTTP 400: " in report.failed[0].reason and _stored(shim) == 19
 
 
-def test_a_collection_deleted_under_the_run_is_named(shim: Shim) -> None:
+def test_a_collection_deleted_during_the_run_is_reported(shim: Shim) -> None:
     def documents() -> Iterator[Document]:
         for number in range(10_000):
             if number == 500:
@@ -130,10 +130,10 @@ def test_a_collection_deleted_under_the_run_is_named(shim: Shim) -> None:
             yield Document(str(number), f"text number {number}")
 
     with pytest.raises(StoreError, match=r"collection 'docs' is gone.*run again"):
-        ingest(documents(), collection="docs", embedder=StandIn(), client=shim.client())  # type: ignore[arg-type]
+        ingest(documents(), collection="docs", embedder=StandIn(), client=shim.client())
 
 
-class _LostError(Exception):
+class _TransientError(Exception):
     pass
 
 
@@ -143,32 +143,34 @@ def test_waits_grow_and_are_jittered(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def failing() -> None:
         if len(waits) < 12:
-            raise _LostError
+            raise _TransientError
 
-    monkeypatch.setattr("gircse_rag.qdrant.retry.Retry._helps", lambda self, error: isinstance(error, _LostError))
+    monkeypatch.setattr(
+        "gircse_rag.qdrant.retry.Retry._is_retryable", lambda _, error: isinstance(error, _TransientError)
+    )
     Retry("a store", deadline=10_000)(failing)
     assert len(set(waits)) == 12 and max(waits) <= 30
     assert sum(waits[:4]) <= 0.25 * 15 and max(waits[6:]) > 1
 
 
-def test_an_error_elsewhere_ends_a_wait_at_once(shim: Shim) -> None:
-    shim.waits = "60"
+def test_an_error_in_another_thread_ends_a_wait_at_once(shim: Shim) -> None:
+    shim.retry_after = "60"
     shim.fail_next(["429"], "GET", "/collections$")
-    ask, client = Retry("a store"), shim.client()
+    retry, client = Retry("a store"), shim.client()
     outcome: list[BaseException] = []
 
-    def waiting() -> None:
+    def wait() -> None:
         try:
-            ask(client.get_collections)
+            retry(client.get_collections)
         except BaseException as error:
             outcome.append(error)
 
-    thread = threading.Thread(target=waiting)
+    thread = threading.Thread(target=wait)
     began = time.monotonic()
     thread.start()
     while not shim.requests:
         time.sleep(0.01)
-    with pytest.raises(KeyError), ask.stopped_by_errors():
+    with pytest.raises(KeyError), retry.stopped_by_errors():
         raise KeyError
     thread.join(10)
     assert time.monotonic() - began < 10

@@ -5,10 +5,11 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from unittest.mock import Mock
 
 import grpc
@@ -20,20 +21,21 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError, StoreError
 from gircse_rag.qdrant import Document, IngestReport, create_collection, ingest, open_client, search
 from gircse_rag.spec import EmbeddingSpec
-from tests.unit.qdrant.standin import StandIn
+from tests.stand_in import StandIn
 
 DOCUMENTS = [Document("a", "one")]
+Use = Callable[[QdrantClient, StandIn], None]
 
 
 def _ingest(client: QdrantClient, embedder: StandIn, collection: str = "docs") -> None:
-    ingest(DOCUMENTS, collection=collection, embedder=embedder, client=client)  # type: ignore[arg-type]
+    ingest(DOCUMENTS, collection=collection, embedder=embedder, client=client)
 
 
 def _search(client: QdrantClient, embedder: StandIn, collection: str = "docs") -> None:
-    search("one", collection=collection, embedder=embedder, client=client)  # type: ignore[arg-type]
+    search("one", collection=collection, embedder=embedder, client=client)
 
 
-def test_the_collection_says_which_spec_made_it(tmp_path: Path, embedder: StandIn) -> None:
+def test_the_collection_stores_the_spec_that_created_it(tmp_path: Path, embedder: StandIn) -> None:
     client = open_client(tmp_path / "store")
     _ingest(client, embedder)
     client.close()
@@ -52,13 +54,13 @@ def test_the_collection_says_which_spec_made_it(tmp_path: Path, embedder: StandI
     "other", [{"document_steps": 3}, {"base_hash": "tuned"}, {"temperature": 0.5}, {"dimension": 8}, {"max_length": 32}]
 )
 def test_another_spec_is_refused_and_both_sides_are_named(
-    client: QdrantClient, embedder: StandIn, use: object, other: dict[str, object]
+    client: QdrantClient, embedder: StandIn, use: Use, other: dict[str, Any]
 ) -> None:
     _ingest(client, embedder)
-    stranger = StandIn(**other)  # type: ignore[arg-type]
+    stranger = StandIn(**other)
     ((name, value),) = other.items()
     with pytest.raises(SpecMismatchError) as caught:
-        use(client, stranger)  # type: ignore[operator]
+        use(client, stranger)
     message = str(caught.value)
     assert stranger.fingerprint[:12] in message and embedder.fingerprint[:12] in message
     assert f"{name}: this embedder {value!r}, collection 'docs' {getattr(embedder.spec, name)!r}" in message
@@ -67,17 +69,17 @@ def test_another_spec_is_refused_and_both_sides_are_named(
 
 
 @pytest.mark.parametrize("use", [_ingest, _search])
-def test_another_dtype_only_warns(client: QdrantClient, embedder: StandIn, use: object) -> None:
+def test_another_dtype_only_warns(client: QdrantClient, embedder: StandIn, use: Use) -> None:
     _ingest(client, embedder)
     with pytest.warns(GircseWarning, match=r"bfloat16.*float32"):
-        use(client, StandIn(dtype="bfloat16"))  # type: ignore[operator]
+        use(client, StandIn(dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("use", [_ingest, _search])
-def test_a_collection_of_somebody_else_is_refused(client: QdrantClient, embedder: StandIn, use: object) -> None:
+def test_a_collection_of_another_tool_is_refused(client: QdrantClient, embedder: StandIn, use: Use) -> None:
     client.create_collection("docs", models.VectorParams(size=16, distance=models.Distance.COSINE))
     with pytest.raises(StoreError, match=r"not made by gircse.*another collection"):
-        use(client, embedder)  # type: ignore[operator]
+        use(client, embedder)
     assert client.count("docs").count == 0
 
 
@@ -90,9 +92,9 @@ def test_a_collection_of_somebody_else_is_refused(client: QdrantClient, embedder
         models.VectorParams(size=16, distance=models.Distance.COSINE),
     ],
 )
-def test_other_vectors_under_our_spec_are_refused(client: QdrantClient, embedder: StandIn, vectors: object) -> None:
+def test_mismatched_vectors_under_our_spec_are_refused(client: QdrantClient, embedder: StandIn, vectors: Any) -> None:
     note = {"gircse": {"fingerprint": embedder.fingerprint, "spec": embedder.spec.to_dict()}}
-    client.create_collection("docs", vectors, metadata=note)  # type: ignore[arg-type]
+    client.create_collection("docs", vectors, metadata=note)
     with pytest.raises(StoreError, match="this embedder needs 'gircse': 16 Cosine"):
         _ingest(client, embedder)
 
@@ -111,7 +113,7 @@ def test_a_fingerprint_of_another_version_is_refused(client: QdrantClient, embed
         _search(client, embedder)
 
 
-def test_a_missing_collection_is_named_with_those_there_are(client: QdrantClient, embedder: StandIn) -> None:
+def test_a_missing_collection_is_reported_with_the_existing_ones(client: QdrantClient, embedder: StandIn) -> None:
     with pytest.raises(StoreError, match=r"no collection 'docs' \(there is: none\)"):
         _search(client, embedder)
     _ingest(client, embedder, "b")
@@ -125,11 +127,11 @@ def test_a_missing_collection_is_named_with_those_there_are(client: QdrantClient
     [
         UnexpectedResponse(409, "Conflict", b"exists", httpx.Headers()),
         grpc.RpcError(),
-        StoreError("collection 'docs' is there already"),
+        StoreError("collection 'docs' already exists"),
         ValueError("Collection docs already exists"),
     ],
 )
-def test_a_collection_that_somebody_makes_meanwhile_is_checked_and_taken(
+def test_a_collection_created_meanwhile_is_checked_and_used(
     client: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch, answer: Exception
 ) -> None:
     create = client.create_collection
@@ -150,29 +152,29 @@ def test_a_collection_that_somebody_makes_meanwhile_is_checked_and_taken(
         _ingest(client, embedder)
     client.delete_collection("docs")
     maker = None
-    with pytest.raises((StoreError, ValueError), match=r"HTTP 409|refuses|there already|already exists"):
+    with pytest.raises((StoreError, ValueError), match=r"HTTP 409|refuses|already exists"):
         _ingest(client, embedder)
 
 
 @pytest.mark.parametrize("engine", ["local", "edge"])
-def test_two_ingests_that_make_one_collection_lose_nothing(
+def test_two_ingests_that_create_one_collection_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Literal["local", "edge"]
 ) -> None:
     if engine == "edge":
         pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
     client = open_client(tmp_path / "store", engine=engine)
-    exists, both, asked = client.collection_exists, threading.Barrier(2, timeout=30), threading.local()
+    exists, both, thread = client.collection_exists, threading.Barrier(2, timeout=30), threading.local()
 
-    def ask(name: str) -> bool:
-        there = exists(name)
-        if not hasattr(asked, "once"):
-            asked.once = both.wait()  # until the other has been told, too, that there is none
-        return there
+    def collection_exists(name: str) -> bool:
+        answer = exists(name)
+        if not hasattr(thread, "waited"):
+            thread.waited = both.wait()  # until the other thread has also found no collection
+        return answer
 
     def run(name: str) -> IngestReport:
-        return ingest([Document(name, name)], collection="docs", embedder=StandIn(), client=client)  # type: ignore[arg-type]
+        return ingest([Document(name, name)], collection="docs", embedder=StandIn(), client=client)
 
-    monkeypatch.setattr(client, "collection_exists", ask)
+    monkeypatch.setattr(client, "collection_exists", collection_exists)
     with ThreadPoolExecutor(2) as threads:
         reports = list(threads.map(run, ["a", "b"]))
     assert [report.added for report in reports] == [1, 1] and client.count("docs").count == 2
@@ -180,26 +182,27 @@ def test_two_ingests_that_make_one_collection_lose_nothing(
 
 
 @pytest.mark.parametrize("answer", [None, UnexpectedResponse(409, "Conflict", b"exists", httpx.Headers())])
-def test_of_two_who_create_one_collection_the_second_is_told(
+def test_the_second_of_two_concurrent_creations_raises(
     client: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch, answer: Exception | None
 ) -> None:
-    exists, there = client.collection_exists, iter([False])
-    create_collection(client, "docs", embedder)  # type: ignore[arg-type]
-    monkeypatch.setattr(client, "collection_exists", lambda name: next(there, exists(name)))
+    exists, answers = client.collection_exists, iter([False])
+    create_collection(client, "docs", embedder)
+    monkeypatch.setattr(client, "collection_exists", lambda name: next(answers, exists(name)))
     if answer is not None:
         monkeypatch.setattr(client, "create_collection", Mock(side_effect=answer))
     with pytest.raises(StoreError, match="'docs' exists"):
-        create_collection(client, "docs", embedder)  # type: ignore[arg-type]
+        create_collection(client, "docs", embedder)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", 'a"b', "x" * 256])
-def test_a_name_no_collection_can_have_is_refused(client: QdrantClient, embedder: StandIn, name: str) -> None:
+def test_invalid_collection_names_are_refused(client: QdrantClient, embedder: StandIn, name: str) -> None:
     with pytest.raises(InputError, match="a collection cannot be called"):
         _ingest(client, embedder, name)
     assert client.get_collections().collections == []
 
 
-def test_a_store_open_in_another_process_is_named(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_store_open_in_another_process_is_reported(tmp_path: Path) -> None:
     store = tmp_path / "store"
     program = f"import qdrant_client as q\nclient = q.QdrantClient(path={str(store)!r})\nprint(flush=True)\ninput()"
     holder = subprocess.Popen(
@@ -218,13 +221,13 @@ def test_a_store_open_in_another_process_is_named(tmp_path: Path) -> None:
     open_client(store).close()
 
 
-def test_a_search_makes_no_store(tmp_path: Path) -> None:
+def test_opening_a_missing_store_to_search_does_not_create_it(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no Qdrant store in"):
         open_client(tmp_path / "nowhere", create=False)
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_what_is_no_store_is_named(tmp_path: Path) -> None:
+def test_paths_that_are_not_stores_are_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "meta.json").write_text('{"collec')
@@ -233,7 +236,7 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
             open_client(tmp_path / name)
 
 
-def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_client_selects_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("QDRANT_URL", raising=False)
     open_client().close()
@@ -250,25 +253,25 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("use", [_ingest, _search])
-def test_a_server_that_is_down_is_named(embedder: StandIn, use: object) -> None:
+def test_a_server_that_is_down_is_reported(embedder: StandIn, use: Use) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port, and it refuses
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: the port is reserved and refuses connections
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(StoreError, match=re.escape(url) + ".*does not answer.*run again"):
-            use(open_client(url=url), embedder)  # type: ignore[operator]
+            use(open_client(url=url), embedder)
     assert embedder.embedded == []
 
 
-class _Answer(BaseHTTPRequestHandler):
+class _FixedReply(BaseHTTPRequestHandler):
     status, body = 200, b""
 
-    def _say(self) -> None:
+    def _reply(self) -> None:
         self.send_response(self.status)
         self.send_header("Content-Length", str(len(self.body)))
         self.end_headers()
         self.wfile.write(self.body)
 
-    do_GET = do_PUT = do_POST = _say  # noqa: N815
+    do_GET = do_PUT = do_POST = _reply  # noqa: N815
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -283,8 +286,8 @@ class _Answer(BaseHTTPRequestHandler):
         (401, b"", "QDRANT_API_KEY"),
     ],
 )
-def test_a_server_that_answers_badly_is_named(embedder: StandIn, status: int, body: bytes, message: str) -> None:
-    handler = type("Handler", (_Answer,), {"status": status, "body": body})
+def test_a_bad_server_answer_is_reported(embedder: StandIn, status: int, body: bytes, message: str) -> None:
+    handler = type("Handler", (_FixedReply,), {"status": status, "body": body})
     with HTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         client = open_client(url=f"http://127.0.0.1:{server.server_port}")
@@ -293,7 +296,7 @@ def test_a_server_that_answers_badly_is_named(embedder: StandIn, status: int, bo
         server.shutdown()
 
 
-def test_a_damaged_embedded_store_is_named(tmp_path: Path, embedder: StandIn) -> None:
+def test_a_damaged_embedded_store_is_reported(tmp_path: Path, embedder: StandIn) -> None:
     client = open_client(tmp_path / "store")
     _ingest(client, embedder)
     client.close()

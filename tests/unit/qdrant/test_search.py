@@ -1,29 +1,31 @@
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from gircse_rag.errors import GircseWarning, InputError
 from gircse_rag.qdrant import Document, Hit, ingest, open_client, search, search_batch, search_coarse_to_fine
 from gircse_rag.qdrant.points import point_id
-from tests.unit.qdrant.standin import StandIn
+from tests.stand_in import Query, StandIn, WordHashBackend
 
 TEXTS = {"cats": "cats purr and sleep", "dogs": "dogs bark and run", "birds": "birds sing at dawn"}
 
 
 @pytest.fixture(params=["local", "edge"])
-def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
-    """Both embedded engines: what a search says is the same."""
+def engine_client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
+    """Both embedded engines, which must give the same search results."""
     if request.param == "edge":
         pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
-    made = open_client(tmp_path / "store", engine=request.param)
-    yield made
-    made.close()
+    client = open_client(tmp_path / "store", engine=request.param)
+    yield client
+    client.close()
 
 
 def _fill(client: QdrantClient, embedder: StandIn) -> QdrantClient:
@@ -31,13 +33,13 @@ def _fill(client: QdrantClient, embedder: StandIn) -> QdrantClient:
         Document(name, text, {"legs": 2 if name == "birds" else 4, "wings": name == "birds"})
         for name, text in TEXTS.items()
     ]
-    ingest(documents, collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+    ingest(documents, collection="docs", embedder=embedder, client=client)
     return client
 
 
 @pytest.fixture
-def filled(either: QdrantClient, embedder: StandIn) -> QdrantClient:
-    return _fill(either, embedder)
+def filled(engine_client: QdrantClient, embedder: StandIn) -> QdrantClient:
+    return _fill(engine_client, embedder)
 
 
 @pytest.fixture
@@ -45,8 +47,8 @@ def local(client: QdrantClient, embedder: StandIn) -> QdrantClient:
     return _fill(client, embedder)
 
 
-def _search(client: QdrantClient, embedder: StandIn, question: str, **options: object) -> list[Hit]:
-    return search(question, collection="docs", embedder=embedder, client=client, **options)  # type: ignore[arg-type]
+def _search(client: QdrantClient, embedder: StandIn, question: str, **options: Any) -> list[Hit]:
+    return search(question, collection="docs", embedder=embedder, client=client, **options)
 
 
 def test_hits_are_ranked_by_cosine_and_carry_the_document(filled: QdrantClient, embedder: StandIn) -> None:
@@ -69,34 +71,29 @@ def test_limit_and_filter_reach_qdrant(filled: QdrantClient, embedder: StandIn) 
     assert [hit.document for hit in hits] == ["birds"]
 
 
-def test_instruction_and_steps_reach_the_embedder(local: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    class Listening(StandIn):
-        def embed(self, texts, role="query", instruction=None, *, steps=None, on_error="raise"):  # type: ignore[no-untyped-def]
-            asked.append((texts, role, instruction, steps))
-            return super().embed(texts, role, instruction, steps=steps, on_error=on_error)
-
-    _search(local, Listening(), "cats", instruction="find animals", steps=20)
-    assert asked == [(["cats"], "query", "find animals", 20)]
+def test_instruction_and_steps_reach_the_embedder(local: QdrantClient) -> None:
+    embedder = StandIn()
+    with pytest.warns(GircseWarning, match="queries take 20 refinement steps"):
+        _search(local, embedder, "cats", instruction="find animals", steps=20)
+    assert embedder.words.queries == [Query("cats", "find animals", 20)] and embedder.embedded == []
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True, None])
-def test_a_limit_that_is_none_is_refused(local: QdrantClient, embedder: StandIn, limit: object) -> None:
+def test_invalid_limits_are_refused(local: QdrantClient, embedder: StandIn, limit: object) -> None:
     with pytest.raises(InputError, match="limit must be"):
         _search(local, embedder, "cats", limit=limit)
 
 
 @pytest.mark.parametrize("question", ["", "  ", None, "\ud800"])
-def test_a_question_that_is_none_is_refused(local: QdrantClient, embedder: StandIn, question: str) -> None:
+def test_invalid_questions_are_refused(local: QdrantClient, embedder: StandIn, question: str) -> None:
     with pytest.raises(InputError):
         _search(local, embedder, question)
 
 
-def test_points_that_something_else_wrote_are_hits_too(filled: QdrantClient, embedder: StandIn) -> None:
+def test_points_of_other_tools_are_found(filled: QdrantClient, embedder: StandIn) -> None:
     vector = embedder.vector("written elsewhere").tolist()
     filled.upsert("docs", [models.PointStruct(id=7, vector={"gircse": vector}, payload={"page_content": "hi"})])
-    assert _search(filled, embedder, "written elsewhere", limit=1) == [Hit("7", pytest.approx(1.0), "hi", {}, None)]
+    assert _search(filled, embedder, "written elsewhere", limit=1) == [Hit("7", pytest.approx(1.0), "hi", {}, None)]  # type: ignore[arg-type]
 
 
 LEGS = models.FieldCondition(key="metadata.legs", match=models.MatchValue(value=4))
@@ -120,21 +117,21 @@ FILTERS: list[tuple[object, set[str]]] = [
 ]
 
 
-def test_a_filter_keeps_what_its_metadata_meet(filled: QdrantClient, embedder: StandIn) -> None:
-    for wanted, found in FILTERS:
-        hits = _search(filled, embedder, "animals", query_filter=wanted)
-        assert {hit.document for hit in hits} == found, wanted
+def test_filters_select_by_metadata(filled: QdrantClient, embedder: StandIn) -> None:
+    for query_filter, expected in FILTERS:
+        hits = _search(filled, embedder, "animals", query_filter=query_filter)
+        assert {hit.document for hit in hits} == expected, query_filter
 
 
-def test_a_filter_compares_dates(either: QdrantClient, embedder: StandIn) -> None:
+def test_a_filter_compares_dates(engine_client: QdrantClient, embedder: StandIn) -> None:
     documents = [Document(day, "same text", {"day": day}) for day in ("2024-05-01", "2025-05-01")]
-    ingest(documents, collection="docs", embedder=embedder, client=either)  # type: ignore[arg-type]
+    ingest(documents, collection="docs", embedder=embedder, client=engine_client)
     for bounds in ({"gte": "2025-01-01T00:00:00Z"}, {"gte": "2025-01-01", "lt": None}):
-        hits = _search(either, embedder, "same", query_filter={"day": bounds})
+        hits = _search(engine_client, embedder, "same", query_filter={"day": bounds})
         assert [hit.document for hit in hits] == ["2025-05-01"]
 
 
-def test_a_filter_reaches_names_that_are_no_words(either: QdrantClient, embedder: StandIn) -> None:
+def test_filters_reach_field_names_with_special_characters(engine_client: QdrantClient, embedder: StandIn) -> None:
     metadata = {
         "Release Date": "2020",
         "a/b": {"c d": ["x", "y"]},
@@ -145,7 +142,7 @@ def test_a_filter_reaches_names_that_are_no_words(either: QdrantClient, embedder
         "tags": ["new", "old"],
     }
     documents = [Document("it", "this one", metadata), Document("other", "another one", {"Release Date": "2021"})]
-    ingest(documents, collection="docs", embedder=embedder, client=either)  # type: ignore[arg-type]
+    ingest(documents, collection="docs", embedder=embedder, client=engine_client)
     for key, value in [
         ("Release Date", "2020"),
         ("a/b.c d", "y"),
@@ -158,13 +155,13 @@ def test_a_filter_reaches_names_that_are_no_words(either: QdrantClient, embedder
         ("tags", "old"),
         ("tags[]", "old"),
     ]:
-        hits = _search(either, embedder, "one", query_filter={key: value})
+        hits = _search(engine_client, embedder, "one", query_filter={key: value})
         assert [hit.document for hit in hits] == ["it"], key
-    assert _search(either, embedder, "one", query_filter={"parts[1].my name": "wheel"}) == []
+    assert _search(engine_client, embedder, "one", query_filter={"parts[1].my name": "wheel"}) == []
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("query_filter", "message"),
     [
         ("legs", "must be a mapping"),
         ({"No. of pages": 1}, "dots reach inside an object"),
@@ -184,60 +181,62 @@ def test_a_filter_reaches_names_that_are_no_words(either: QdrantClient, embedder
         ({"legs": ["a", 1]}, "cannot be compared"),
     ],
 )
-def test_a_filter_that_is_none_is_refused(local: QdrantClient, embedder: StandIn, wanted: object, message: str) -> None:
+def test_invalid_filters_are_refused(
+    local: QdrantClient, embedder: StandIn, query_filter: object, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        _search(local, embedder, "cats", query_filter=wanted)
+        _search(local, embedder, "cats", query_filter=query_filter)
 
 
-def test_a_batch_answers_each_question_as_search_does(filled: QdrantClient, embedder: StandIn) -> None:
-    questions = ["cats purr", "birds sing", "dogs", "cats purr"] * 20  # more than one request holds
-    several = search_batch(questions, collection="docs", embedder=embedder, client=filled, limit=2)  # type: ignore[arg-type]
+def test_search_batch_equals_search_for_each_question(filled: QdrantClient, embedder: StandIn) -> None:
+    questions = ["cats purr", "birds sing", "dogs", "cats purr"] * 20  # more than fit into one request
+    several = search_batch(questions, collection="docs", embedder=embedder, client=filled, limit=2)
     assert several == [_search(filled, embedder, question, limit=2) for question in questions]
     assert several[1][0].document == "birds"
 
 
-def test_a_batch_embeds_its_questions_together_and_names_a_bad_one(
+def test_search_batch_embeds_questions_together_and_gives_the_index_of_a_bad_one(
     local: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     embed = embedder.embed
 
-    def counted(texts: list[str], **options: object) -> object:
+    def counted(texts: list[str], **options: Any) -> object:
         calls.append(list(texts))
-        return embed(texts, **options)  # type: ignore[arg-type]
+        return embed(texts, **options)
 
     monkeypatch.setattr(embedder, "embed", counted)
-    search_batch(["a", "b"], collection="docs", embedder=embedder, client=local)  # type: ignore[arg-type]
+    search_batch(["a", "b"], collection="docs", embedder=embedder, client=local)
     assert calls == [["a", "b"]]
     with pytest.raises(InputError) as caught:
-        search_batch(["a", " ", "c"], collection="docs", embedder=embedder, client=local)  # type: ignore[arg-type]
+        search_batch(["a", " ", "c"], collection="docs", embedder=embedder, client=local)
     assert caught.value.index == 1
 
 
-def test_pages_and_a_least_score(filled: QdrantClient, embedder: StandIn) -> None:
+def test_offset_and_min_score(filled: QdrantClient, embedder: StandIn) -> None:
     everything = _search(filled, embedder, "dogs bark")
     assert _search(filled, embedder, "dogs bark", limit=1, offset=1) == everything[1:2]
     assert _search(filled, embedder, "dogs bark", offset=3) == []
-    least = (everything[0].score + everything[1].score) / 2
-    assert _search(filled, embedder, "dogs bark", min_score=least) == everything[:1]
+    min_score = (everything[0].score + everything[1].score) / 2
+    assert _search(filled, embedder, "dogs bark", min_score=min_score) == everything[:1]
     assert _search(filled, embedder, "dogs bark", min_score=1) == []
 
 
 @pytest.fixture
-def repetitive(either: QdrantClient, embedder: StandIn) -> QdrantClient:
-    """Two documents of three chunks and one of one; two chunks of "first" say the same."""
+def repetitive(engine_client: QdrantClient, embedder: StandIn) -> QdrantClient:
+    """Two documents of three chunks and one of one chunk; two chunks of "first" are near-duplicates."""
     texts = {
         "first": ["apples are red fruit, said the man", "apples are red fruit, said the woman", "nobody was at home"],
         "second": ["apples and pears grow on trees", "the sea is wide and deep tonight", "a stone lies on the way"],
         "third": ["red is a colour, said the painter"],
     }
     documents = [Document(name, "\n\n".join(parts)) for name, parts in texts.items()]
-    ingest(documents, collection="docs", embedder=StandIn(max_length=36), client=either)  # type: ignore[arg-type]
-    return either
+    ingest(documents, collection="docs", embedder=StandIn(max_length=44), client=engine_client)
+    return engine_client
 
 
-def test_groups_hold_at_most_so_many_hits_of_a_document(repetitive: QdrantClient) -> None:
-    embedder = StandIn(max_length=36)
+def test_groups_hold_at_most_group_size_hits_per_document(repetitive: QdrantClient) -> None:
+    embedder = StandIn(max_length=44)
     plain = _search(repetitive, embedder, "apples are red fruit", limit=100)
     assert len(plain) == 7
     hits = _search(repetitive, embedder, "apples are red fruit", limit=2, group_size=2)
@@ -248,16 +247,16 @@ def test_groups_hold_at_most_so_many_hits_of_a_document(repetitive: QdrantClient
     assert len(hits) > 2 and hits[0].document == "first"
 
 
-def test_groups_leave_out_what_has_no_document(repetitive: QdrantClient) -> None:
-    embedder = StandIn(max_length=36)
+def test_groups_skip_points_without_a_document(repetitive: QdrantClient) -> None:
+    embedder = StandIn(max_length=44)
     vector = embedder.vector("apples").tolist()
     repetitive.upsert("docs", [models.PointStruct(id=7, vector={"gircse": vector}, payload={"page_content": "hi"})])
     assert _search(repetitive, embedder, "apples", limit=1)[0].document is None
     assert None not in {hit.document for hit in _search(repetitive, embedder, "apples", group_size=1)}
 
 
-def test_mmr_lets_repetitions_give_way(repetitive: QdrantClient) -> None:
-    embedder = StandIn(max_length=36)
+def test_mmr_replaces_repetitions(repetitive: QdrantClient) -> None:
+    embedder = StandIn(max_length=44)
     question = "apples are red fruit, said the man"
     plain = _search(repetitive, embedder, question, limit=2)
     assert [hit.text for hit in plain] == [question, "apples are red fruit, said the woman"]
@@ -282,65 +281,59 @@ def test_mmr_lets_repetitions_give_way(repetitive: QdrantClient) -> None:
         {"group_size": 1, "mmr": 0.5},
     ],
 )
-def test_an_option_that_is_none_is_refused(local: QdrantClient, embedder: StandIn, options: dict[str, object]) -> None:
+def test_invalid_options_are_refused(local: QdrantClient, embedder: StandIn, options: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         _search(local, embedder, "cats", **options)
 
 
-class Stepwise(StandIn):
-    """The first step sees the first word only; what it was asked for is kept."""
+class StepwiseBackend(WordHashBackend):
+    """A WordHashBackend whose first step sees only the first word."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[object] = []
-
-    def embed(self, texts, role="query", instruction=None, *, steps=None, on_error="raise"):  # type: ignore[no-untyped-def]
-        if role == "query":
-            self.asked.append((steps, instruction))
-            if steps not in (None, self.spec.document_steps):
-                warnings.warn(f"queries take {steps} refinement steps, ...", GircseWarning, stacklevel=2)
-        seen = [text.split()[0] for text in texts] if steps == 1 else texts
-        return super().embed(seen, role, instruction, steps=steps, on_error=on_error)
+    def trajectory(self, text: str, steps: int) -> NDArray[np.float32]:
+        trajectory = super().trajectory(text, steps)
+        trajectory[0] = self.vector(text.split()[0])
+        return trajectory
 
 
 def test_coarse_to_fine_answers_before_it_refines() -> None:
-    client, embedder = QdrantClient(":memory:"), Stepwise()
+    client, embedder = QdrantClient(":memory:"), StandIn(words=StepwiseBackend(16))
+    queries, question = embedder.words.queries, "cats purr and sleep"
     documents = [Document(text, text) for text in ("cats", "cats purr", "cats purr and sleep", "dogs")]
-    ingest(documents, collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+    ingest(documents, collection="docs", embedder=embedder, client=client)
     answers = search_coarse_to_fine(
-        "cats purr and sleep",
+        question,
         collection="docs",
-        embedder=embedder,  # type: ignore[arg-type]
+        embedder=embedder,
         client=client,
         instruction="find",
         limit=2,
     )
-    assert embedder.asked == []
+    assert queries == []
     coarse = next(answers)
-    assert [hit.document for hit in coarse] == ["cats", "cats purr"] and embedder.asked == [(1, "find")]
+    assert [hit.document for hit in coarse] == ["cats", "cats purr"] and queries == [Query(question, "find", 1)]
     fine = next(answers)
-    assert embedder.asked == [(1, "find"), (20, "find")]
+    assert queries == [Query(question, "find", 1), Query(question, "find", 20)]
     assert [hit.document for hit in fine] == ["cats purr and sleep", "cats purr"]
     assert fine == [
-        replace(hit, score=pytest.approx(hit.score, abs=1e-6))
-        for hit in _search(client, embedder, "cats purr and sleep", limit=2)
+        replace(hit, score=pytest.approx(hit.score, abs=1e-6))  # type: ignore[arg-type]
+        for hit in _search(client, embedder, question, limit=2)
     ]
     assert list(answers) == []
 
 
-def test_coarse_to_fine_reranks_only_its_candidates_and_takes_a_filter() -> None:
-    client, embedder = QdrantClient(":memory:"), Stepwise()
+def test_coarse_to_fine_reranks_only_its_candidates_and_accepts_a_filter() -> None:
+    client, embedder = QdrantClient(":memory:"), StandIn(words=StepwiseBackend(16))
     documents = [Document(text, text) for text in ("cats", "cats purr", "cats purr and sleep")]
-    ingest(documents, collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+    ingest(documents, collection="docs", embedder=embedder, client=client)
 
-    def ask(**options: object) -> list[list[str | None]]:
+    def ask(**options: Any) -> list[list[str | None]]:
         answers = search_coarse_to_fine(
             "cats purr and sleep",
             collection="docs",
-            embedder=embedder,  # type: ignore[arg-type]
+            embedder=embedder,
             client=client,
             limit=1,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
         return [[hit.document for hit in hits] for hits in answers]
 

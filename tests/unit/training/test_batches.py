@@ -1,4 +1,4 @@
-"""The order of batches, their texts, and what is known not to be a negative."""
+"""Order of batches, rendered texts, and known false negatives."""
 
 import itertools
 import json
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gircse_rag.errors import InputError
+from gircse_rag.prompts import Role
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.tokens import encode
 from gircse_rag.training.batches import Batches
@@ -25,11 +26,11 @@ def batches(data, batch_size=4, seed=0):
     return Batches(data, TASKS, tiny.tokenizer(), SPEC, batch_size=batch_size, seed=seed)
 
 
-def take(made, cursor, count):
-    return list(itertools.islice(made.start(cursor), count))
+def take(source, cursor, count):
+    return list(itertools.islice(source.start(cursor), count))
 
 
-def test_a_row_that_nothing_can_be_told_apart_from_is_refused():
+def test_rows_without_any_negative_are_refused():
     with pytest.raises(InputError, match="no rows"):
         batches([])
     bare = [Row("find", f"q{i}", f"p{i}", None) for i in range(5)]
@@ -39,11 +40,11 @@ def test_a_row_that_nothing_can_be_told_apart_from_is_refused():
             batches(data, size)
     batches(bare[:4], 2)
     batches(full, 1)
-    alone = {"find": TASKS["find"]._replace(in_batch=False)}
+    no_in_batch = {"find": TASKS["find"]._replace(in_batch=False)}
     with pytest.raises(InputError, match=r"'find' takes no negatives from the batch.*'q4' has no negative") as caught:
-        Batches(full[:4] + bare[4:], alone, tiny.tokenizer(), SPEC, batch_size=4)
+        Batches(full[:4] + bare[4:], no_in_batch, tiny.tokenizer(), SPEC, batch_size=4)
     assert caught.value.index == 4
-    Batches(full, alone, tiny.tokenizer(), SPEC, batch_size=4)
+    Batches(full, no_in_batch, tiny.tokenizer(), SPEC, batch_size=4)
 
 
 def test_batches_too_small_for_the_processes_are_refused():
@@ -51,13 +52,13 @@ def test_batches_too_small_for_the_processes_are_refused():
     batches(bare).check_shares(8)
     with pytest.raises(InputError, match="'find' makes batches of 4 rows, too few for 9 processes"):
         batches(bare).check_shares(9)
-    alone = [Row("find", "q", "p", "n")]
-    batches(alone).check_shares(3)
+    single = [Row("find", "q", "p", "n")]
+    batches(single).check_shares(3)
     with pytest.raises(InputError, match="too few for 4"):
-        batches(alone).check_shares(4)
+        batches(single).check_shares(4)
 
 
-def test_other_rows_or_tasks_have_another_digest():
+def test_the_digest_depends_on_rows_and_tasks():
     digest = batches(rows()).digest
     assert digest == batches(rows()).digest
     others = [rows(19), rows()[::-1], [*rows(19), Row("find", "q19", "p19", "else")]]
@@ -67,27 +68,27 @@ def test_other_rows_or_tasks_have_another_digest():
     assert len({Batches(full, t, tiny.tokenizer(), SPEC, batch_size=4).digest for t in (tasks, TASKS)}) == 2
 
 
-def test_a_task_may_word_its_instruction_in_several_ways(tmp_path):
+def test_a_task_may_have_several_instruction_wordings(tmp_path):
     (tmp_path / "tasks.json").write_text(
         json.dumps({"same": {"instruction": ["Same topic", "Alike"], "symmetric": True}})
     )
     tasks = read_tasks(tmp_path / "tasks.json")
     assert tasks == {"same": Task(("Same topic", "Alike"), True)}
     data = rows(21, "same")
-    made = [Batches(data, tasks, tiny.tokenizer(), SPEC, batch_size=4, seed=seed) for seed in (0, 0, 1)]
-    drawn = [[heads(batch) for batch in take(one, 0, 20)] for one in made]
+    variants = [Batches(data, tasks, tiny.tokenizer(), SPEC, batch_size=4, seed=seed) for seed in (0, 0, 1)]
+    drawn = [[read_instructions(batch) for batch in take(one, 0, 20)] for one in variants]
     assert all(len(wordings) == 1 for wordings in drawn[0]), "queries and passages of a batch share one wording"
     assert {wording for wordings in drawn[0] for wording in wordings} == {"Same topic", "Alike"}
     assert drawn[0] == drawn[1] != drawn[2]
-    assert [batch.rows for batch in take(made[0], 0, 20)] == [batch.rows for batch in take(batches(data), 0, 20)]
-    assert heads(take(made[0], 6, 1)[0]) == drawn[0][1], "a batch that is resumed in its middle keeps its wording"
+    assert [batch.rows for batch in take(variants[0], 0, 20)] == [batch.rows for batch in take(batches(data), 0, 20)]
+    assert read_instructions(take(variants[0], 6, 1)[0]) == drawn[0][1], "a resumed batch keeps its wording"
     for instruction in ([], [""], ["Alike", 1], " ", {"en": "Alike"}):
         (tmp_path / "bad.json").write_text(json.dumps({"same": {"instruction": instruction}}))
-        with pytest.raises(InputError, match="does not name the tasks"):
+        with pytest.raises(InputError, match="is not a valid tasks file"):
             read_tasks(tmp_path / "bad.json")
 
 
-def heads(batch):
+def read_instructions(batch):
     texts = tiny.tokenizer().batch_decode(batch.texts)
     return {text.removeprefix("Instruct: ").partition("\nQuery:")[0] for text in texts}
 
@@ -97,30 +98,31 @@ def test_an_epoch_sees_each_row_once_in_batches_of_one_task():
     seen = take(batches(data), 0, 9)
     assert sorted(row for batch in seen for row in batch.rows) == sorted(data)
     assert all(len({row.task for row in batch.rows}) == 1 and len(batch.rows) <= 4 for batch in seen)
-    assert min(len(batch.rows) for batch in seen) >= 3, "batches of a task are of nearly equal size"
+    assert min(len(batch.rows) for batch in seen) >= 3, "batches of a task have nearly equal sizes"
     assert [batch.cursor for batch in seen] == list(itertools.accumulate(len(batch.rows) for batch in seen))
 
 
-def test_the_order_depends_on_the_seed_and_the_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     data = rows(21) + rows(10, "same")
     first, again, other = (take(batches(data, seed=seed), 0, 18) for seed in (5, 5, 6))
-    order = [[batch.rows for batch in made] for made in (first, again, other)]
+    order = [[batch.rows for batch in taken] for taken in (first, again, other)]
     assert order[0] == order[1] != order[2]
     assert order[0][:9] != order[0][9:], "the second epoch is shuffled anew"
 
 
 def test_any_cursor_resumes_the_same_order():
-    made = batches(rows(21) + rows(10, "same"))
-    order = [row for batch in take(made, 0, 18) for row in batch.rows]
+    source = batches(rows(21) + rows(10, "same"))
+    order = [row for batch in take(source, 0, 18) for row in batch.rows]
     for cursor in range(40):
-        resumed = [row for batch in take(made, cursor, 4) for row in batch.rows]
+        resumed = [row for batch in take(source, cursor, 4) for row in batch.rows]
         assert resumed == order[cursor : cursor + len(resumed)]
-        assert take(made, cursor, 1)[0].cursor > cursor
+        assert take(source, cursor, 1)[0].cursor > cursor
 
 
 def test_texts_are_rendered_as_the_embedder_renders_them():
     tokenizer = tiny.tokenizer()
-    for task, role in (("find", "document"), ("same", "symmetric")):
+    roles: dict[str, Role] = {"find": "document", "same": "symmetric"}
+    for task, role in roles.items():
         batch = batches(
             [Row(task, '"quoted" is the way', "-> answer", "(other)"), Row(task, "b", "x" * 300, None)]
         ).encode([Row(task, '"quoted" is the way', "-> answer", "(other)"), Row(task, "b", "x" * 300, None)])
@@ -140,10 +142,10 @@ def test_texts_are_rendered_as_the_embedder_renders_them():
         assert expected[3].truncated and batch.targets.tolist() == [0, 1]
 
 
-def test_known_right_answers_are_not_negatives():
+def test_known_positives_are_not_negatives():
     data = [Row("find", "q", "p1", "n"), Row("find", "q", "p2", None), Row("find", "r", "p3", "p1")]
-    right = batches(data).encode(data).false_negatives  # passages: p1 p2 p3 n p1
-    np.testing.assert_array_equal(right, [[1, 1, 0, 0, 1], [1, 1, 0, 0, 1], [0, 0, 1, 0, 0]])
+    mask = batches(data).encode(data).false_negatives  # passages: p1 p2 p3 n p1
+    np.testing.assert_array_equal(mask, [[1, 1, 0, 0, 1], [1, 1, 0, 0, 1], [0, 0, 1, 0, 0]])
 
 
 def test_a_symmetric_relation_is_transitive():
@@ -153,5 +155,5 @@ def test_a_symmetric_relation_is_transitive():
         Row("same", "d", "c", None),
         Row("same", "e", "f", "a"),
     ]
-    right = batches(data).encode(data).false_negatives  # passages: b b c f x y a
-    np.testing.assert_array_equal(right, [[1, 1, 1, 0, 0, 0, 1]] * 3 + [[0, 0, 0, 1, 0, 0, 0]])
+    mask = batches(data).encode(data).false_negatives  # passages: b b c f x y a
+    np.testing.assert_array_equal(mask, [[1, 1, 1, 0, 0, 0, 1]] * 3 + [[0, 0, 0, 1, 0, 0, 0]])

@@ -1,4 +1,4 @@
-"""`icr_loss` against a transcription of the paper in float64 loops, and by gradient checks; no model anywhere."""
+"""`icr_loss` against the paper's formulas in plain float64 loops, and gradient checks. No model is needed."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ def unit(rows):
 
 
 def transcription(q, p, tau=0.02, weight=1.0, targets=None, excluded=frozenset()):
-    """The formulas of losses.py, one number at a time."""
+    """The formulas of losses.py, computed number by number in plain Python."""
     q, p = q.tolist(), p.tolist()
     targets = targets or [i * (len(p) // len(q)) for i in range(len(q))]
     steps, losses = len(q[0]), []
@@ -84,14 +84,14 @@ def test_gradients(options):
     assert torch.autograd.gradcheck(lambda a, b: icr_loss(a, b, temperature=0.3, **options).total, (q, p))
 
 
-def test_targets_place_ragged_negatives():
+def test_targets_support_ragged_negatives():
     q, p = states(passages=7)
     targets = torch.tensor([3, 0, 6, 2])
     found = icr_loss(q, p, temperature=0.1, targets=targets)
     assert found.total.item() == pytest.approx(transcription(q, p, 0.1, targets=targets.tolist())[0], rel=1e-9)
 
 
-def test_what_is_no_negative_leaves_the_softmax_and_the_positive_never_does():
+def test_false_negatives_are_masked_and_the_positive_never_is():
     q, p = states()
     mask = torch.rand(4, 8, generator=torch.Generator().manual_seed(2)) < 0.5
     mask[1] = True
@@ -100,18 +100,18 @@ def test_what_is_no_negative_leaves_the_softmax_and_the_positive_never_does():
     assert found.total.item() == pytest.approx(transcription(q, p, 0.1, excluded=excluded)[0], rel=1e-9)
 
 
-def test_near_equal_passages_are_no_negatives():
+def test_near_equal_passages_are_not_negatives():
     q, p = states()
-    p[3] = p[0] * 2 + 1e-9  # another row brought query 0's positive
+    p[3] = p[0] * 2 + 1e-9  # a near-copy of query 0's positive
     found = icr_loss(q, p, temperature=0.1, near_equal=0.999)
     assert found.total.item() == pytest.approx(transcription(q, p, 0.1, excluded={(0, 3)})[0], rel=1e-6)
 
 
-def test_the_symmetric_direction_is_the_loss_of_positives_against_queries():
+def test_symmetric_averages_both_directions():
     q, p = states(passages=4)
-    both, there = icr_loss(q, p, symmetric=True), icr_loss(q, p)
-    back = icr_loss(p, q)
-    torch.testing.assert_close(both.stepwise, (there.stepwise + back.stepwise) / 2)
+    both, forward = icr_loss(q, p, symmetric=True), icr_loss(q, p)
+    backward = icr_loss(p, q)
+    torch.testing.assert_close(both.stepwise, (forward.stepwise + backward.stepwise) / 2)
 
 
 def test_matryoshka_averages_over_leading_dimensions():
@@ -121,7 +121,7 @@ def test_matryoshka_averages_over_leading_dimensions():
     torch.testing.assert_close(found.stepwise, expected)
 
 
-def test_step_weights_weigh_the_mean_over_steps():
+def test_step_weights_give_a_weighted_mean_over_steps():
     q, p = states()
     found = icr_loss(q, p, reg_weight=0.0, step_weights=(1, 0, 3))
     torch.testing.assert_close(found.total, (found.stepwise[0] + 3 * found.stepwise[2]) / 4)
@@ -131,13 +131,13 @@ def test_a_loss_that_underflows_has_a_finite_gradient():
     q = torch.eye(3)[:, None].repeat(1, 2, 1).requires_grad_()
     loss = icr_loss(q, torch.eye(3)[:, None].repeat(1, 2, 1), temperature=0.001)
     loss.total.backward()
-    assert loss.total.item() == 0.0 and torch.isfinite(q.grad).all()
+    assert loss.total.item() == 0.0 and q.grad is not None and torch.isfinite(q.grad).all()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda q, p: ((q[:1], p[:1]), {}), "nothing to be told apart from"),
+        (lambda q, p: ((q[:1], p[:1]), {}), "without negatives always has loss 0"),
         (lambda q, p: ((q[:3], p), {}), "do not divide"),
         (lambda q, p: ((q[..., :4], p), {}), "same K and d"),
         (lambda q, p: ((q, p), {"temperature": 0.0}), "temperature"),
@@ -147,7 +147,7 @@ def test_a_loss_that_underflows_has_a_finite_gradient():
         (lambda q, p: ((q, p), {"dimensions": (7,)}), "dimensions"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_mismatched_arguments_are_refused(change, message):
     arguments, options = change(*states())
     with pytest.raises(InputError, match=message):
         icr_loss(*arguments, **options)

@@ -19,7 +19,7 @@ from transformers import (
 
 from gircse_rag.errors import InputError
 from gircse_rag.training.losses import icr_loss
-from gircse_rag.training.packing import cuts
+from gircse_rag.training.packing import group_by_length
 from gircse_rag.training.soft_token_watch import SoftTokenWatch
 from gircse_rag.training.unrolled import UnrolledRefinement, _clip_per_text
 
@@ -42,8 +42,8 @@ TEXTS = [
     [8, 8],
     [9, 1, 44],
 ]
-HEAD = [12, 7, 7, 30, 2]  # as an instruction is: before the queries, not before the documents
-BEGIN_ALIKE = [
+HEAD = [12, 7, 7, 30, 2]  # like an instruction: it precedes queries but not documents
+SOME_SHARE_HEAD = [
     [*HEAD, 5],
     [*HEAD, 9, 1, 3, 3],
     [8, 3],
@@ -53,7 +53,7 @@ BEGIN_ALIKE = [
     [12, 7, 7],
     [*HEAD, 6],
 ]
-BATCHES = {"unlike": TEXTS, "begin alike": BEGIN_ALIKE, "all begin alike": [[*HEAD, *text] for text in TEXTS]}
+BATCHES = {"none shared": TEXTS, "some shared": SOME_SHARE_HEAD, "all shared": [[*HEAD, *text] for text in TEXTS]}
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "mistral": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=None)),
@@ -66,7 +66,7 @@ def tiny(family: str, targets=PROJECTIONS):
     torch.manual_seed(0)
     kind, config = FAMILIES[family]
     model = kind(config)
-    with torch.no_grad():  # fresh biases are 0 and fresh norms 1: a decoder that forgot them would pass
+    with torch.no_grad():  # new biases are 0 and new norms 1: a decoder that ignored them would pass
         for name, parameter in model.named_parameters():
             if "norm" in name or "bias" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -79,7 +79,7 @@ def tiny(family: str, targets=PROJECTIONS):
 
 
 def recompute(model, texts, steps):
-    """The paper's loop, whole sequence at every step, one text at a time: (n, K, d)."""
+    """The paper's loop, (n, K, d): recompute the whole sequence at every step, one text at a time."""
     causal = model.get_base_model()
     embeddings, states = causal.get_input_embeddings().weight, []
     for text in texts:
@@ -113,12 +113,12 @@ def test_states_and_gradients_equal_full_recomputation(family, groups, batch):
         assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
-def test_clipping_per_text_cuts_exploding_gradients_and_nothing_else():
-    """No text's gradient exceeds twice the geometric mean; the states, and a level batch, are untouched."""
+def test_per_text_clipping_only_limits_large_gradients():
+    """The limit is twice the batch's geometric mean. States and balanced batches do not change."""
     torch.manual_seed(0)
     rows = torch.randn(6, 8, dtype=torch.float64)
-    level = rows / rows.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(_clip_per_text(level), level)
+    balanced = rows / rows.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(_clip_per_text(balanced), balanced)
     rows[2] *= 1e6
     found, norms = _clip_per_text(rows), rows.norm(dim=-1)
     limit = 2 * norms.log().mean().exp()
@@ -150,20 +150,20 @@ def test_baselines_pool_the_prefill(pooling, batch):
         torch.testing.assert_close(row[0], states[-1] if pooling == "last" else states.mean(0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("batch", "rows"), [("unlike", 31), ("begin alike", 26), ("all begin alike", 36)])
-def test_a_common_beginning_is_computed_once(batch, rows):
-    """13 tokens of texts without HEAD, 8 after it, 5 of it; 31 and 5."""
+@pytest.mark.parametrize(("batch", "rows"), [("none shared", 31), ("some shared", 26), ("all shared", 36)])
+def test_a_shared_prefix_is_computed_once(batch, rows):
+    """Some shared: 13 rows of texts without HEAD, 8 after HEAD, 5 of HEAD. All shared: 31 after HEAD, 5 of HEAD."""
     packed = UnrolledRefinement(tiny("llama")).pack(BATCHES[batch])
-    assert len(packed.ids) == rows and packed.prefix == (0 if batch == "unlike" else 5)
+    assert len(packed.ids) == rows and packed.prefix == (0 if batch == "none shared" else 5)
     assert packed.lengths[packed.inverse].tolist() == [len(text) for text in BATCHES[batch]]
 
 
-def test_the_soft_tokens_can_be_watched():
-    module, seen = UnrolledRefinement(tiny("llama")), SoftTokenWatch()
-    module.on_soft_token = seen
+def test_soft_token_watch_records_entropy_and_weights():
+    module, watch = UnrolledRefinement(tiny("llama")), SoftTokenWatch()
+    module.on_soft_token = watch
     module(TEXTS, 3)
-    record = seen.record()
-    assert seen.rows == 3 * len(TEXTS) and SoftTokenWatch().record() == {}
+    record = watch.record()
+    assert watch.rows == 3 * len(TEXTS) and SoftTokenWatch().record() == {}
     assert 0 < record["entropy"] <= math.log(97) and 1 / 97 <= record["commonest"] <= record["heaviest"] <= 1
     collapsed = SoftTokenWatch()
     collapsed(torch.eye(97)[[5, 5, 5, 6]])
@@ -202,7 +202,7 @@ def test_a_sliding_window_shorter_than_the_text_is_refused():
         UnrolledRefinement(model)([[1] * 7], 2)
 
 
-def test_cuts_minimise_padding():
+def test_length_groups_minimise_padding():
     import itertools
 
     import numpy as np
@@ -210,7 +210,7 @@ def test_cuts_minimise_padding():
     generator = np.random.default_rng(0)
     for _ in range(20):
         lengths = np.sort(generator.integers(1, 12, size=9))
-        found = cuts(lengths, 3)
+        found = group_by_length(lengths, 3)
         assert found[0][0] == 0 and found[-1][1] == 9 and all(a[1] == b[0] for a, b in itertools.pairwise(found))
         least = min(
             sum((b - a) * lengths[b - 1] for a, b in itertools.pairwise((0, *inner, 9)))

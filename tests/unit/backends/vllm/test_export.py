@@ -1,4 +1,4 @@
-"""The folder that `gircse export` writes: whole, in the same vector space, and safe against changed weights."""
+"""`gircse export` writes a complete folder in the same vector space, and changed weights are detected."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_it_is_the_same_vector_space_and_gives_the_same_vectors(adapter: Path, tmp_path: Path) -> None:
+def test_an_export_has_the_same_fingerprint_and_vectors(adapter: Path, tmp_path: Path) -> None:
     before, after = load(adapter), load(export(str(adapter), tmp_path / "new" / "exported"))
     assert after.fingerprint == before.fingerprint
     assert after.spec.to_dict() == before.spec.to_dict()
     np.testing.assert_allclose(after.embed_queries(TEXTS), before.embed_queries(TEXTS), atol=1e-6)
-    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "exported"]  # nothing half-written beside it
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "exported"]  # no temporary folder is left
 
 
-def test_what_vllm_reads_is_there(adapter: Path, tmp_path: Path) -> None:
+def test_config_and_weights_are_what_vllm_reads(adapter: Path, tmp_path: Path) -> None:
     folder = export(str(adapter), tmp_path / "exported", dtype=torch.bfloat16)
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["GircseLlamaForCausalLM"]
     assert config["gircse"]["spec"]["temperature"] == 0.5
     assert is_exported(folder) and not is_exported(adapter) and not is_exported(tmp_path / "nowhere")
     assert {weight.dtype for weight in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
-    assert load(folder).fingerprint == load(adapter).fingerprint  # a dtype is not another space
+    assert load(folder).fingerprint == load(adapter).fingerprint  # the dtype does not change the space
 
 
 def test_an_export_of_an_export_is_the_same_model(adapter: Path, tmp_path: Path) -> None:
@@ -56,16 +56,16 @@ def test_an_export_of_an_export_is_the_same_model(adapter: Path, tmp_path: Path)
     assert load(export(str(once), tmp_path / "twice")).spec == load(once).spec
 
 
-def test_changed_weights_are_noticed(adapter: Path, tmp_path: Path) -> None:
+def test_changed_weights_are_detected(adapter: Path, tmp_path: Path) -> None:
     folder = export(str(adapter), tmp_path / "exported")
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][0] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"not those that `gircse export` wrote.*export the model again"):
+    with pytest.raises(CheckpointError, match=r"differ from those that `gircse export` wrote.*export the model again"):
         load(folder)
 
 
-def test_a_damaged_entry_is_said(adapter: Path, tmp_path: Path) -> None:
+def test_a_damaged_config_entry_is_reported(adapter: Path, tmp_path: Path) -> None:
     folder = export(str(adapter), tmp_path / "exported")
     config = json.loads((folder / "config.json").read_text())
     del config["gircse"]["spec"]["base_hash"]
@@ -74,7 +74,7 @@ def test_a_damaged_entry_is_said(adapter: Path, tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(adapter: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_overwritten(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(InputError, match="is not empty; export to a new folder"):
         export(str(adapter), tmp_path)
@@ -84,7 +84,7 @@ def test_a_folder_with_something_in_it_is_left_alone(adapter: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("sequence", [False, True])
-def test_the_tokenizer_adds_no_special_token_any_more(sequence: bool, tmp_path: Path) -> None:
+def test_the_exported_tokenizer_adds_no_special_token(sequence: bool, tmp_path: Path) -> None:
     plain = tiny.folder(tmp_path / "plain")
     tokenizer = tiny.tokenizer()
     adds = processors.TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
@@ -98,7 +98,7 @@ def test_the_tokenizer_adds_no_special_token_any_more(sequence: bool, tmp_path: 
     assert load(tmp_path / "exported").fingerprint == load(plain).fingerprint
 
 
-def test_what_can_be_known_without_the_weights(adapter: Path, tmp_path: Path) -> None:
+def test_load_tokenizer_returns_spec_fields_without_weights(adapter: Path, tmp_path: Path) -> None:
     exported, spec = export(str(adapter), tmp_path / "exported"), load(adapter).spec
     for name in (adapter, exported):
         _, known = load_tokenizer(str(name))
@@ -108,7 +108,7 @@ def test_what_can_be_known_without_the_weights(adapter: Path, tmp_path: Path) ->
     assert plain["adapter_hash"] is None
 
 
-def test_a_url_is_for_vllm_only_and_devices_are_its_own(adapter: Path) -> None:
+def test_url_needs_vllm_and_vllm_takes_no_device(adapter: Path) -> None:
     with pytest.raises(InputError, match="url is for backend='vllm'"):
         Embedder.from_pretrained(str(adapter), url="http://localhost:8000")
     with pytest.raises(InputError, match="chooses its device"):

@@ -1,4 +1,4 @@
-"""What deploy/Dockerfile copies into the image, and what deploy/vllm-gpu.yaml asks of the cluster."""
+"""The build context of deploy/Dockerfile and the secret of deploy/vllm-gpu.yaml."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[4]
 pytestmark = pytest.mark.skipif(not (ROOT / "deploy").is_dir(), reason="needs a checkout")
 
 
-def wheel(source: Path, target: Path) -> set[str]:
-    """The names in the wheel that is built there."""
+def build_wheel(source: Path, target: Path) -> set[str]:
+    """Build the wheel of `source` in `target`; returns the names of its files."""
     target.mkdir()
     program = f"import hatchling.build; print(hatchling.build.build_wheel({str(target)!r}))"
     subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True)
@@ -24,7 +24,8 @@ def wheel(source: Path, target: Path) -> set[str]:
     return set(zipfile.ZipFile(built).namelist())
 
 
-def test_the_image_gets_what_the_wheel_is_made_of_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_build_context_makes_the_same_wheel_as_the_checkout(tmp_path: Path) -> None:
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     context = tmp_path / "context"
@@ -35,10 +36,10 @@ def test_the_image_gets_what_the_wheel_is_made_of_and_nothing_else(tmp_path: Pat
             shutil.copytree(path, context / kept, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, context / kept)
-    assert wheel(context, tmp_path / "ours") == wheel(ROOT, tmp_path / "whole")
+    assert build_wheel(context, tmp_path / "ours") == build_wheel(ROOT, tmp_path / "whole")
 
 
-def test_every_secret_of_the_manifest_is_one_that_we_say_how_to_make() -> None:
+def test_the_manifests_secret_is_documented() -> None:
     manifest = (ROOT / "deploy" / "vllm-gpu.yaml").read_text()
     _, deployment = yaml.safe_load_all(manifest)
     (container,) = deployment["spec"]["template"]["spec"]["containers"]

@@ -1,4 +1,4 @@
-"""VllmBackend around an engine that is not there: what a start or an answer that goes wrong becomes."""
+"""VllmBackend around a fake vLLM: failed starts and interrupted calls."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Config(BaseModel):
 
     @field_validator("dtype")
     @classmethod
-    def known(cls, value: str) -> str:
+    def reject(cls, value: str) -> str:
         raise ValueError(f"Unknown dtype: {value!r}")
 
 
-def started(monkeypatch: pytest.MonkeyPatch, llm: Callable[..., Any]) -> VllmBackend:
+def start_backend(monkeypatch: pytest.MonkeyPatch, llm: Callable[..., Any]) -> VllmBackend:
     """A backend whose `vllm.LLM` is `llm`."""
     vllm = SimpleNamespace(LLM=llm, PoolingParams=dict, current_platform=SimpleNamespace(is_cpu=lambda: True))
     monkeypatch.setattr(module, "require", lambda name, extra: vllm)
@@ -38,35 +38,35 @@ def started(monkeypatch: pytest.MonkeyPatch, llm: Callable[..., Any]) -> VllmBac
 
 
 @pytest.mark.parametrize(
-    ("fail", "said"),
+    ("fail", "message"),
     [
         (lambda: Config(dtype="float8"), "vLLM could not start: dtype: Value error, Unknown dtype: 'float8'"),
         (lambda: (_ for _ in ()).throw(RuntimeError("no GPU\nand much more")), "vLLM could not start: no GPU"),
         (lambda: (_ for _ in ()).throw(RuntimeError()), "vLLM could not start: RuntimeError"),
     ],
 )
-def test_why_it_could_not_start(fail: Callable[[], Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_says_why(fail: Callable[[], Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GircseError) as caught:
-        started(monkeypatch, lambda **options: next(iter(fail())))
-    assert str(caught.value) == said
+        start_backend(monkeypatch, lambda **options: next(iter(fail())))
+    assert str(caught.value) == message
 
 
-def test_what_an_interrupted_call_left_is_not_taken_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    left: list[Any] = []
+def test_leftovers_of_an_interrupted_call_are_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue: list[Any] = []
 
     def encode(prompts: list[dict[str, list[int]]], **_: Any) -> list[Any]:
-        left.extend(prompts)
+        queue.extend(prompts)
         answers = [
-            SimpleNamespace(outputs=SimpleNamespace(data=torch.eye(4)[one["prompt_token_ids"][0]])) for one in left
+            SimpleNamespace(outputs=SimpleNamespace(data=torch.eye(4)[one["prompt_token_ids"][0]])) for one in queue
         ]
-        left.clear()
+        queue.clear()
         return answers
 
     llm = SimpleNamespace(encode=encode, model_config=SimpleNamespace(max_model_len=64))
-    inside = started(monkeypatch, lambda **options: llm)
-    left.append({"prompt_token_ids": [3]})  # as an interrupt inside encode leaves it
+    backend = start_backend(monkeypatch, lambda **options: llm)
+    queue.append({"prompt_token_ids": [3]})  # left by an interrupt inside encode
     with pytest.raises(GircseError, match="interrupted; embed these texts again"):
-        list(inside.refine([Request((1, 2), 2)]))
-    ((_, outcome),) = inside.refine([Request((1, 2), 2)])
+        list(backend.refine([Request((1, 2), 2)]))
+    ((_, outcome),) = backend.refine([Request((1, 2), 2)])
     assert isinstance(outcome, Refinement)
     assert np.array_equal(outcome.vector, np.eye(4)[1])

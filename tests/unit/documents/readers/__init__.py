@@ -1,4 +1,4 @@
-"""A folder's files, read: what the readers' tests share."""
+"""Helpers that the tests of the readers share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_one(path: Path, **options: Any) -> Document:
 
 
 def reason(path: Path, **options: Any) -> str:
-    """Why the file gave nothing at all."""
+    """Return why the file was skipped; it must give no document."""
     documents, (skipped,) = read(path, **options)
     assert documents == [] and skipped.path == str(path)
     return skipped.reason

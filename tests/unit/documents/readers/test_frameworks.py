@@ -17,19 +17,19 @@ def test_langchain_documents_keep_id_text_and_metadata() -> None:
     assert list(read_documents([given])) == list(read_documents(given)) == [expected]
 
 
-def test_a_langchain_document_without_an_id_is_named_by_what_it_holds() -> None:
+def test_a_langchain_document_without_an_id_gets_a_content_hash() -> None:
     documents = pytest.importorskip("langchain_core.documents")
 
-    def name(text: str, **metadata: object) -> str:
+    def make_id(text: str, **metadata: object) -> str:
         (found,) = read_documents(documents.Document(text, metadata=metadata))
         assert isinstance(found, Document)
         return found.id
 
-    assert name("a", x=1, y=2) == name("a", y=2, x=1) == "text:a388a20392265b841aead33e9486b0bb"
-    assert len({name("a"), name("b"), name("a", x=1)}) == 3
+    assert make_id("a", x=1, y=2) == make_id("a", y=2, x=1) == "text:a388a20392265b841aead33e9486b0bb"
+    assert len({make_id("a"), make_id("b"), make_id("a", x=1)}) == 3
 
 
-def test_metadata_that_json_cannot_hold_is_named_and_the_rest_goes_on() -> None:
+def test_metadata_that_is_not_json_is_reported_and_the_rest_is_read() -> None:
     documents = pytest.importorskip("langchain_core.documents")
     given = [documents.Document("bad text", metadata={"raw": b"x"}), documents.Document("good", id="g")]
     skipped, good = read_documents(given)
@@ -46,11 +46,11 @@ def test_llama_index_documents_and_nodes_keep_id_text_and_metadata() -> None:
     assert list(read_documents(given)) == [Document("d", "whole", {"file": "a"}), Document("n", "part", {"file": "a"})]
 
 
-def test_all_of_them_together_from_an_iterator_that_is_not_run_ahead_of(tmp_path: Path) -> None:
+def test_an_iterator_of_mixed_items_is_read_lazily(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("file")
     taken = []
 
-    def items():  # type: ignore[no-untyped-def]
+    def items():
         for item in (Document("ours", "ours"), tmp_path / "a.txt", SkippedFile("p", "why"), str(tmp_path / "no.txt")):
             taken.append(item)
             yield item
@@ -64,7 +64,7 @@ def test_all_of_them_together_from_an_iterator_that_is_not_run_ahead_of(tmp_path
     assert isinstance(missing, SkippedFile) and "No such file" in missing.reason
 
 
-def test_anything_else_is_an_error_with_its_place() -> None:
+def test_items_of_other_types_raise_with_their_index() -> None:
     with pytest.raises(InputError, match="item 1 is a dict") as caught:
         read_documents([Document("a", "a"), {"text": "b"}])  # type: ignore[list-item]
     assert caught.value.index == 1

@@ -34,13 +34,13 @@ def test_a_page_becomes_markdown_with_its_title(tmp_path: Path) -> None:
         assert unseen not in document.text
 
 
-def test_its_chunks_keep_the_path_of_headings(tmp_path: Path) -> None:
+def test_chunks_of_a_page_keep_their_heading_path(tmp_path: Path) -> None:
     chunks = Chunker(TOKENIZER, SPEC).cut(read_one(_write(tmp_path, PAGE)))
     assert chunks[-1].headings == ("Guide", "Install", "Deep")
     assert all("no heading" not in title for chunk in chunks for title in chunk.headings)
 
 
-def test_of_a_page_with_one_main_that_is_read(tmp_path: Path) -> None:
+def test_only_the_main_element_is_read_if_there_is_one(tmp_path: Path) -> None:
     page = "<body><header>Banner</header><main><p>Words.</p></main><footer>Imprint</footer></body>"
     assert read_one(_write(tmp_path, page)).text == "Words."
     page = page.replace("main>", "article>")
@@ -65,17 +65,17 @@ def test_encodings(tmp_path: Path, page: bytes) -> None:
 @pytest.mark.parametrize(
     ("page", "expected"),
     [
-        (b"<p>caf\xe9</p>", "neither UTF-8 nor the encoding it declares (none)"),
+        (b"<p>caf\xe9</p>", "neither UTF-8 nor the declared encoding (none)"),
         (b'<meta charset="klingon"><p>caf\xe9</p>', "(klingon)"),
         (b"<p>a\0b</p>", "zero bytes"),
         (b"<body><script>draw()</script><div id=app></div></body>", "no text"),
         (b"", "no text"),
         (b"<div>" * 20_000 + b"deep", "nested too deep"),
-        (b"<p>hello</p><![foo bar]>", "not HTML that can be read: "),
-        (b'<meta charset="undefined"><p>caf\xe9</p>', "the encoding it declares (undefined)"),
-        ("<ol start='²'><li>one</li></ol>".encode(), "not HTML that can be read: invalid literal"),
-        ("<table><tr><td colspan='²'>one</td></tr></table>".encode(), "not HTML that can be read: invalid literal"),
+        (b"<p>hello</p><![foo bar]>", "not readable as HTML: "),
+        (b'<meta charset="undefined"><p>caf\xe9</p>', "the declared encoding (undefined)"),
+        ("<ol start='²'><li>one</li></ol>".encode(), "not readable as HTML: invalid literal"),
+        ("<table><tr><td colspan='²'>one</td></tr></table>".encode(), "not readable as HTML: invalid literal"),
     ],
 )
-def test_what_gives_no_document(tmp_path: Path, page: bytes, expected: str) -> None:
+def test_unreadable_pages_are_skipped_with_a_reason(tmp_path: Path, page: bytes, expected: str) -> None:
     assert expected in reason(_write(tmp_path, page))

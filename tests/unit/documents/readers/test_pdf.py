@@ -14,7 +14,7 @@ pytest.importorskip("fpdf")
 pypdf = pytest.importorskip("pypdf")
 
 
-def test_a_pdf_is_one_document_whose_chunks_know_their_page(tmp_path: Path) -> None:
+def test_a_pdf_is_one_document_whose_chunks_record_their_page(tmp_path: Path) -> None:
     pages = ("First page, in a few words.", "", "Third page: " + "more words. " * 8)
     document = read_one(make_pdf(tmp_path / "a.pdf", *pages, title="A paper"))
     assert document.id == "a.pdf" and document.paged
@@ -25,19 +25,19 @@ def test_a_pdf_is_one_document_whose_chunks_know_their_page(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("algorithm", ["RC4-128", "AES-256"])
-def test_a_password_for_reading_is_refused_and_one_for_changing_is_not(tmp_path: Path, algorithm: str) -> None:
+def test_a_password_for_reading_is_refused_and_one_for_editing_is_not(tmp_path: Path, algorithm: str) -> None:
     path = make_pdf(tmp_path / "a.pdf", "Words.")
     assert "Words." in read_one(encrypt(path, "", "owner", algorithm)).text
     path = encrypt(make_pdf(path, "Words."), "secret", "owner", algorithm)
-    assert reason(path) == "it has a password; save it without one"
+    assert reason(path) == "the file has a password; save it without one"
 
 
-def test_pictures_of_text_are_no_text(tmp_path: Path) -> None:
+def test_pages_without_text_are_reported_with_a_hint_to_ocr(tmp_path: Path) -> None:
     assert "no text" in reason(make_pdf(tmp_path / "a.pdf", "", "")) and "ocrmypdf" in reason(tmp_path / "a.pdf")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 200, -300])
-def test_a_broken_pdf_is_named_and_the_next_is_read(
+def test_a_truncated_pdf_is_reported_and_the_next_is_read(
     tmp_path: Path, keep: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = make_pdf(tmp_path / "a.pdf", "Words.")
@@ -45,27 +45,27 @@ def test_a_broken_pdf_is_named_and_the_next_is_read(
     make_pdf(tmp_path / "b.pdf", "Words.")
     documents, skipped = read(tmp_path)
     assert documents[-1].id == "b.pdf"
-    assert len(documents) + len(skipped) == 2  # cut near its end, pypdf can mend it
-    assert all("not a PDF that can be read" in s.reason for s in skipped) and (skipped or keep < 0)
+    assert len(documents) + len(skipped) == 2  # pypdf can repair a file that lacks only its end
+    assert all("not readable as PDF" in s.reason for s in skipped) and (skipped or keep < 0)
     assert capfd.readouterr().err == ""
 
 
-def test_any_damage_is_survived(tmp_path: Path) -> None:
-    whole = make_pdf(tmp_path / "a.pdf", "Words.").read_bytes()
-    for place in range(0, len(whole), 37):
-        (tmp_path / "a.pdf").write_bytes(whole[:place] + b"\xff<<[" + whole[place + 4 :])
+def test_damage_at_any_offset_does_not_raise(tmp_path: Path) -> None:
+    intact = make_pdf(tmp_path / "a.pdf", "Words.").read_bytes()
+    for place in range(0, len(intact), 37):
+        (tmp_path / "a.pdf").write_bytes(intact[:place] + b"\xff<<[" + intact[place + 4 :])
         documents, skipped = read(tmp_path)
         assert len(documents) + len(skipped) == 1
 
 
-def test_an_error_without_a_message_is_named_by_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_without_a_message_is_reported_by_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_pdf(tmp_path / "a.pdf", "Words.")
     monkeypatch.setattr(pypdf, "PdfReader", lambda file: next(iter(())))
-    assert reason(path) == "not a PDF that can be read: StopIteration"
+    assert reason(path) == "not readable as PDF: StopIteration"
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(MAX_BYTES + 1, "page 1 unpacks to 8,388,609 bytes"), (80_000_000, "unpacks to more")]
+    ("size", "expected"), [(MAX_BYTES + 1, "page 1 unpacks to 8,388,609 bytes"), (80_000_000, "unpacks to more than")]
 )
-def test_a_page_that_unpacks_to_far_more_is_refused(tmp_path: Path, size: int, expected: str) -> None:
+def test_a_page_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path, size: int, expected: str) -> None:
     assert expected in reason(with_contents(tmp_path / "a.pdf", size))

@@ -27,7 +27,7 @@ from tests.unit.documents.readers import read, read_one, reason
         ("a.py", "tree_sitter_python", "code"),
     ],
 )
-def test_without_its_extra_a_file_is_skipped_and_the_extra_named(
+def test_without_its_extra_a_file_is_skipped_and_the_reason_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -38,7 +38,7 @@ def test_without_its_extra_a_file_is_skipped_and_the_extra_named(
     assert module in skipped.reason and f'pip install "gircse-rag[{extra}]"' in skipped.reason
 
 
-def test_source_code_comes_with_its_language(tmp_path: Path) -> None:
+def test_source_code_records_its_language(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     assert read_one(tmp_path / "a.py") == Document("a.py", "x = 1\n", {"language": "python"}, language="python")
     (tmp_path / "__init__.py").touch()
@@ -52,7 +52,7 @@ def test_every_language_has_its_grammar(language: str) -> None:
     assert grammar(language)
 
 
-def test_what_is_larger_than_a_document_is_refused_unread(tmp_path: Path) -> None:
+def test_oversized_files_are_refused_unread(tmp_path: Path) -> None:
     for name in ("a.txt", "b.md", "c.py", "d.html"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(500_000_000)
@@ -65,20 +65,20 @@ def test_what_is_larger_than_a_document_is_refused_unread(tmp_path: Path) -> Non
     assert peak < 3 * MAX_BYTES
 
 
-def test_the_largest_document_is_read(tmp_path: Path) -> None:
+def test_a_file_of_exactly_the_maximum_size_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a" * MAX_BYTES)
     assert len(read_one(tmp_path / "a.txt").text) == MAX_BYTES
     (tmp_path / "a.txt").write_bytes(b"a" * (MAX_BYTES + 1))
     assert "too large" in reason(tmp_path / "a.txt")
 
 
-def test_utf_16_is_called_by_its_name(tmp_path: Path) -> None:
+def test_utf_16_files_are_reported_as_utf_16(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text", encoding="utf-16")
     (tmp_path / "b.csv").write_text("text\nrow\n", encoding="utf-16")
     assert "UTF-16" in reason(tmp_path / "a.txt") and "UTF-16" in reason(tmp_path / "b.csv")
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_read_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
 
@@ -94,7 +94,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path, monke
     assert read_one(path).text == "before, after"
 
 
-def test_rows_before_a_change_stay_and_the_change_is_named(tmp_path: Path) -> None:
+def test_rows_before_a_change_are_kept_and_the_change_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"text": "{number}"}}\n' for number in range(50)))
     documents = read_documents(path)
@@ -107,7 +107,7 @@ def test_rows_before_a_change_stay_and_the_change_is_named(tmp_path: Path) -> No
     assert sum("changed" in str(found) for found in rest) == 0
 
 
-def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "folder.pdf").mkdir()
@@ -119,10 +119,10 @@ def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
     )
 
 
-def test_a_pipe_put_in_a_files_place_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_replaced_a_file_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     monkeypatch.setattr(Path, "is_file", lambda self: True)
-    signal.alarm(10)  # kills the run, rather than hang it
+    signal.alarm(10)  # kill the run instead of hanging
     try:
         assert reason(tmp_path / "pipe.txt") == "not a regular file"
     finally:
@@ -155,7 +155,7 @@ def test_without_permission_a_file_or_folder_is_skipped() -> None:
     ]
 
 
-def test_folders_may_be_deeper_than_python_recurses(tmp_path: Path) -> None:
+def test_folders_may_be_deeper_than_the_recursion_limit(tmp_path: Path) -> None:
     path = tmp_path.joinpath(*["d"] * 120)
     path.mkdir(parents=True)
     (path / "a.txt").write_text("deep")
@@ -168,9 +168,9 @@ def test_folders_may_be_deeper_than_python_recurses(tmp_path: Path) -> None:
     assert [d.text for d in found if isinstance(d, Document)] == ["deep"]
 
 
-def test_bad_rows_without_end_are_counted(tmp_path: Path) -> None:
+def test_after_1000_bad_rows_the_rest_are_only_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("bad\n" * 3000 + '{"text": "good"}\n')
     (document,), skipped = read(tmp_path)
     assert document.id == "a.jsonl:3001"
     assert [s.line for s in skipped] == [*range(1, 1001), None]
-    assert skipped[-1].reason == "2000 more of its rows gave no document"
+    assert skipped[-1].reason == "2000 more rows of this file were skipped"

@@ -1,4 +1,4 @@
-"""The edge store: what it promises beyond what every store does (`test_stores`)."""
+"""Behaviour of the edge store beyond what all stores share (`test_stores`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qdrant_client import QdrantClient, models
 
 from gircse_rag.errors import StoreError
 from gircse_rag.qdrant import open_client
-from tests.unit.qdrant.standin import StandIn
+from tests.stand_in import StandIn
 
 pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
 
@@ -30,24 +30,24 @@ from gircse_rag.qdrant.edge import shard as shard_module
 from gircse_rag.qdrant.edge.shard import RESERVED
 
 DIMENSION, MANY = 1024, 2_700
-"""So many points of this dimension are worth an index, and no more are."""
+"""Just enough points of this dimension for `build_index` to build an index."""
 VECTORS = {"gircse": models.VectorParams(size=DIMENSION, distance=models.Distance.COSINE)}
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[EdgeClient]:
-    made = open_client(tmp_path / "store", engine="edge")
-    assert isinstance(made, EdgeClient)
-    made.create_collection("docs", VECTORS, metadata={"of": {"whom": "ours"}})
-    yield made
-    made.close()
+    client = open_client(tmp_path / "store", engine="edge")
+    assert isinstance(client, EdgeClient)
+    client.create_collection("docs", VECTORS, metadata={"of": {"whom": "ours"}})
+    yield client
+    client.close()
 
 
 def _vectors(count: int, seed: int = 0) -> np.ndarray:
-    """Unit rows in clumps, so that neighbours mean something."""
-    chance = np.random.default_rng(seed)
-    clumps = chance.standard_normal((20, DIMENSION))[chance.integers(0, 20, count)]
-    rows = clumps + 0.6 * chance.standard_normal((count, DIMENSION))
+    """(count, DIMENSION) float32 unit vectors in clusters, so that nearest neighbours are well defined."""
+    rng = np.random.default_rng(seed)
+    clusters = rng.standard_normal((20, DIMENSION))[rng.integers(0, 20, count)]
+    rows = clusters + 0.6 * rng.standard_normal((count, DIMENSION))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -63,7 +63,7 @@ def _write(client: QdrantClient, vectors: np.ndarray) -> None:
         client.upsert("docs", _points(vectors[start : start + 300], start))
 
 
-def test_the_reserved_point_is_nobodys_answer(client: EdgeClient) -> None:
+def test_the_reserved_point_is_never_returned(client: EdgeClient) -> None:
     _write(client, _vectors(5))
     ids = {0, 1, 2, 3, 4}
     assert client.count("docs").count == 5 and client.get_collection("docs").points_count == 5
@@ -83,9 +83,15 @@ def test_the_reserved_point_is_nobodys_answer(client: EdgeClient) -> None:
 
 
 def test_points_are_uploaded_in_batches(client: EdgeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As LlamaIndex's own store does it."""
-    sizes, upsert = [], client._store.upsert
-    monkeypatch.setattr(client._store, "upsert", lambda name, points: sizes.append(len(points)) or upsert(name, points))
+    """With the arguments that LlamaIndex's Qdrant store passes."""
+    sizes: list[int] = []
+    upsert = client._store.upsert
+
+    def record(name: str, points: Any) -> object:
+        sizes.append(len(points))
+        return upsert(name, points)
+
+    monkeypatch.setattr(client._store, "upsert", record)
     client.upload_points("docs", iter(_points(_vectors(10))), batch_size=4, parallel=1, max_retries=3, wait=True)
     assert client.count("docs").count == 10 and sizes == [4, 4, 2]
     client.upload_points("docs", [])
@@ -93,7 +99,7 @@ def test_points_are_uploaded_in_batches(client: EdgeClient, monkeypatch: pytest.
         client.upload_points("docs", _points(_vectors(1)), update_mode=models.UpdateMode.INSERT_ONLY)
 
 
-def test_vectors_come_back_bit_for_bit(client: EdgeClient, tmp_path: Path) -> None:
+def test_vectors_survive_reopening(client: EdgeClient, tmp_path: Path) -> None:
     vectors = _vectors(300)
     _write(client, vectors)
     client.close()
@@ -102,9 +108,11 @@ def test_vectors_come_back_bit_for_bit(client: EdgeClient, tmp_path: Path) -> No
     again.close()
     for record in records:
         assert isinstance(record.vector, dict) and isinstance(record.id, int)
-        np.testing.assert_allclose(np.float32(record.vector["gircse"]), vectors[record.id], rtol=0, atol=6e-8)
+        stored = np.asarray(record.vector["gircse"], np.float32)
+        np.testing.assert_allclose(stored, vectors[record.id], rtol=0, atol=6e-8)
 
 
+@pytest.mark.slow
 def test_the_index_is_built_in_another_process_while_searches_go_on(client: EdgeClient, tmp_path: Path) -> None:
     vectors = _vectors(MANY + 20)
     _write(client, vectors[:MANY])
@@ -118,15 +126,15 @@ def test_the_index_is_built_in_another_process_while_searches_go_on(client: Edge
             gaps[0] = max(gaps[0], time.monotonic() - last)
             last = time.monotonic()
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    thread = threading.Thread(target=ask)
+    thread.start()
     before = time.monotonic()
-    grew = client.build_index("docs")
+    built = client.build_index("docs")
     took = time.monotonic() - before
     stopped.set()
-    asking.join()
-    assert grew and set(answers) == {7} and len(answers) > 5
-    assert gaps[0] < took / 2  # held for the whole time it would have been all of it
+    thread.join()
+    assert built and set(answers) == {7} and len(answers) > 5
+    assert gaps[0] < took / 2  # a search blocked by the build would have waited about `took`
     info = client.get_collection("docs")
     assert (info.points_count, info.indexed_vectors_count) == (MANY, MANY)
     found = [client.query_points("docs", v.tolist(), using="gircse", limit=10).points for v in vectors[MANY:]]
@@ -137,11 +145,12 @@ def test_the_index_is_built_in_another_process_while_searches_go_on(client: Edge
     assert len(list((tmp_path / "store/collections/docs").glob("shard-*"))) == 1
 
 
-def test_a_write_outdates_the_index_under_way_and_is_kept(
+@pytest.mark.slow
+def test_a_write_during_indexing_discards_the_index_and_is_kept(
     client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(client, _vectors(MANY))
-    _meanwhile(monkeypatch, lambda: client.upsert("docs", _points(_vectors(1, seed=1), 50_000)))
+    _run_during_indexing(monkeypatch, lambda: client.upsert("docs", _points(_vectors(1, seed=1), 50_000)))
     assert not client.build_index("docs")
     assert client.count("docs").count == MANY + 1 and client.retrieve("docs", [50_000])
     assert len(list((tmp_path / "store/collections/docs").glob("shard-*"))) == 1
@@ -150,23 +159,24 @@ def test_a_write_outdates_the_index_under_way_and_is_kept(
 def test_an_index_that_fails_changes_nothing(client: EdgeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(client, _vectors(MANY))
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(StoreError, match=r"indexing .* failed; it is as it was"):
+    with pytest.raises(StoreError, match=r"indexing .* failed; it is unchanged"):
         client.build_index("docs")
     assert client.count("docs").count == MANY
 
 
 class _Engine:
-    """An engine's shard, of which a test replaces a method."""
+    """Wraps an engine's shard so that a test can replace a method."""
 
-    def __init__(self, engine: object) -> None:
+    def __init__(self, engine: Any) -> None:
         self._engine = engine
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before `current` is replaced", "after it", "while the old one is closed"])
-def test_an_interrupt_while_the_index_is_put_in_place_loses_nothing(
+def test_an_interrupt_while_the_index_is_swapped_in_loses_nothing(
     client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     _write(client, _vectors(MANY))
@@ -174,7 +184,7 @@ def test_an_interrupt_while_the_index_is_put_in_place_loses_nothing(
 
     class Interrupting(_Engine):
         def close(self) -> None:
-            self.close = self._engine.close  # type: ignore[method-assign,attr-defined]  # interrupted once
+            self.close = self._engine.close  # type: ignore[method-assign]  # interrupt only once
             raise KeyboardInterrupt
 
     def replace_text(path: Path, text: str) -> None:
@@ -197,14 +207,16 @@ def test_an_interrupt_while_the_index_is_put_in_place_loses_nothing(
     assert len(list((tmp_path / "store/collections/docs").glob("shard-*"))) == 1
 
 
-def test_a_collection_that_two_threads_make_is_made_once(client: EdgeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collection_that_two_threads_create_is_created_once(
+    client: EdgeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, second_makes, first_wrote = shard_module.EdgeShard.create, threading.Event(), threading.Event()
     making: list[Path] = []
 
     def create(folder: Path, about: dict[str, Any]) -> shard_module.EdgeShard:
         making.append(folder)
         if len(making) == 1:
-            second_makes.wait(0.3)  # time enough for one that nothing holds back
+            second_makes.wait(0.3)  # long enough for a second call that is not locked out
         else:
             second_makes.set()
             first_wrote.wait(30)
@@ -222,19 +234,19 @@ def test_a_collection_that_two_threads_make_is_made_once(client: EdgeClient, mon
             time.sleep(0.01)
         two = threads.submit(client.create_collection, "new", VECTORS)
         one.result(60)
-        with pytest.raises(StoreError, match="'new' is there already"):
+        with pytest.raises(StoreError, match="'new' already exists"):
             two.result(60)
     assert client.count("new").count == 1 and client.retrieve("new", [0])
 
 
 @pytest.mark.parametrize("change", ["aliases", "metadata"])
-def test_what_two_threads_change_has_both_changes(
+def test_concurrent_changes_by_two_threads_are_both_kept(
     client: EdgeClient, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     first, second = threading.Event(), threading.Event()
 
-    def held(plain: Callable[..., Any]) -> Callable[..., Any]:
-        """The first to have read what is there waits a little for the second to read it as well."""
+    def delay_first(plain: Callable[..., Any]) -> Callable[..., Any]:
+        """Make the first call wait briefly, so that a second one without a lock would read the old value."""
 
         def call(*args: Any) -> Any:
             if first.is_set():
@@ -250,15 +262,15 @@ def test_what_two_threads_change_has_both_changes(
         if change == "metadata":
             client.update_collection("docs", metadata={name: 1})
             return
-        wanted = models.CreateAlias(collection_name="docs", alias_name=name)
-        client.update_collection_aliases([models.CreateAliasOperation(create_alias=wanted)])
+        alias = models.CreateAlias(collection_name="docs", alias_name=name)
+        client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
 
     with monkeypatch.context() as patch, ThreadPoolExecutor(2) as threads:
         if change == "metadata":
             shard = client._store.shard("docs")
-            patch.setattr(shard, "write", held(shard.write))
+            patch.setattr(shard, "write", delay_first(shard.write))
         else:
-            patch.setattr(client._store, "_save", held(client._store._save))
+            patch.setattr(client._store, "_save", delay_first(client._store._save))
         list(threads.map(run, ["a", "b"]))
     if change == "metadata":
         assert client.get_collection("docs").config.metadata == {"of": {"whom": "ours"}, "a": 1, "b": 1}
@@ -267,7 +279,7 @@ def test_what_two_threads_change_has_both_changes(
 
 
 @pytest.mark.parametrize("broken", ["docs", "more"])
-def test_a_shard_that_cannot_be_closed_keeps_nothing_else_open(client: EdgeClient, tmp_path: Path, broken: str) -> None:
+def test_a_shard_that_fails_to_close_does_not_keep_others_open(client: EdgeClient, tmp_path: Path, broken: str) -> None:
     client.create_collection("more", VECTORS)
     for name in ("docs", "more"):
         client.upsert(name, _points(_vectors(3)))
@@ -288,22 +300,23 @@ def test_a_shard_that_cannot_be_closed_keeps_nothing_else_open(client: EdgeClien
     again.close()
 
 
-def _meanwhile(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
-    """Do this while `build_index` waits for its child."""
+def _run_during_indexing(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Run the action while `build_index` waits for its child process."""
     run = subprocess.run
 
-    def acting(*arguments: object, **options: object) -> object:
+    def acting(*arguments: Any, **options: Any) -> Any:
         action()
-        return run(*arguments, **options)  # type: ignore[call-overload]
+        return run(*arguments, **options)
 
     monkeypatch.setattr(subprocess, "run", acting)
 
 
-def test_a_store_closed_while_it_is_indexed_is_as_it_was(
+@pytest.mark.slow
+def test_a_store_closed_while_it_is_indexed_is_unchanged(
     client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(client, _vectors(MANY))
-    _meanwhile(monkeypatch, client.close)
+    _run_during_indexing(monkeypatch, client.close)
     with pytest.raises(StoreError, match="was closed or deleted"):
         client.build_index("docs")
     assert len(list((tmp_path / "store/collections/docs").glob("shard-*"))) == 1
@@ -312,24 +325,25 @@ def test_a_store_closed_while_it_is_indexed_is_as_it_was(
     again.close()
 
 
+@pytest.mark.slow
 def test_a_collection_deleted_while_it_is_indexed_is_gone(
     client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if the child writes another file just when its folder has been emptied."""
+    """Even if the child writes another file after its folder was emptied."""
     _write(client, _vectors(MANY))
     folder, remove = tmp_path / "store/collections/docs", os.rmdir
     late: list[Path] = []
 
     def removing(path: str, **options: Any) -> None:
-        copies = {there.name for there in folder.glob("shard-*")} - {client_shard}
+        copies = {copy.name for copy in folder.glob("shard-*")} - {current_shard}
         if not late and Path(path).name in copies:
             late.append(folder / Path(path).name / "late")
             late[0].write_text("...")
         remove(path, **options)
 
-    client_shard = (folder / "current").read_text()
+    current_shard = (folder / "current").read_text()
     monkeypatch.setattr(os, "rmdir", removing)
-    _meanwhile(monkeypatch, lambda: client.delete_collection("docs"))
+    _run_during_indexing(monkeypatch, lambda: client.delete_collection("docs"))
     with pytest.raises(StoreError, match="was closed or deleted"):
         client.build_index("docs")
     assert late and not client.collection_exists("docs") and not list(folder.glob("shard-*"))
@@ -338,7 +352,7 @@ def test_a_collection_deleted_while_it_is_indexed_is_gone(
 
 
 @pytest.mark.parametrize("opened", [True, False])
-def test_a_folder_that_cannot_be_removed_is_named(
+def test_a_folder_that_cannot_be_removed_is_reported(
     client: EdgeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: bool
 ) -> None:
     if not opened:
@@ -358,17 +372,17 @@ def test_a_folder_that_cannot_be_removed_is_named(
     assert client.count("docs").count == 0
 
 
-def test_what_cannot_be_opened_leaves_the_other_shards(client: EdgeClient, tmp_path: Path) -> None:
+def test_a_collection_that_cannot_be_opened_keeps_its_shards(client: EdgeClient, tmp_path: Path) -> None:
     _write(client, _vectors(10))
     client.close()
     current = tmp_path / "store/collections/docs/current"
-    whole = current.read_text()
+    original = current.read_text()
     current.write_text("shard-gone")
     again = open_client(tmp_path / "store")
     with pytest.raises(StoreError, match="restore it"):
         again.count("docs")
     again.close()
-    current.write_text(whole)
+    current.write_text(original)
     again = open_client(tmp_path / "store")
     assert again.count("docs").count == 10
     again.close()
@@ -398,47 +412,48 @@ WRITER = """
 """
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    """Each time later than the last one ended: while it writes, at 2,800 while it indexes, and after that."""
-    store, there = tmp_path / "store", 0
+    """Kills in turn during the first writes, while an index is built at 2,800 points, and after that."""
+    store, before = tmp_path / "store", 0
     for lines, pause in ((9, 0.01), (20, 0.3), (3, 0.0)):
         writer = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(WRITER), str(store)], stdout=subprocess.PIPE, cwd=Path.cwd()
         )
         assert writer.stdout is not None
-        said = [int(writer.stdout.readline()) for _ in range(lines)]
+        reported = [int(writer.stdout.readline()) for _ in range(lines)]
         time.sleep(pause)
         os.kill(writer.pid, signal.SIGKILL)
-        said += [int(line) for line in writer.communicate()[0].split()]
+        reported += [int(line) for line in writer.communicate()[0].split()]
         client = open_client(store, create=False)
         ids = {record.id for record in client.scroll("docs", limit=10**6)[0]}
         client.close()
-        assert ids == set(range(len(ids))) and len(ids) % 100 == 0  # batches are whole
-        assert max(said) <= len(ids) <= max(said) + 100 and len(ids) > there
-        there = len(ids)
+        assert ids == set(range(len(ids))) and len(ids) % 100 == 0  # no partial batch
+        assert max(reported) <= len(ids) <= max(reported) + 100 and len(ids) > before
+        before = len(ids)
 
 
-def test_a_collection_killed_while_it_is_made_is_not_there(client: EdgeClient, tmp_path: Path) -> None:
+def test_a_collection_killed_during_its_creation_does_not_exist(client: EdgeClient, tmp_path: Path) -> None:
     half = tmp_path / "store/collections/half/shard-0"
     half.mkdir(parents=True)
     (half / "junk").write_text("...")
     assert not client.collection_exists("half")
-    assert [there.name for there in client.get_collections().collections] == ["docs"]
+    assert [collection.name for collection in client.get_collections().collections] == ["docs"]
     client.create_collection("half", VECTORS)
     assert client.count("half").count == 0
 
 
-def test_an_index_killed_half_way_is_cleared_away(client: EdgeClient, tmp_path: Path) -> None:
+def test_the_leftovers_of_a_killed_build_index_are_removed(client: EdgeClient, tmp_path: Path) -> None:
     _write(client, _vectors(10))
     client.close()
-    left = tmp_path / "store/collections/docs/shard-left"
-    left.mkdir()
+    leftover = tmp_path / "store/collections/docs/shard-leftover"
+    leftover.mkdir()
     again = open_client(tmp_path / "store")
-    assert again.count("docs").count == 10 and not left.exists()
+    assert again.count("docs").count == 10 and not leftover.exists()
     again.close()
 
 
-def test_one_process_at_a_time(client: EdgeClient, tmp_path: Path) -> None:
+def test_only_one_client_can_open_a_store(client: EdgeClient, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with pytest.raises(StoreError, match="is already open"):
         open_client(store)
@@ -455,7 +470,7 @@ def test_one_process_at_a_time(client: EdgeClient, tmp_path: Path) -> None:
     open_client(store).close()
 
 
-def test_a_closed_store_says_so(client: EdgeClient) -> None:
+def test_a_closed_store_raises(client: EdgeClient) -> None:
     client.close()
     with pytest.raises(StoreError, match="was closed"):
         client.count("docs")
@@ -465,7 +480,7 @@ def test_a_closed_store_says_so(client: EdgeClient) -> None:
     ("use", "message"),
     [
         (lambda c: c.count("other"), "no collection 'other'"),
-        (lambda c: c.create_collection("docs", VECTORS), "there already"),
+        (lambda c: c.create_collection("docs", VECTORS), "already exists"),
         (lambda c: c.create_collection("new", VECTORS, shard_number=2), "does not know shard_number"),
         (lambda c: c.create_collection("new", VECTORS["gircse"]), "named vectors"),
         (lambda c: c.upsert("docs", _points(np.ones((1, 3)))), "dimension"),
@@ -475,12 +490,12 @@ def test_a_closed_store_says_so(client: EdgeClient) -> None:
         (lambda c: c.upsert("docs", _points(_vectors(1)), update_mode=models.UpdateMode.INSERT_ONLY), "update_mode"),
     ],
 )
-def test_what_it_cannot_do_is_an_error(client: EdgeClient, use: object, message: str) -> None:
+def test_unsupported_calls_raise(client: EdgeClient, use: Callable[[Any], object], message: str) -> None:
     with pytest.raises(StoreError, match=message):
-        use(client)  # type: ignore[operator]
+        use(client)
 
 
-def test_a_damaged_shard_is_named(client: EdgeClient, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_reported(client: EdgeClient, tmp_path: Path) -> None:
     _write(client, _vectors(10))
     client.close()
     for config in (tmp_path / "store/collections/docs").rglob("*.json"):
@@ -491,14 +506,14 @@ def test_a_damaged_shard_is_named(client: EdgeClient, tmp_path: Path) -> None:
     again.close()
 
 
-def test_ingest_and_search_take_it(tmp_path: Path, embedder: StandIn) -> None:
+def test_ingest_and_search_work_on_an_edge_store(tmp_path: Path, embedder: StandIn) -> None:
     from gircse_rag.qdrant import Document, ingest, search
 
     client = open_client(tmp_path / "ingested", engine="edge")
     documents = [Document(str(n), f"text number {n}") for n in range(30)]
     for expected in (30, 0):
-        report = ingest(documents, collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+        report = ingest(documents, collection="docs", embedder=embedder, client=client)
         assert (report.added, report.unchanged) == (expected, 30 - expected)
-    hits = search("text number 7", collection="docs", embedder=embedder, client=client, limit=1)  # type: ignore[arg-type]
+    hits = search("text number 7", collection="docs", embedder=embedder, client=client, limit=1)
     assert [hit.document for hit in hits] == ["7"]
     client.close()

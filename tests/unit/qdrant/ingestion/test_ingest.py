@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
-from gircse_rag.errors import InputError, StoreError
+from gircse_rag.errors import GircseWarning, InputError, StoreError
 from gircse_rag.qdrant import Document, IngestReport, Progress, SkippedFile, ingest, open_client, read_documents
 from gircse_rag.qdrant.points import point_id
-from tests.unit.qdrant.standin import POISON, StandIn
+from tests.stand_in import POISON, StandIn
 
-# Long enough for several chunks of 64 bytes.
+# Together several chunks of 64 bytes.
 LONG = [f"This is sentence number {n} of the document, and it is not short." for n in range(8)]
 
 
 def _ingest(
     client: QdrantClient, embedder: StandIn, *documents: Document | SkippedFile, **options: Any
 ) -> IngestReport:
-    return ingest(documents, collection="docs", embedder=embedder, client=client, **options)  # type: ignore[arg-type]
+    return ingest(documents, collection="docs", embedder=embedder, client=client, **options)
 
 
 def _counts(report: IngestReport) -> tuple[int, int, int, int, int]:
@@ -38,8 +38,8 @@ def _state(client: QdrantClient) -> dict[str, tuple[dict[str, Any], list[float]]
 
 
 def _texts(client: QdrantClient, document: str) -> list[str]:
-    mine = [p for p, _ in _state(client).values() if p["gircse"]["document"] == document]
-    return [p["page_content"] for p in sorted(mine, key=lambda p: p["gircse"]["number"])]
+    payloads = [p for p, _ in _state(client).values() if p["gircse"]["document"] == document]
+    return [p["page_content"] for p in sorted(payloads, key=lambda p: p["gircse"]["number"])]
 
 
 def test_a_second_run_embeds_nothing_and_changes_nothing(client: QdrantClient, embedder: StandIn) -> None:
@@ -58,7 +58,7 @@ def test_a_second_run_embeds_nothing_and_changes_nothing(client: QdrantClient, e
     assert _state(client) == before
 
 
-def test_a_second_run_in_another_process_embeds_nothing_either(tmp_path: Path, embedder: StandIn) -> None:
+def test_a_second_run_on_a_reopened_store_embeds_nothing(tmp_path: Path, embedder: StandIn) -> None:
     for expected in [(1, 0, 0, 0, 0), (0, 0, 1, 0, 0)]:
         client = open_client(tmp_path / "store")
         assert _counts(_ingest(client, embedder, Document("long", " ".join(LONG)))) == expected
@@ -113,7 +113,7 @@ def test_a_shorter_document_leaves_no_stale_chunks(client: QdrantClient, embedde
     assert _counts(_ingest(client, embedder, Document("doc", LONG[3]))) == (0, 0, 1, 0, 0)
 
 
-def test_new_points_are_acknowledged_before_stale_ones_go(
+def test_new_points_are_acknowledged_before_stale_ones_are_deleted(
     client: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _ingest(client, embedder, Document("doc", "\n\n".join(LONG)))
@@ -132,7 +132,7 @@ def test_new_points_are_acknowledged_before_stale_ones_go(
     assert _texts(client, "doc") == ["all new"]
 
 
-def test_a_run_cut_short_between_two_writes_is_completed(
+def test_a_run_interrupted_between_two_writes_is_completed_by_the_next(
     client: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = QdrantClient(":memory:")
@@ -155,7 +155,7 @@ def test_a_run_cut_short_between_two_writes_is_completed(
     assert [p for p, _ in _state(client).values()] == [_state(expected)[key][0] for key in _state(client)]
 
 
-def test_equal_texts_in_two_documents_are_two_documents(client: QdrantClient, embedder: StandIn) -> None:
+def test_two_documents_with_equal_texts_stay_separate(client: QdrantClient, embedder: StandIn) -> None:
     assert _counts(_ingest(client, embedder, Document("a", "same"), Document("b", "same"))) == (2, 0, 0, 0, 0)
     assert len(_state(client)) == 2
     _ingest(client, embedder, Document("a", "other"))
@@ -171,9 +171,7 @@ def test_new_metadata_is_stored_without_embedding_again(client: QdrantClient, em
     assert payload["metadata"]["year"] == 2025 and payload["metadata"]["nested"] == {"list": [1, None, "é"]}
 
 
-def test_a_bad_chunk_fails_its_document_alone_and_its_old_version_stays(
-    client: QdrantClient, embedder: StandIn
-) -> None:
+def test_a_bad_chunk_fails_only_its_document_and_keeps_its_old_version(client: QdrantClient, embedder: StandIn) -> None:
     _ingest(client, embedder, Document("bad", "\n\n".join(LONG)))
     before = _state(client)
     poisoned = "\n\n".join([*LONG[:6], f"The {POISON} is here.", *LONG[6:], POISON])
@@ -191,7 +189,7 @@ def test_a_bad_chunk_fails_its_document_alone_and_its_old_version_stays(
     assert {key: after[key] for key in before} == before
     assert _texts(client, "new bad") == [] and _texts(client, "good") == ["one"] and _texts(client, "fine") == ["x"]
     again = _ingest(client, embedder, Document("bad", poisoned))
-    assert _counts(again) == (0, 0, 0, 0, 1), "a failed document is tried again, not marked as done"
+    assert _counts(again) == (0, 0, 0, 0, 1), "a failed document was not tried again"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +210,7 @@ def test_a_bad_chunk_fails_its_document_alone_and_its_old_version_stays(
         (Document("d", "text", [1]), "metadata is a list"),  # type: ignore[arg-type]
     ],
 )
-def test_a_bad_document_is_reported_and_the_rest_goes_on(
+def test_a_bad_document_is_reported_and_the_rest_is_ingested(
     client: QdrantClient, embedder: StandIn, document: Document, reason: str
 ) -> None:
     report = _ingest(client, embedder, Document("first", "one"), document, Document("last", "two"))
@@ -221,21 +219,19 @@ def test_a_bad_document_is_reported_and_the_rest_goes_on(
     assert embedder.embedded == ["one", "two"]
 
 
-def test_a_flag_of_numpys_is_a_flag(client: QdrantClient, embedder: StandIn) -> None:
+def test_a_numpy_bool_is_accepted_as_a_flag(client: QdrantClient, embedder: StandIn) -> None:
     assert _counts(_ingest(client, embedder, Document("a", "# One", markdown=np.True_))) == (1, 0, 0, 0, 0)  # type: ignore[arg-type]
     assert _counts(_ingest(client, embedder, Document("a", "# One", markdown=True))) == (0, 0, 1, 0, 0)
 
 
-def test_an_id_used_twice_for_different_texts_is_reported_and_alike_is_one(
-    client: QdrantClient, embedder: StandIn
-) -> None:
+def test_a_repeated_id_is_reported_unless_the_document_is_equal(client: QdrantClient, embedder: StandIn) -> None:
     report = _ingest(client, embedder, Document("a", "one"), Document("a", "one"), Document("a", "two"))
     assert _counts(report) == (1, 0, 1, 0, 1)
     assert "used before in this run" in report.failed[0].reason
     assert _texts(client, "a") == ["one"]
 
 
-def test_what_is_no_document_raises_and_says_where(client: QdrantClient, embedder: StandIn) -> None:
+def test_non_documents_raise_with_their_index(client: QdrantClient, embedder: StandIn) -> None:
     with pytest.raises(InputError, match="item 1 is not a Document but str") as caught:
         _ingest(client, embedder, Document("a", "one"), "two")  # type: ignore[arg-type]
     assert caught.value.index == 1
@@ -245,7 +241,7 @@ def test_what_is_no_document_raises_and_says_where(client: QdrantClient, embedde
         _ingest(client, embedder, batch_size=0)
 
 
-def test_nothing_to_ingest_is_a_report_of_nothing(client: QdrantClient, embedder: StandIn) -> None:
+def test_an_empty_ingest_gives_an_empty_report(client: QdrantClient, embedder: StandIn) -> None:
     assert asdict(_ingest(client, embedder)) == asdict(IngestReport())
 
 
@@ -255,12 +251,12 @@ def test_skipped_files_go_into_the_report(client: QdrantClient, embedder: StandI
     (folder / "a.jsonl").write_text('{"text": "one"}\nnot json\n{"text": "three"}\n')
     (folder / "b.txt").write_bytes(b"\0")
     documents = read_documents(folder)
-    report = ingest(documents, collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+    report = ingest(documents, collection="docs", embedder=embedder, client=client)
     assert _counts(report) == (2, 0, 0, 0, 0)
     assert [(Path(s.path).name, s.line) for s in report.skipped] == [("a.jsonl", 2), ("b.txt", None)]
 
 
-def test_documents_are_taken_as_they_are_needed(embedder: StandIn) -> None:
+def test_documents_are_read_lazily(embedder: StandIn) -> None:
     ahead = []
     client = QdrantClient(":memory:")
 
@@ -269,9 +265,9 @@ def test_documents_are_taken_as_they_are_needed(embedder: StandIn) -> None:
             ahead.append(number - len(embedder.embedded))
             yield Document(str(number), f"text {number}")
 
-    report = ingest(endless(), collection="docs", embedder=embedder, client=client, batch_size=8)  # type: ignore[arg-type]
+    report = ingest(endless(), collection="docs", embedder=embedder, client=client, batch_size=8)
     assert report.added == 1000
-    assert max(ahead) <= 3 * 64 + 8  # a group is embedded, one waits, one is read
+    assert max(ahead) <= 3 * 64 + 8  # one group is embedded, one waits, one is being read
     assert max(embedder.batches) == 8
 
 
@@ -284,7 +280,8 @@ def test_progress_counts_up_to_the_report(client: QdrantClient, embedder: StandI
     assert len({p.documents for p in seen}) > 5
 
 
-def test_a_document_of_a_megabyte_is_stored_whole() -> None:
+@pytest.mark.slow
+def test_a_document_of_a_megabyte_is_stored_completely() -> None:
     client, embedder = QdrantClient(":memory:"), StandIn(max_length=4096)
     text = "".join(f"Line {n}: the quick brown fox jumps over the lazy dog. 你好\n" for n in range(17_000))
     assert len(text) > 1_000_000
@@ -294,10 +291,13 @@ def test_a_document_of_a_megabyte_is_stored_whole() -> None:
     assert _counts(_ingest(client, embedder, Document("big", text))) == (0, 0, 1, 0, 0)
 
 
-def test_a_chunk_the_model_would_cut_is_not_stored(client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_that_the_model_would_truncate_is_not_stored(
+    client: QdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedder = StandIn()
     monkeypatch.setattr("gircse_rag.documents.chunking.Chunker.cut", _one_chunk)
-    report = _ingest(client, embedder, Document("long", " ".join(LONG)))
+    with pytest.warns(GircseWarning, match="longer than 64 tokens"):
+        report = _ingest(client, embedder, Document("long", " ".join(LONG)))
     assert _counts(report) == (0, 0, 0, 0, 1) and "longer than the model reads" in report.failed[0].reason
     assert _state(client) == {}
 
@@ -352,7 +352,7 @@ def _nested(depth: int) -> list[object]:
         (Document("deeper", "text", {"deep": _nested(100_000)}), "nested more than"),
     ],
 )
-def test_documents_that_no_store_can_hold_fail_alone(
+def test_a_document_that_no_store_can_hold_fails_alone(
     client: QdrantClient, embedder: StandIn, bad: Document, reason: str
 ) -> None:
     report = _ingest(client, embedder, Document("before", "one"), bad, Document("after", "two"))

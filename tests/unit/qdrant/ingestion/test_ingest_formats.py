@@ -1,4 +1,4 @@
-"""Every format, through `ingest` into the real embedded Qdrant."""
+"""Every file format, ingested into the real embedded Qdrant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qdrant_client import QdrantClient
 
 from gircse_rag.documents.chunking import Chunker
 from gircse_rag.qdrant import ingest, read_documents, search
-from tests.unit.qdrant.standin import StandIn
+from tests.stand_in import StandIn
 
 fpdf = pytest.importorskip("fpdf")
 pa = pytest.importorskip("pyarrow")
@@ -22,12 +22,12 @@ def _every_format(folder: Path) -> Path:
     (folder / "a.txt").write_text("plain tortoise")
     (folder / "b.md").write_text("# Zoo\n\n## Birds\n\nfeathered albatross\n")
     (folder / "c.html").write_text("<h1>Zoo</h1><p>hairy bison</p>")
-    made = fpdf.FPDF()
-    made.set_font("helvetica", size=12)
+    pdf = fpdf.FPDF()
+    pdf.set_font("helvetica", size=12)
     for text in ("striped zebra", "spotted leopard"):
-        made.add_page()
-        made.cell(text=text + " words" * 6)
-    made.output(str(folder / "d.pdf"))
+        pdf.add_page()
+        pdf.cell(text=text + " words" * 6)
+    pdf.output(str(folder / "d.pdf"))
     (folder / "e.csv").write_text("id,text\n1,woolly mammoth\n")
     (folder / "f.jsonl").write_text(json.dumps({"id": "g", "text": "sleepy dormouse"}))
     pq.write_table(pa.table({"text": ["scaly pangolin"]}), folder / "g.parquet")
@@ -35,7 +35,7 @@ def _every_format(folder: Path) -> Path:
     return folder
 
 
-def test_every_format_is_found_and_embedded_once(tmp_path: Path, client: QdrantClient, embedder: StandIn) -> None:
+def test_every_format_is_searchable_and_embedded_once(tmp_path: Path, client: QdrantClient, embedder: StandIn) -> None:
     folder = _every_format(tmp_path / "zoo")
     report = ingest(read_documents(folder), collection="zoo", embedder=embedder, client=client)
     assert (report.added, report.failed, report.skipped) == (8, [], [])
@@ -52,12 +52,12 @@ def test_every_format_is_found_and_embedded_once(tmp_path: Path, client: QdrantC
         "cunning_fox(): def": ("h.py", {}),
     }
     for question, (document, place) in expected.items():
-        (hit,) = search(f"? {question}", collection="zoo", embedder=embedder, client=client, limit=1)  # type: ignore[arg-type]
+        (hit,) = search(f"? {question}", collection="zoo", embedder=embedder, client=client, limit=1)
         assert hit.metadata["source"] == document
         assert hit.metadata["_chunk"] | place == hit.metadata["_chunk"]
 
 
-def test_another_way_of_cutting_cuts_anew(tmp_path: Path, client: QdrantClient, embedder: StandIn) -> None:
+def test_another_chunker_cuts_every_document_again(tmp_path: Path, client: QdrantClient, embedder: StandIn) -> None:
     folder = _every_format(tmp_path / "zoo")
     ingest(read_documents(folder), collection="zoo", embedder=embedder, client=client)
     chunker = Chunker(embedder.tokenizer, embedder.spec, by="sentences", max_tokens=30)

@@ -1,4 +1,4 @@
-"""Reading, embedding and writing at the same time: what overlaps, what is bounded, and how it ends."""
+"""Reading, embedding and writing overlap: how far each may run ahead, and how errors end them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from gircse_rag.errors import GircseError
 from gircse_rag.qdrant import Document, ingest
 from gircse_rag.qdrant.ingestion.prefetch import Prefetcher
 from gircse_rag.qdrant.ingestion.seen import Seen
-from tests.unit.qdrant.standin import StandIn
+from tests.processes import interruptible
+from tests.stand_in import StandIn
 
 
 @pytest.fixture
@@ -30,18 +31,18 @@ def client() -> QdrantClient:
 
 
 class _Events:
-    """An embedder and a store that note what they do, and when."""
+    """Log the calls of an embedder and a store in order."""
 
     def __init__(self, client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[str] = []
-        self.embedded = self.written = self.most_ahead = 0
+        self.embedded = self.written = self.most_unwritten = 0
         self.embedder = StandIn()
         plain, upsert = self.embedder.embed, client.upsert
 
         def embed(texts: Sequence[str], *args: Any, **options: Any) -> EmbeddingResult:
             self.log.append("embed")
             self.embedded += len(texts)
-            self.most_ahead = max(self.most_ahead, self.embedded - self.written)
+            self.most_unwritten = max(self.most_unwritten, self.embedded - self.written)
             return plain(texts, *args, **options)
 
         def write(collection: str, points: list[models.PointStruct], **options: Any) -> models.UpdateResult:
@@ -60,23 +61,21 @@ def _documents(count: int) -> Iterator[Document]:
         yield Document(str(number), f"text {number}")
 
 
-def test_a_batch_is_written_while_the_next_is_embedded_and_never_more(
-    client: QdrantClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_batch_is_written_while_the_next_is_embedded(client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
     events = _Events(client, monkeypatch)
-    report = ingest(_documents(200), collection="docs", embedder=events.embedder, client=client, batch_size=10)  # type: ignore[arg-type]
+    report = ingest(_documents(200), collection="docs", embedder=events.embedder, client=client, batch_size=10)
     assert report.added == events.written == 200
-    assert events.log[:2] == ["embed", "embed"], "the second batch waits for no write"
-    assert events.most_ahead == 20, "two batches are not acknowledged, and never a third"
+    assert events.log[:2] == ["embed", "embed"], "the second batch waited for a write"
+    assert events.most_unwritten == 20, "the most unacknowledged points are not two batches"
 
 
-def test_a_long_document_is_written_as_it_goes(client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_document_is_written_in_parts(client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
     events = _Events(client, monkeypatch)
     text = "\n\n".join(f"Paragraph {number} of a text that is longer than many batches." for number in range(100))
     for version in (text, text.replace("longer", "shorter")):
-        events.embedded = events.written = events.most_ahead = 0
-        ingest([Document("long", version)], collection="docs", embedder=events.embedder, client=client, batch_size=10)  # type: ignore[arg-type]
-        assert events.embedded == 100 and events.most_ahead <= 20
+        events.embedded = events.written = events.most_unwritten = 0
+        ingest([Document("long", version)], collection="docs", embedder=events.embedder, client=client, batch_size=10)
+        assert events.embedded == 100 and events.most_unwritten <= 20
         stored, _ = client.scroll("docs", limit=1000)
         assert len(stored) == 100 and {point.payload["gircse"]["chunks"] for point in stored if point.payload} == {100}
 
@@ -88,17 +87,17 @@ def test_reading_goes_on_while_a_batch_is_embedded(client: QdrantClient, monkeyp
 
     def embed(*args: Any, **options: Any) -> EmbeddingResult:
         embedding.set()
-        assert read.wait(10), "nobody read on"
+        assert read.wait(10), "reading stopped during embedding"
         return plain(*args, **options)
 
     def documents() -> Iterator[Document]:
         yield from _documents(64)
-        assert embedding.wait(10), "nobody embeds"
+        assert embedding.wait(10), "embedding did not start"
         read.set()
         yield Document("last", "text")
 
     monkeypatch.setattr(embedder, "embed", embed)
-    report = ingest(documents(), collection="docs", embedder=embedder, client=client, batch_size=64)  # type: ignore[arg-type]
+    report = ingest(documents(), collection="docs", embedder=embedder, client=client, batch_size=64)
     assert report.added == 65
 
 
@@ -108,9 +107,9 @@ def test_an_error_while_reading_is_raised_and_leaves_no_thread(client: QdrantCli
         raise OSError("the network share is gone")
 
     with pytest.raises(OSError, match="network share"):
-        ingest(documents(), collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+        ingest(documents(), collection="docs", embedder=embedder, client=client)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("gircse")]
-    assert ingest(_documents(200), collection="docs", embedder=embedder, client=client).added < 200  # type: ignore[arg-type]
+    assert ingest(_documents(200), collection="docs", embedder=embedder, client=client).added < 200
 
 
 @pytest.mark.parametrize("where", ["embed", "upsert"])
@@ -129,7 +128,7 @@ def test_an_error_while_embedding_or_writing_ends_reading(
 
     monkeypatch.setattr(embedder if where == "embed" else client, where, broken)
     with pytest.raises(GircseError, match="broken"):
-        ingest(endless(), collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
+        ingest(endless(), collection="docs", embedder=embedder, client=client)
     time.sleep(0.1)
     count = len(taken)
     time.sleep(0.2)
@@ -137,26 +136,30 @@ def test_an_error_while_embedding_or_writing_ends_reading(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("gircse")]
 
 
-def test_nothing_touches_the_store_once_an_ingest_has_failed(embedder: StandIn) -> None:
+@pytest.mark.slow
+def test_nothing_touches_the_store_once_an_ingest_has_failed(
+    embedder: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = QdrantClient(":memory:")
 
     def stuck() -> Iterator[Document]:
         yield from _documents(64)
-        time.sleep(4)  # longer than anybody waits for it
+        time.sleep(4)  # longer than `ingest` waits for its reader
         yield from _documents(200)
 
     def broken(*_: object, **__: object) -> None:
         raise GircseError("broken")
 
-    embedder.embed = broken  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(embedder, "embed", broken)
     with pytest.raises(GircseError, match="broken"):
-        ingest(stuck(), collection="docs", embedder=embedder, client=client)  # type: ignore[arg-type]
-    asked = []
-    client.retrieve = client.upsert = lambda *_, **__: asked.append(1)  # type: ignore[method-assign, assignment]
+        ingest(stuck(), collection="docs", embedder=embedder, client=client)
+    calls: list[str] = []
+    for name in ("retrieve", "upsert"):
+        monkeypatch.setattr(client, name, lambda *_, name=name, **__: calls.append(name))
     for thread in threading.enumerate():
         if thread.name.startswith("gircse"):
             thread.join(10)
-    assert asked == []
+    assert calls == []
 
 
 INTERRUPTED = """
@@ -164,7 +167,7 @@ INTERRUPTED = """
     import time
     from qdrant_client import QdrantClient
     from gircse_rag.qdrant import Document, ingest
-    from tests.unit.qdrant.standin import StandIn
+    from tests.stand_in import StandIn
 
     def documents():
         for number in range(10**9):
@@ -180,49 +183,50 @@ INTERRUPTED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stuck", ["pass", "time.sleep(3600)"])
-def test_an_interrupt_ends_it_though_its_iterator_be_stuck(stuck: str) -> None:
+def test_an_interrupt_ends_an_ingest_even_if_its_iterator_is_stuck(stuck: str) -> None:
     program = textwrap.dedent(INTERRUPTED).format(stuck=stuck)
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    process = interruptible([sys.executable, "-c", program], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 99
     finally:
-        process.kill()  # it has no end of its own
+        process.kill()  # it never ends by itself
 
 
-def test_ahead_gives_the_items_in_order_and_then_the_error() -> None:
+def test_the_prefetcher_gives_the_items_in_order_and_then_the_error() -> None:
     def items() -> Iterator[int]:
         yield from range(100)
         raise ValueError("after the last")
 
-    got = []
+    items_read = []
     with pytest.raises(ValueError, match="after the last"):
         for item in Prefetcher(items()):
-            got.append(item)
-    assert got == list(range(100))
+            items_read.append(item)
+    assert items_read == list(range(100))
 
 
-def test_seen_tells_ids_and_contents_apart() -> None:
+def test_seen_distinguishes_ids_and_contents() -> None:
     seen = Seen()
-    assert seen.before([("a", "1"), ("a", "1"), ("a", "2")]) == ["never", "alike", "different"]
-    assert seen.before([("a", "2"), ("b", "1"), ("a", "1")]) == ["different", "never", "alike"]
-    assert seen.twins([("a", "text"), ("b", "other"), ("c", "text")]) == [None, None, "a"]
-    assert seen.twins([("d", "new"), ("e", "other"), ("f", "new")]) == [None, "b", "d"]
-    assert seen.before([]) == seen.twins([]) == []
-    seen.failed("broken")
+    assert seen.compare_versions([("a", "1"), ("a", "1"), ("a", "2")]) == ["new", "same", "different"]
+    assert seen.compare_versions([("a", "2"), ("b", "1"), ("a", "1")]) == ["different", "new", "same"]
+    assert seen.find_duplicates([("a", "text"), ("b", "other"), ("c", "text")]) == [None, None, "a"]
+    assert seen.find_duplicates([("d", "new"), ("e", "other"), ("f", "new")]) == [None, "b", "d"]
+    assert seen.compare_versions([]) == seen.find_duplicates([]) == []
+    seen.add_failed("broken")
     assert "a" in seen and "broken" in seen and "c" not in seen
-    assert seen.before([("broken", "1")]) == ["never"], "a later document of this id may be good"
+    assert seen.compare_versions([("broken", "1")]) == ["new"], "a failed document blocked a later one with its id"
 
 
-def test_the_vectors_of_a_document_written_in_parts_are_its_own(tmp_path: Path, client: QdrantClient) -> None:
+def test_a_document_written_in_parts_gets_its_own_vectors(tmp_path: Path, client: QdrantClient) -> None:
     embedder = StandIn()
     text = "\n\n".join(f"Paragraph {number} stands in a text of several batches." for number in range(40))
     ingest(
         [Document("a", text), Document("b", "short")], collection="docs", embedder=embedder, client=client, batch_size=7
-    )  # type: ignore[arg-type]
+    )
     points, _ = client.scroll("docs", limit=100, with_vectors=True)
     assert len(points) == 41
     for point in points:

@@ -1,4 +1,4 @@
-"""`sync`: what a source no longer has is deleted, where that can be known."""
+"""`sync` deletes documents that a source no longer has, if the source was read completely."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qdrant_client import QdrantClient
 from gircse_rag.errors import GircseError, InputError
 from gircse_rag.qdrant import Document, IngestReport, SkippedFile, ingest
 from gircse_rag.qdrant.points import read_record
-from tests.unit.qdrant.standin import POISON, StandIn
+from tests.stand_in import POISON, StandIn
 
 LONG = "\n\n".join(f"Paragraph {number} of a document that has several chunks." for number in range(9))
 
@@ -24,7 +24,7 @@ def client() -> QdrantClient:
 
 def _ingest(client: QdrantClient, *documents: Document | SkippedFile, **options: Any) -> IngestReport:
     options = {"source": "here", **options}
-    return ingest(documents, collection="docs", embedder=StandIn(), client=client, **options)  # type: ignore[arg-type]
+    return ingest(documents, collection="docs", embedder=StandIn(), client=client, **options)
 
 
 def _documents(client: QdrantClient) -> set[str]:
@@ -33,7 +33,7 @@ def _documents(client: QdrantClient) -> set[str]:
     return {record.document for record in records if record is not None}
 
 
-def test_what_is_gone_is_deleted_whole_and_the_rest_stays(client: QdrantClient) -> None:
+def test_gone_documents_are_deleted_completely_and_the_rest_stays(client: QdrantClient) -> None:
     _ingest(client, Document("a", "one"), Document("b", LONG), Document("c", "three"))
     report = _ingest(client, Document("a", "one"), Document("c", "changed"), sync=True)
     assert (report.gone, report.removed, report.kept_because) == (["b"], 1, None)
@@ -41,12 +41,12 @@ def test_what_is_gone_is_deleted_whole_and_the_rest_stays(client: QdrantClient) 
     assert _documents(client) == {"a", "c"}
 
 
-def test_without_sync_nothing_goes_and_a_dry_run_only_tells(client: QdrantClient) -> None:
+def test_without_sync_nothing_is_deleted_and_a_dry_run_only_lists(client: QdrantClient) -> None:
     _ingest(client, Document("a", "one"), Document("b", LONG))
     assert _ingest(client, Document("a", "one")).gone == []
     report = _ingest(client, Document("a", "one"), sync="dry-run")
     assert (report.gone, report.removed, report.deleted) == (["b"], 0, 0)
-    assert "only asked" in str(report.kept_because)
+    assert "dry run" in str(report.kept_because)
     assert _documents(client) == {"a", "b"}
 
 
@@ -58,11 +58,11 @@ def test_documents_of_another_source_or_of_none_stay(client: QdrantClient) -> No
     assert _documents(client) == {"b", "c", "d"}
 
 
-def test_the_last_source_to_bring_a_document_owns_it(client: QdrantClient) -> None:
+def test_the_last_source_to_ingest_a_document_owns_it(client: QdrantClient) -> None:
     _ingest(client, Document("a", "one"), Document("b", "two"), source=None)
-    _ingest(client, Document("a", "one"))  # unchanged, and claimed without embedding
+    _ingest(client, Document("a", "one"))  # unchanged: claimed without embedding
     _ingest(client, Document("b", "two"), source="there")
-    _ingest(client, Document("b", "new text"), source=None)  # a source without a name takes nothing away
+    _ingest(client, Document("b", "new text"), source=None)  # an ingest without a source name changes no owner
     assert _ingest(client, Document("d", "four"), sync=True).gone == ["a"]
     assert _ingest(client, Document("e", "five"), source="there", sync=True).gone == ["b"]
     assert _documents(client) == {"d", "e"}
@@ -79,14 +79,14 @@ def test_a_document_that_fails_is_not_gone(client: QdrantClient) -> None:
 @pytest.mark.parametrize(
     ("now", "reason"),
     [
-        ([], "no document at all"),
+        ([], "the source had no documents"),
         (
             [Document("a", "one"), SkippedFile("folder/b.txt", "cannot be read")],
             "could not be read, such as folder/b.txt",
         ),
     ],
 )
-def test_nothing_goes_where_it_cannot_be_known(
+def test_nothing_is_deleted_unless_the_source_was_read_completely(
     client: QdrantClient, now: list[Document | SkippedFile], reason: str
 ) -> None:
     _ingest(client, Document("a", "one"), Document("b", "two"))
@@ -95,14 +95,14 @@ def test_nothing_goes_where_it_cannot_be_known(
     assert "b" in report.gone and _documents(client) == {"a", "b"}
 
 
-def test_a_picture_between_the_texts_does_not_keep_anything(client: QdrantClient, tmp_path: Path) -> None:
+def test_an_unsupported_file_does_not_prevent_deletion(client: QdrantClient, tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     _ingest(client, Document("a", "one"), Document("b", "two"))
     picture = SkippedFile(str(tmp_path / "picture.png"), "no reader for .png")
     assert _ingest(client, Document("a", "one"), picture, sync=True).removed == 1
 
 
-def test_a_run_cut_short_deletes_nothing(client: QdrantClient) -> None:
+def test_a_failed_run_deletes_nothing(client: QdrantClient) -> None:
     _ingest(client, Document("a", "one"), Document("b", "two"))
 
     def broken() -> Iterator[Document]:
@@ -110,11 +110,11 @@ def test_a_run_cut_short_deletes_nothing(client: QdrantClient) -> None:
         raise GircseError("the share is gone")
 
     with pytest.raises(GircseError, match="share"):
-        ingest(broken(), collection="docs", embedder=StandIn(), client=client, source="here", sync=True)  # type: ignore[arg-type]
+        ingest(broken(), collection="docs", embedder=StandIn(), client=client, source="here", sync=True)
     assert _documents(client) == {"a", "b"}
 
 
-def test_a_deletion_cut_short_is_finished_by_the_next_run(
+def test_an_interrupted_deletion_is_finished_by_the_next_run(
     client: QdrantClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _ingest(client, Document("a", "one"), Document("b", LONG))
@@ -135,11 +135,11 @@ def test_a_deletion_cut_short_is_finished_by_the_next_run(
 
 
 def test_sync_needs_a_source(client: QdrantClient) -> None:
-    with pytest.raises(InputError, match="give the source a name"):
+    with pytest.raises(InputError, match="sync needs a `source` name"):
         _ingest(client, Document("a", "one"), source=None, sync=True)
 
 
-def test_equal_texts_are_named_and_ingested(client: QdrantClient) -> None:
+def test_duplicate_texts_are_reported_and_ingested(client: QdrantClient) -> None:
     report = _ingest(
         client, Document("a", "same"), Document("b", "other"), Document("c", "same"), Document("c", "same")
     )

@@ -1,6 +1,8 @@
-"""Slots, handles and chunks of the vLLM plugin: arithmetic, without vLLM."""
+"""Arithmetic of the vLLM plugin's slots, handles and chunks. vLLM is not needed."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from gircse_rag.backends.vllm.plugin.slots import LARGEST_ID, Reservation, SlotT
 V = 400
 
 
-def test_a_handle_lies_above_the_vocabulary_and_leads_to_its_slot() -> None:
+def test_handles_lie_above_the_vocabulary_and_encode_their_slot() -> None:
     table = SlotTable(V, 6)
     for name, steps in (("a", 3), ("b", 20), ("c", 1)):
         held = table.reserve(name, text=9, steps=steps)
@@ -33,7 +35,7 @@ def test_a_slot_is_free_again_only_after_its_release() -> None:
     assert third and third.slot == first.slot and len(table) == 2
 
 
-def test_ids_begin_anew_before_they_would_overflow() -> None:
+def test_ids_wrap_around_before_they_overflow() -> None:
     slots = (LARGEST_ID - V) // 1024
     table = SlotTable(V, slots)
     for _ in range(1000):
@@ -47,7 +49,9 @@ def test_ids_begin_anew_before_they_would_overflow() -> None:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 7), st.booleans(), st.integers(1, 20)), max_size=60), st.integers(1, 5))
 def test_no_two_requests_share_a_slot_or_a_handle(moves: list[tuple[int, bool, int]], slots: int) -> None:
-    table, held, seen = SlotTable(V, slots), {}, set()
+    held: dict[str, Any] = {}
+    seen: set[Any] = set()
+    table = SlotTable(V, slots)
     for name, leave, steps in moves:
         key = str(name)
         if leave:
@@ -62,15 +66,15 @@ def test_no_two_requests_share_a_slot_or_a_handle(moves: list[tuple[int, bool, i
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.lists(st.integers(1, 50), min_size=1), st.integers(0, 400))
-def test_chunks_end_at_the_texts_end_and_then_have_one_handle(
+def test_chunks_end_with_the_text_and_then_hold_one_handle_each(
     text: int, steps: int, budgets: list[int], computed: int
 ) -> None:
     held = Reservation(0, text, steps, range(V, V + steps))
     computed %= text
     for turn in range(text + steps):
-        wanted = min(budgets[turn % len(budgets)], text + steps - computed)
-        size = held.chunk(computed, wanted)
-        assert 1 <= size <= wanted
+        limit = min(budgets[turn % len(budgets)], text + steps - computed)
+        size = held.chunk(computed, limit)
+        assert 1 <= size <= limit
         assert computed + size <= text or (computed >= text and size == 1)
         computed += size
         if computed == text + steps:
@@ -83,4 +87,4 @@ def test_a_prefix_hit_leaves_a_text_token_to_compute(text: int, blocks: int, blo
     cached = blocks * block_size
     usable = Reservation(0, text, 5, range(V, V + 5)).usable_hit(cached, block_size)
     assert usable <= min(cached, text - 1) and usable % block_size == 0
-    assert usable == cached or usable + block_size >= text  # and nothing is given away
+    assert usable == cached or usable + block_size >= text  # no usable block is wasted
