@@ -1,7 +1,7 @@
-"""The yardstick of speed: GIRCSE inference the way the authors' code does it.
+"""The baseline for speed: GIRCSE inference as in the authors' code.
 
-Left padding to a multiple of 8, batches of 32 in the order of the input, a KV cache, the LM head over every position,
-every layer's hidden states, each batch held until its last step. Same model, dtype, threads and token ids as ours.
+It pads on the left to a multiple of 8, batches 32 texts in input order, uses a KV cache, runs the LM head over every
+position and collects all hidden states. Model, dtype, threads and token ids are the same as for our engine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PAD_TO_MULTIPLE_OF = 8
 
 @torch.inference_mode()
 def embed(model: PreTrainedModel, prompts: list[tuple[int, ...]], steps: int) -> Tensor:
-    """(n, d) float32 unit rows: z_steps of each prompt."""
+    """Embed prompts: z_steps of each, (n, d) float32 unit rows."""
     batches = [prompts[start : start + BATCH_SIZE] for start in range(0, len(prompts), BATCH_SIZE)]
     return torch.cat([_embed_batch(model, batch, steps) for batch in batches])
 

@@ -1,8 +1,8 @@
-"""The paged engine against the authors' loop on a GPU, with random weights of real shapes; JSON out.
+"""Compare the paged engine with the authors' loop on a GPU; write JSON.
 
     python benchmarks/bench_gpu.py OUT.json [smollm2-135m] [qwen2.5-7b]
 
-Speed does not depend on what the weights are; only the shapes of the models and the lengths of the texts are real.
+Weights are random, because speed does not depend on them. Model shapes and text lengths are real.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.training_h100.base import CONFIG
 
 from benchmarks import authors_loop
 from gircse_rag.backend import Request
@@ -32,7 +30,21 @@ from gircse_rag.spec import EmbeddingSpec
 Prompts = list[tuple[int, ...]]
 
 SHAPES = {
-    "smollm2-135m": CONFIG,
+    "smollm2-135m": LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_theta": 100000.0, "rope_type": "default"},
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    ),
     "qwen2.5-7b": Qwen2Config(
         vocab_size=152064,
         hidden_size=3584,
@@ -46,20 +58,22 @@ SHAPES = {
 
 
 def random_model(name: str) -> PreTrainedModel:
+    """Create a model of the named shape in bfloat16 on the GPU."""
     torch.manual_seed(0)
     with torch.device("cuda"):
-        made: PreTrainedModel = AutoModelForCausalLM.from_config(SHAPES[name], dtype=torch.bfloat16)
-    return made.eval().requires_grad_(False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(SHAPES[name], dtype=torch.bfloat16)
+    return model.eval().requires_grad_(False)
 
 
 def prompts(vocabulary: int, number: int, *, shared: int, low: int, mode: int, high: int) -> list[tuple[int, ...]]:
+    """Make random prompts: `shared` common tokens, then a triangular number of tokens between `low` and `high`."""
     rng = random.Random(0)
-    start = tuple(rng.randrange(vocabulary) for _ in range(shared))
+    prefix = tuple(rng.randrange(vocabulary) for _ in range(shared))
     lengths = [int(rng.triangular(low, high, mode)) for _ in range(number)]
-    return [start + tuple(rng.randrange(vocabulary) for _ in range(length)) for length in lengths]
+    return [prefix + tuple(rng.randrange(vocabulary) for _ in range(length)) for length in lengths]
 
 
-def seconds(work: Callable[[], object]) -> float:
+def measure_seconds(work: Callable[[], object]) -> float:
     torch.cuda.synchronize()
     start = time.perf_counter()
     work()
@@ -78,10 +92,10 @@ def bench(name: str) -> dict[str, Any]:
     }
 
     def ours(part: Prompts) -> float:
-        return seconds(lambda: list(backend.refine(Request(prompt, 5) for prompt in part)))
+        return measure_seconds(lambda: list(backend.refine(Request(prompt, 5) for prompt in part)))
 
     def theirs(part: Prompts) -> float:
-        return seconds(lambda: authors_loop.embed(model, part, 5).cpu())
+        return measure_seconds(lambda: authors_loop.embed(model, part, 5).cpu())
 
     result: dict[str, Any] = {"paged_kernel": backend._engine.runner._cache.paged}
     for mix, texts in mixes.items():

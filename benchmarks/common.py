@@ -1,7 +1,7 @@
-"""What the benchmark programs share: texts, ours and the yardstick, rounds in turn.
+"""Shared by the benchmark programs: texts, our engine, the authors' loop, and timing in rounds.
 
-A round times every contestant on the same texts, one after the other, the order turning with the round. Ratios are
-medians over rounds of the ratio within a round, so what slows a whole round slows both sides of it.
+A round times every contestant on the same texts, one after the other, in an order that rotates with the round. A ratio
+is the median over rounds of the ratio within a round, so a slow round affects both sides.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ QUERY_SOURCES = ("medquad", "docs", "acl", "foldoc", "wordnet")
 
 
 def load(arguments: argparse.Namespace) -> Checkpoint:
-    """The model, and the number of threads set."""
+    """Set the number of threads and load the model."""
     torch.set_num_threads(arguments.threads)
     return load_checkpoint(arguments.model, dtype=getattr(torch, arguments.dtype), device="cpu")
 
 
 def texts(data: Path, checkpoint: Checkpoint, number: int) -> tuple[Prompts, Prompts]:
-    """At most `number` documents of 5-300 tokens, and short queries that share one instruction, in random order."""
+    """Read at most `number` documents of 5-300 tokens, and short queries with one instruction, in random order."""
     documents: set[str] = set()
     queries: set[str] = set()
     for source in DOCUMENT_SOURCES:
@@ -62,7 +62,7 @@ def texts(data: Path, checkpoint: Checkpoint, number: int) -> tuple[Prompts, Pro
 
 
 def paged(backend: PagedBackend, steps: int) -> Callable[[Prompts], Vectors]:
-    """Ours: prompts in, (n, d) z_steps out in their order."""
+    """Wrap our engine: prompts -> z_steps, (n, d), in their order."""
 
     def work(prompts: Prompts) -> Vectors:
         vectors = np.empty((len(prompts), backend.dimension), dtype=np.float32)
@@ -76,12 +76,12 @@ def paged(backend: PagedBackend, steps: int) -> Callable[[Prompts], Vectors]:
 
 
 def loop(model: Any, steps: int) -> Callable[[Prompts], Vectors]:
-    """The yardstick, likewise."""
+    """Wrap the authors' loop in the same way."""
     return lambda prompts: authors_loop.embed(model, prompts, steps).numpy()
 
 
 class Work:
-    """Counts what an engine computes: rows through the layers, rows that became soft tokens, forwards."""
+    """Counts the work of an engine: forwards, rows through the layers, and rows through the LM head (soft rows)."""
 
     def __init__(self, backend: PagedBackend) -> None:
         self.rows = self.soft_rows = self.forwards = 0
@@ -100,7 +100,7 @@ class Work:
         runner.forward, runner.soft_tokens = counted_forward, counted_soft_tokens
 
     def flops(self, model: Any) -> int:
-        """2 a row and weight of the layers' products, 2 a soft token and element of head and E; no attention."""
+        """Count 2 operations per row and layer weight, and 2 per soft token and element of LM head and E."""
         body: int = sum(weight.numel() for weight in model.model.layers.parameters() if weight.dim() == 2)
         vocabulary: int = model.get_input_embeddings().weight.numel()
         return 2 * body * self.rows + 4 * vocabulary * self.soft_rows
@@ -109,14 +109,14 @@ class Work:
 def compare(
     contestants: Contestants, rounds: Sequence[Prompts], arguments: argparse.Namespace, *, warm: Prompts
 ) -> dict[str, Any]:
-    """Times all on each round's texts, each after `warm`, untimed: caches are cold where others ran meanwhile."""
+    """Time all contestants on each round's texts. Each first runs `warm` untimed, to fill the caches again."""
     names = list(contestants)
     results: list[dict[str, Any]] = []
     for number, prompts in enumerate(rounds):
         with idle(arguments):
-            turn = number % len(names)
+            first = number % len(names)
             row: dict[str, Any] = {"texts": len(prompts), "load": os.getloadavg()[0]}
-            for name in names[turn:] + names[:turn]:
+            for name in names[first:] + names[:first]:
                 contestants[name](warm)
                 row[name] = timed(lambda name=name, prompts=prompts: contestants[name](prompts))  # type: ignore[misc]
             results.append(row)
@@ -124,12 +124,12 @@ def compare(
 
 
 def ratio(rounds: Sequence[Mapping[str, Any]], one: str, other: str, clock: str = "wall") -> float:
-    """Median over rounds of one's time over the other's."""
+    """Median over rounds of the time of `one` divided by that of `other`."""
     return float(statistics.median(row[one][clock] / row[other][clock] for row in rounds))
 
 
 def summary(rounds: Sequence[Mapping[str, Any]], names: Sequence[str], clock: str = "wall") -> dict[str, Any]:
-    """Medians over rounds: texts a second, and the yardstick's time over each one's (`speedup`) and its inverse."""
+    """Medians over rounds: texts per second, speedup over the authors' loop, and its inverse (`time_ratio`)."""
     others = [name for name in names if name != LOOP] if LOOP in names else []
     return {
         "texts_per_second": {
@@ -141,7 +141,7 @@ def summary(rounds: Sequence[Mapping[str, Any]], names: Sequence[str], clock: st
 
 
 def split(prompts: Prompts, rounds: int) -> list[Prompts]:
-    """Equal rounds of different texts, the rest left over."""
+    """Split prompts into rounds of equal size; drop the rest."""
     size = len(prompts) // rounds
     if not size:
         raise SystemExit(f"{len(prompts)} texts do not make {rounds} rounds")

@@ -1,15 +1,15 @@
-"""Are the engine's float32 vectors the reference's, whatever the schedule? No timing: correctness on many real texts.
+"""Are the engine's float32 vectors equal to the reference's, for every schedule? A correctness test on real texts.
 
     python benchmarks/congruence.py [--mixes "two threads" preemption]
 
-Half of the 500 texts are documents of 5-300 tokens, half queries under three instructions. K is drawn from 1, 3, 5, 20
-for each. Every mix goes through all texts, in an order of its own:
+Half of the 500 texts are documents of 5-300 tokens, half are queries with three instructions. Each text draws K from
+1, 3, 5, 20. Every mix refines all texts, in its own order. Limits:
 
-    z_1..z_5    cosine to the reference backend >= 0.99999, no component further than 1e-3
-    z_6..z_20   cosine >= 0.99999 too, or no further than the reference computation is from itself: the authors' loop
-                in float32 at batch sizes 1, 8 and 32, largest 1 - cosine over the texts with K=20
+    z_1..z_5    cosine to the reference backend >= 0.99999, component differences <= 1e-3
+    z_6..z_20   cosine >= 0.99999, or 1 - cosine at most the spread of the authors' loop itself: its largest
+                1 - cosine between batch sizes 1, 8 and 32, in float32, over the texts with K=20
 
-References are kept in --cache, so that a run that was stopped goes on. No idle machine is needed.
+--cache stores the references, so an interrupted run continues. Needs no idle machine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ INSTRUCTIONS = (
     "Given the description of a program, retrieve code that does it",
     "Retrieve texts of the same meaning",
 )
-# mix -> texts a call, threads, arguments of the engine (rows: of the whole KV cache, in blocks of 4)
+# mix -> texts per call, threads, engine arguments (rows: size of the KV cache)
 MIXES: dict[str, tuple[int | None, int, dict[str, Any]]] = {
     "defaults": (None, 1, {}),
     "one text a call": (1, 1, {}),
@@ -54,68 +54,68 @@ MIXES: dict[str, tuple[int | None, int, dict[str, Any]]] = {
 
 
 def requests(data: Path, checkpoint: Checkpoint, number: int) -> list[Request]:
-    """Half documents, half queries; K at random."""
+    """Make requests: half documents, half queries, with random K."""
     rng = random.Random(5)
     documents, queries = common.texts(data, checkpoint, number)
     prompts = documents[: number - number // 2]
-    start = tuple(checkpoint.tokenizer(f"Instruct: {DEFAULT_INSTRUCTION}\n", add_special_tokens=False).input_ids)
+    shared = tuple(checkpoint.tokenizer(f"Instruct: {DEFAULT_INSTRUCTION}\n", add_special_tokens=False).input_ids)
     for position, prompt in enumerate(queries[: number // 2]):
         instruction = INSTRUCTIONS[position % len(INSTRUCTIONS)]
         other = tuple(checkpoint.tokenizer(f"Instruct: {instruction}\n", add_special_tokens=False).input_ids)
-        assert prompt[: len(start)] == start
-        prompts.append(other + prompt[len(start) :])
+        assert prompt[: len(shared)] == shared
+        prompts.append(other + prompt[len(shared) :])
     return [Request(prompt, rng.choice(STEPS)) for prompt in prompts]
 
 
-def references(model: Any, asked: list[Request], kept: Path) -> tuple[list[NDArray[np.float32]], float]:
-    """The reference's trajectories (K, d), and its own spread at K=20; kept in a file."""
-    if not kept.exists():
-        found = dict(ReferenceBackend(model).refine(asked))
+def references(model: Any, all_requests: list[Request], path: Path) -> tuple[list[NDArray[np.float32]], float]:
+    """Return the reference's trajectories (K, d) and the spread at K=20; compute them unless the file exists."""
+    if not path.exists():
+        found = dict(ReferenceBackend(model).refine(all_requests))
         trajectories = {str(index): outcome.trajectory for index, outcome in found.items()}  # type: ignore[union-attr]
-        deep = [request.token_ids for request in asked if request.steps == 20]
+        deep = [request.token_ids for request in all_requests if request.steps == 20]
         by_size = []
         for size in (1, 8, 32):
             authors_loop.BATCH_SIZE = size
             by_size.append(authors_loop.embed(model, deep, 20).numpy())
         spread = max(1 - float((one * by_size[0]).sum(-1).min()) for one in by_size[1:])
-        np.savez(kept, spread=np.float64(spread), **trajectories)
-    with np.load(kept) as file:
-        return [file[str(index)] for index in range(len(asked))], float(file["spread"])
+        np.savez(path, spread=np.float64(spread), **trajectories)
+    with np.load(path) as file:
+        return [file[str(index)] for index in range(len(all_requests))], float(file["spread"])
 
 
 def run(
-    mix: str, checkpoint: Checkpoint, asked: list[Request], expected: list[NDArray[np.float32]], spread: float
+    mix: str, checkpoint: Checkpoint, all_requests: list[Request], expected: list[NDArray[np.float32]], spread: float
 ) -> dict[str, Any]:
-    """The worst of all texts under one mix."""
+    """Refine all texts under one mix; return the largest deviations."""
     size, threads, options = MIXES[mix]
     options = dict(options)
     if rows := options.pop("rows", None):
         options["cache_bytes"] = rows * bytes_per_block(checkpoint.model.config, 1, torch.float32)
     torch.set_num_threads(threads)
     backend = PagedBackend(checkpoint.model, checkpoint.spec, **options)
-    order = list(range(len(asked)))
+    order = list(range(len(all_requests)))
     random.Random(mix).shuffle(order)
     size = size or len(order)
-    shallow, furthest, deep = 1.0, 0.0, 1.0
+    shallow, max_difference, deep = 1.0, 0.0, 1.0
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        for position, outcome in backend.refine([asked[index] for index in part]):
+        for position, outcome in backend.refine([all_requests[index] for index in part]):
             assert isinstance(outcome, Refinement), outcome
             reference = expected[part[position]]
             cosines = (outcome.trajectory * reference).sum(-1)
             shallow = min(shallow, float(cosines[:5].min()))
-            furthest = max(furthest, float(np.abs(outcome.trajectory[:5] - reference[:5]).max()))
+            max_difference = max(max_difference, float(np.abs(outcome.trajectory[:5] - reference[:5]).max()))
             deep = min(deep, float(cosines[5:].min(initial=1.0)))
     scheduler = backend._engine.scheduler
     scheduler.check_integrity()
     counts = {"preemptions": scheduler.num_preemptions, "prefix_hits": scheduler.blocks.num_hits}
     return {
         "min_cosine_to_5": shallow,
-        "max_abs_to_5": furthest,
+        "max_abs_to_5": max_difference,
         "max_distance_beyond_5": 1 - deep,
         "spread_beyond_5": spread,
-        "passed": shallow >= 0.99999 and furthest <= 1e-3 and 1 - deep <= max(spread, 1e-5),
-        "texts": len(asked),
+        "passed": shallow >= 0.99999 and max_difference <= 1e-3 and 1 - deep <= max(spread, 1e-5),
+        "texts": len(all_requests),
         **counts,
     }
 
@@ -125,15 +125,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.set_defaults(dtype="float32", out=report.RESULTS / "congruence.json")
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
-    parser.add_argument("--cache", type=Path, default=Path("congruence.npz"), help="where the reference's vectors stay")
+    parser.add_argument("--cache", type=Path, default=Path("congruence.npz"), help="file for the reference's vectors")
     arguments = parser.parse_args(argv)
     mixes, arguments.mixes = arguments.mixes, "named"
     results = report.Report(arguments, measure=False)
     checkpoint = common.load(arguments)
-    asked = requests(arguments.data, checkpoint, arguments.texts)
-    expected, spread = references(checkpoint.model, asked, arguments.cache)
+    all_requests = requests(arguments.data, checkpoint, arguments.texts)
+    expected, spread = references(checkpoint.model, all_requests, arguments.cache)
     for mix in mixes:
-        results.part(mix, partial(run, mix, checkpoint, asked, expected, spread))
+        results.part(mix, partial(run, mix, checkpoint, all_requests, expected, spread))
 
 
 if __name__ == "__main__":

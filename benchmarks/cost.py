@@ -1,10 +1,10 @@
-"""What does a text cost, by its length, by how many there are, and by K: ours and the authors' loop?
+"""What does a text cost, by length, batch size and K? Our engine and the authors' loop.
 
     python benchmarks/cost.py
 
-Real documents, joined and cut to equal lengths, no two alike. `length`: 8 to 512 tokens at K=5, 2,048 tokens at once
-(from 4 to 32 texts). `batch`: 1 to 256 texts of 32 tokens at once, K=5. `K`: 1 to 20, 32 texts of 32 tokens at once.
-The loop takes batches of at most 32, as its authors do.
+Texts are pieces of equal length from joined real documents, all different. `length`: 8 to 512 tokens, K=5, 2,048 tokens
+per call (4 to 32 texts). `batch`: 1 to 256 texts of 32 tokens per call, K=5. `K`: 1 to 20, 32 texts of 32 tokens per
+call. The loop splits a call into batches of at most 32, as the authors do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BATCH = 32
 
 
 class Stream:
-    """Prompts of any length from one long row of tokens, each token used once."""
+    """Cuts prompts of any length from one long sequence of tokens; uses each token once."""
 
     def __init__(self, documents: Prompts) -> None:
         self._tokens = list(chain.from_iterable(documents))
@@ -41,7 +41,7 @@ class Stream:
 
 
 def points(arguments: Any) -> list[tuple[str, int, int, int]]:
-    """(name, texts, tokens, K)"""
+    """List the measurements: (name, texts, tokens, K)."""
     lengths = [(f"length {n}", min(BATCH, max(4, arguments.tokens // n)), n, STEPS) for n in arguments.lengths]
     batches = [(f"batch {n}", n, LENGTH, STEPS) for n in arguments.batches]
     return lengths + batches + [(f"K {k}", BATCH, LENGTH, k) for k in arguments.steps]
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lengths", type=int, nargs="*", default=[8, 16, 32, 64, 128, 256, 512])
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--steps", type=int, nargs="*", default=[1, 2, 5, 10, 20])
-    parser.add_argument("--tokens", type=int, default=2048, help="at once where the length varies")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens per call for `length`")
     arguments = parser.parse_args(argv)
     results = report.Report(arguments)
     checkpoint = common.load(arguments)
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     stream = Stream(documents)
     backend = PagedBackend(checkpoint.model, checkpoint.spec)
     for name, number, length, steps in points(arguments):
-        warm = stream.prompts(min(4, number), length)  # taken even if the part is there: a rerun sees the same texts
+        warm = stream.prompts(min(4, number), length)  # even if the part exists: a rerun must see the same texts
         rounds = [stream.prompts(number, length) for _ in range(arguments.rounds)]
         contestants = {"ours": common.paged(backend, steps), LOOP: common.loop(checkpoint.model, steps)}
         results.part(name, partial(measure, contestants, rounds, arguments, warm))

@@ -1,17 +1,17 @@
-"""What each integration costs over `Embedder`, in turn in one process on the same documents; JSON out.
+"""Measure the overhead of each integration over `Embedder`; write JSON.
 
     python benchmarks/integrations_overhead.py OUT.json [--model smollm2-135m] [--documents 1000] [--rounds 5]
 
-The documents are short first paragraphs of docstrings of Python's standard library: every machine has them, and the
-shorter a document, the more an integration's own cost counts. In a round each door embeds all of them once, in an order
-that rotates. For each door the medians over rounds of
+The documents are first paragraphs of docstrings from Python's standard library: they exist on every machine, and they
+are short, so an integration's own cost is visible. In each round, every integration (door) embeds all documents once,
+in one process, in an order that rotates. For each door, the program reports medians over rounds of
 
-    ratio   its time over `Embedder.embed_documents`' in the same round, wall and CPU; the frameworks' batches are in
-            it, and so is the noise of the machine: "Embedder again" shows how much
-    own     the part of its time that is spent outside `Embedder.embed`, over the part inside: the integration's own
-            cost, exact on a busy machine too
+    ratio   its time divided by that of `Embedder.embed_documents` in the same round, wall and CPU. Includes the effect
+            of the framework's batches, and noise, which the door "Embedder again" shows
+    own     its time outside `Embedder.embed` divided by its time inside: the integration's own cost, also exact on a
+            busy machine
 
-No door finds prefixes that another left in the engine's cache. The JSON is written after every round.
+The engine's prefix cache is cleared before each measurement. The JSON is written after every round.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Times = dict[str, dict[str, list[float]]]
 
 
 def documents(number: int) -> list[str]:
-    """`number` distinct texts of 20 to 160 characters, the same in every run."""
+    """Collect `number` distinct texts of 20 to 160 characters, the same in every run."""
     found: dict[str, None] = {}
     for name in [*_modules(), *MODULES.split()]:
         try:
@@ -76,7 +76,7 @@ def documents(number: int) -> list[str]:
                 found[text] = None
             if len(found) == number:
                 return list(found)
-    raise SystemExit(f"only {len(found)} documents in this Python's library; ask for fewer")
+    raise SystemExit(f"only {len(found)} documents in this Python's library; reduce --documents")
 
 
 def _modules() -> Iterator[str]:
@@ -95,7 +95,7 @@ def _members(module: Any) -> Iterator[Any]:
 
 
 def doors(embedder: Embedder, name: str) -> dict[str, Door]:
-    """Each integration as it comes, around one loaded model."""
+    """Wrap one loaded model in each integration, with default settings."""
     langchain = GircseEmbeddings(embedder=embedder)
     llama = GircseEmbedding(embedder=embedder)
     transformer = SentenceTransformer(modules=[GircseModule(name)])
@@ -136,7 +136,7 @@ def doors(embedder: Embedder, name: str) -> dict[str, Door]:
 
 
 def measure(embedder: Embedder, named: dict[str, Door], texts: list[str], rounds: int) -> Iterator[Times]:
-    """After each round the times of each door so far: wall and CPU seconds, and wall seconds in `Embedder.embed`."""
+    """Yield the times of each door after each round: wall and CPU seconds, and wall seconds in `Embedder.embed`."""
     inside = 0.0
     embed = embedder.embed
 
@@ -188,13 +188,13 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    texts = documents(chosen.documents)
-    embedder = Embedder.from_pretrained(chosen.model)
+    texts = documents(arguments.documents)
+    embedder = Embedder.from_pretrained(arguments.model)
     lengths = [len(ids) for ids in embedder.tokenizer(texts, add_special_tokens=False).input_ids]
     report: dict[str, Any] = {
-        "model": chosen.model,
+        "model": arguments.model,
         "dtype": embedder.spec.dtype,
         "steps": embedder.spec.document_steps,
         "documents": len(texts),
@@ -209,10 +209,10 @@ def main() -> None:
             "haystack-ai": haystack.version.__version__,
         },
     }
-    for number, times in enumerate(measure(embedder, doors(embedder, chosen.model), texts, chosen.rounds)):
+    for number, times in enumerate(measure(embedder, doors(embedder, arguments.model), texts, arguments.rounds)):
         report |= {"rounds": number + 1, "doors": summary(times), "times": times}
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report["doors"], indent=1))
 
 

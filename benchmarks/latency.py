@@ -1,11 +1,11 @@
-"""How long does one query take, warm, at K = 5 and 20: the authors' loop, our sequential steps, our parallel sweeps?
+"""How long does one warm query take at K = 5 and 20? The authors' loop, our sequential steps, our parallel sweeps.
 
     python benchmarks/latency.py
 
-One query at a time, each query once, every contestant in turn on it; ours have the instruction in their prefix cache.
-Beside the time, what the sweeps cost in likeness: cosine of sweeps to sequential, and the floor to hold it against,
-the same sequential computation in bfloat16 alone against in one batch. For the trained adapter, and for the raw base
-model, whose soft tokens do not settle.
+Queries run one at a time, each once, on every contestant in turn; our prefix cache holds the instruction. The program
+also measures accuracy: the cosine between sweeps and sequential steps, and for comparison the cosine between sequential
+steps alone and in a batch, in bfloat16. It tests the trained adapter and the raw base model, whose soft tokens do not
+converge.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WARM = 3
 
 
 def engine(checkpoint: Any, *, sweeping: bool) -> PagedBackend:
-    """With an empty prefix cache of its own: a query must not find itself in it."""
+    """Create a backend with an empty prefix cache, so that no query finds itself in the cache."""
     backend = PagedBackend(checkpoint.model, checkpoint.spec)
     backend._engine.sweeping = sweeping
     return backend
@@ -48,7 +48,7 @@ def measure(checkpoint: Any, queries: Prompts, steps: int, arguments: Any) -> di
     vectors: dict[str, dict[tuple[int, ...], Any]] = {name: {} for name in contestants}
     forwards: dict[str, dict[tuple[int, ...], int]] = {name: {} for name in backends}
 
-    def keeping(name: str) -> Any:
+    def recording(name: str) -> Any:
         def one(part: Prompts) -> None:
             before = work[name].forwards if name in work else 0
             vectors[name][part[0]] = contestants[name](part)[0]
@@ -61,11 +61,11 @@ def measure(checkpoint: Any, queries: Prompts, steps: int, arguments: Any) -> di
     order: Prompts = []
     for group in common.split(queries, arguments.rounds):
         with machine.idle(arguments):
-            for query in warm:  # the lock may have been long in coming, and the caches be somebody else's
+            for query in warm:  # waiting for the lock may have evicted our data from the CPU caches
                 for contestant in contestants.values():
                     contestant([query])
             singles = [[query] for query in group]
-            found = common.compare({n: keeping(n) for n in contestants}, singles, unlocked(arguments), warm=warm[:1])
+            found = common.compare({n: recording(n) for n in contestants}, singles, unlocked(arguments), warm=warm[:1])
             rounds += found["rounds"]
             order += group
     names = list(contestants)
@@ -90,7 +90,7 @@ def measure(checkpoint: Any, queries: Prompts, steps: int, arguments: Any) -> di
 
 
 def unlocked(arguments: Any) -> Any:
-    """A whole group of queries is timed under one lock."""
+    """Copy of the arguments without the lock, which is already held for the whole group of queries."""
     return type(arguments)(**{**vars(arguments), "idle_lock": None})
 
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = report.parser(__doc__, "latency", rounds=4)
     parser.add_argument("--texts", type=int, default=40)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 20])
-    parser.add_argument("--base", default="smollm2-135m-base", help="the model without adapter; '' leaves it out")
+    parser.add_argument("--base", default="smollm2-135m-base", help="model without adapter; '' skips it")
     arguments = parser.parse_args(argv)
     results = report.Report(arguments)
     for model in filter(None, (arguments.model, arguments.base)):

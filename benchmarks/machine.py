@@ -1,4 +1,4 @@
-"""The machine as its own yardstick, and how it is kept idle."""
+"""Measure the machine itself, and keep it idle during measurements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:
-    """Seconds of wall clock and of CPU time."""
+    """Measure wall-clock and CPU seconds of `work`."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
@@ -26,9 +26,9 @@ def timed(work: Callable[[], object]) -> dict[str, float]:
 
 @contextmanager
 def idle(arguments: argparse.Namespace) -> Iterator[None]:
-    """The machine to ourselves, where its other users keep to the same two locks; then a rest for them.
+    """Hold the machine exclusively, if all its users take the same two locks; then sleep, so that others can start.
 
-    The gate is taken first and kept, so that nobody starts while we wait for those who have the lock.
+    The gate is taken first, so that nobody starts while we wait for the current holders of the lock.
     """
     if arguments.idle_lock is None:
         yield
@@ -42,7 +42,7 @@ def idle(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def peak_gflops(dtype: str) -> float:
-    """The machine itself: a large product in "bfloat16" or "float32", median of nine, the better of two shapes."""
+    """Speed of a large matrix product in "bfloat16" or "float32": median of nine runs, the better of two shapes."""
 
     def product(rows: int, width: int) -> float:
         a, b = (torch.randn(size, width).to(getattr(torch, dtype)) for size in (rows, width))
@@ -53,7 +53,7 @@ def peak_gflops(dtype: str) -> float:
 
 
 def copy_gb_per_second() -> float:
-    """The machine itself: a large copy, median of nine; bytes read plus bytes written."""
+    """Memory bandwidth: a large copy, median of nine runs; counts bytes read and bytes written."""
     source = torch.ones(2**26)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -61,17 +61,17 @@ def copy_gb_per_second() -> float:
 
 
 def processor() -> str:
-    """As lscpu calls it."""
+    """Name of the processor according to lscpu."""
     try:
-        said = subprocess.run(["lscpu", "--json"], capture_output=True, text=True, check=True).stdout
-        fields = {field["field"]: field["data"] for field in json.loads(said)["lscpu"]}
+        output = subprocess.run(["lscpu", "--json"], capture_output=True, text=True, check=True).stdout
+        fields = {field["field"]: field["data"] for field in json.loads(output)["lscpu"]}
         return str(fields["Model name:"])
     except (OSError, subprocess.CalledProcessError, ValueError, KeyError):
         return platform.processor() or platform.machine()
 
 
 def facts(arguments: argparse.Namespace, *, measure: bool) -> dict[str, Any]:
-    """What the machine is, how busy it is, and (`measure`) how fast, with the number of threads of the run."""
+    """Describe the machine: processor, load, and (if `measure`) its speed with the run's number of threads."""
     found: dict[str, Any] = {"processor": processor(), "cpus": os.cpu_count(), "load_before": os.getloadavg()}
     if measure:
         torch.set_num_threads(arguments.threads)

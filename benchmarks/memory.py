@@ -1,11 +1,11 @@
-"""How much memory do ours and the authors' loop take above the loaded model, and does it grow with the documents?
+"""How much memory do our engine and the authors' loop need above the loaded model? Does it grow with the documents?
 
     python benchmarks/memory.py
 
-Each measurement is a process of its own: load the model, note the resident set (RSS), embed, sample the RSS every 20
-ms. Ours is charged with all that the backend adds: the second copy of the weights that is reordered for oneDNN, the
-keys and values, the compiled kernels. Documents repeat after 2,000; a salt token in front of each repeat keeps the
-prefix cache from answering it. Needs no idle machine. Ours at 20,000 takes some 20 minutes.
+Each measurement runs in its own process: it loads the model, reads the resident set size (RSS), embeds, and samples the
+RSS every 20 ms. Our number includes all that the backend adds: the copy of the weights reordered for oneDNN, keys and
+values, compiled kernels. Documents repeat after 2,000; each repeat starts with a salt token, so the prefix cache does
+not hit. Needs no idle machine. 20,000 documents take our engine about 20 minutes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from gircse_rag.backend import Request
 from gircse_rag.backends.paged import PagedBackend
 
 DISTINCT = 2000
-SAMPLES = 200  # kept for the plot
+SAMPLES = 200  # number of samples kept for the plot
 MIB = 2**20
 
 
 class Sampler(threading.Thread):
-    """Watches this process' RSS; `peak` in MiB, `samples` of (seconds, texts done, MiB)."""
+    """Samples the RSS of this process: `peak` in MiB, `samples` as (seconds, texts done, MiB)."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -60,7 +60,7 @@ class Sampler(threading.Thread):
 
 
 def salted(documents: Prompts, number: int) -> Prompts:
-    """`number` different documents: after the first round, each with a token in front that names the round."""
+    """Repeat documents up to `number`. From the second round on, each starts with the round's number as a token."""
     return [
         documents[i % len(documents)] if i < len(documents) else (i // len(documents), *documents[i % len(documents)])
         for i in range(number)
@@ -68,14 +68,14 @@ def salted(documents: Prompts, number: int) -> Prompts:
 
 
 def trim() -> None:
-    """Give back what loading left behind in the heap; it would otherwise be filled first and hide what is added."""
+    """Return free heap memory to the system. Reusing it would hide memory that embedding adds."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def child(arguments: Any) -> None:
-    """One measurement, as JSON on the last line of standard output."""
+    """Run one measurement; print JSON as the last line."""
     checkpoint = common.load(arguments)
     documents, _ = common.texts(arguments.data, checkpoint, DISTINCT)
     documents = salted(documents, arguments.documents)
@@ -99,7 +99,7 @@ def child(arguments: Any) -> None:
 
 
 def halves(samples: list[tuple[float, int, float]], loaded: float) -> list[float]:
-    """The peak in the first and in the second half of the texts: what grew."""
+    """Peaks in the first and in the second half of the texts; their difference is the growth."""
     middle = samples[-1][1] / 2
     first, second = ([mib for _, done, mib in samples if (done > middle) == late] for late in (False, True))
     return [max(part, default=loaded) - loaded for part in (first, second)]
@@ -117,9 +117,9 @@ def measure(arguments: Any, name: str, documents: int) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     parser = report.parser(__doc__, "memory")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[200, 1000, 2000], help="documents, ours and the loop")
-    parser.add_argument("--long", type=int, default=20_000, help="documents, ours alone; 0 leaves it out")
-    parser.add_argument("--child", help="one measurement in this process: ours or loop, of --documents")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[200, 1000, 2000], help="numbers of documents for both")
+    parser.add_argument("--long", type=int, default=20_000, help="documents for our engine alone; 0 skips it")
+    parser.add_argument("--child", help="measure in this process: ours or loop, with --documents")
     parser.add_argument("--documents", type=int)
     arguments = parser.parse_args(argv)
     if arguments.child:

@@ -1,4 +1,4 @@
-"""The figures of docs/figures/engine, from the measurements in benchmarks/results.
+"""Plot the figures of docs/figures/engine from the measurements in benchmarks/results.
 
 python benchmarks/plots.py [--results benchmarks/results] [--figures docs/figures/engine]
 """
@@ -22,11 +22,11 @@ LABELS = {"ours": "paged engine", "loop": "authors' loop"}
 
 
 def cost(results: dict[str, Any]) -> Any:
-    """Milliseconds a text by length, number of texts at once, and K."""
+    """Milliseconds per text by length, batch size and K."""
     figure, panels = plt.subplots(1, 3, figsize=(9, 3), sharey=True, layout="constrained")
     titles = {
-        "length": "tokens a text (K=5)",
-        "batch": "texts at once (32 tokens, K=5)",
+        "length": "tokens per text (K=5)",
+        "batch": "texts per call (32 tokens, K=5)",
         "K": "K (32 texts of 32 tokens)",
     }
     for panel, (kind, title) in zip(panels, titles.items(), strict=True):
@@ -39,13 +39,13 @@ def cost(results: dict[str, Any]) -> Any:
         panel.set_xticks(x, [str(value) for value in x], minor=False)
         panel.set_xticks([], minor=True)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("ms a text")
+    panels[0].set_ylabel("ms per text")
     panels[0].legend()
     return figure
 
 
 def memory(results: dict[str, Any]) -> Any:
-    """Resident memory above the loaded model, by documents done, of each side's longest run."""
+    """Resident memory above the loaded model by documents done, in the longest run of each side."""
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     for name in ("loop", "ours"):
         runs = [found for part, found in results.items() if part.startswith(f"{name}, ")]
@@ -61,20 +61,20 @@ def memory(results: dict[str, Any]) -> Any:
 
 
 def prefix_cache(results: dict[str, Any]) -> Any:
-    """Queries a second by block size: cache off, on, and the instruction for nothing."""
+    """Queries per second by block size: cache off, cache on, and without the shared tokens (limit)."""
     figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
     sizes = [part.rpartition(" ")[2] for part in results]
     for name in ("limit", "on", "off"):
         y = [found["texts_per_second"][name] for found in results.values()]
         axes.plot(sizes, y, "o-", color=COLOURS[name], label=name)
-    axes.set(xlabel="rows a block", ylabel="queries a second", ylim=(0, None))
+    axes.set(xlabel="rows per block", ylabel="queries per second", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
 def latency(results: dict[str, Any]) -> Any:
-    """Milliseconds of every single query, sorted: one panel a model and K."""
+    """Milliseconds of every query, sorted: one panel per model and K."""
     figure, panels = plt.subplots(1, len(results), figsize=(2.6 * len(results), 3), squeeze=False, layout="constrained")
     colours = {"loop": COLOURS["loop"], "sequential": "#7f8c8d", "sweeps": COLOURS["ours"]}
     for panel, (part, found) in zip(panels[0], results.items(), strict=True):
@@ -84,7 +84,7 @@ def latency(results: dict[str, Any]) -> Any:
         panel.set(title=part, xlabel="share of queries", ylim=(0, None))
         panel.title.set_fontsize(8)
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("ms, one query")
+    panels[0][0].set_ylabel("ms per query")
     panels[0][0].legend(fontsize=7)
     return figure
 
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         "svg.hashsalt": "gircse",
         "svg.fonttype": "none",
         "font.size": 8,
-    }  # the same file from the same numbers
+    }  # equal numbers give equal files
     for plot in PLOTS:
         path = arguments.results / f"{plot.__name__}.json"
         if path.exists():

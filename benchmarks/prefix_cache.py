@@ -1,10 +1,10 @@
-"""What does the prefix cache gain on queries under one instruction, and how far is that from the most it could?
+"""What does the prefix cache gain on queries with one instruction, compared with the possible maximum?
 
     python benchmarks/prefix_cache.py
 
-At K=5 and block sizes 1 to 16, in turn: the cache on; off; and `limit`, the same queries without the tokens
-that all of them share, as if the instruction cost nothing (its keys are not even read). A part of an instruction that
-does not fill a block is computed for each query, so smaller blocks save more rows and cost more bookkeeping.
+At K=5 and block sizes 1 to 16 it times three variants in turn: cache on, cache off, and `limit`, the same queries
+without their shared tokens, as if the instruction cost nothing. The part of an instruction that does not fill a block
+is computed for each query, so smaller blocks save more rows but cost more bookkeeping.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(checkpoint: Any, queries: Prompts, block_size: int, arguments: Any) 
     found["gain"] = common.ratio(rounds, "off", "on")
     found["rows_per_query"] = {name: number / sum(row["texts"] for row in rounds) for name, number in rows.items()}
     found["shared_tokens"] = shared
-    gc.collect()  # three engines hold three packed copies of the weights
+    gc.collect()  # the three engines hold three copies of the weights
     return found
 
 

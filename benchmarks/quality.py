@@ -1,12 +1,11 @@
-"""Are they the same vectors? bfloat16 and the engine against the float32 reference, on two retrieval sets.
+"""Do bfloat16 and the engine give the same results as the float32 reference? Tested on two retrieval sets.
 
     python benchmarks/quality.py --cache quality.npz
 
-For bfloat16 reference, bfloat16 engine and float32 engine: overlap of each query's ten nearest documents with those
-that the float32 reference ranks, nDCG@10, cosine and largest difference to its vectors (queries and documents). The
-goal: in bfloat16 the engine's overlap is within 0.01 and its nDCG within 0.3 of what the bfloat16 reference itself
-reaches. K is the checkpoint's own. Vectors are kept in --cache, so that a run that was stopped goes on. No idle
-machine is needed; the reference embeds one text at a time.
+Measures the bfloat16 reference, the bfloat16 engine and the float32 engine: overlap of each query's ten nearest
+documents with those of the float32 reference, nDCG@10, cosine, and largest difference of vectors. Goal: in bfloat16 the
+engine's overlap is within 0.01, and its nDCG within 0.3, of the bfloat16 reference. K is the checkpoint's default.
+--cache stores vectors, so an interrupted run continues. Needs no idle machine. The reference embeds one text at a time.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from gircse_rag.evaluation.sets import RetrievalSet
 from gircse_rag.files import atomic_write
 
 Array = NDArray[np.float32]
-YARDSTICK = "float32 reference"
+REFERENCE = "float32 reference"
 KINDS: dict[str, tuple[BackendName, str]] = {
-    YARDSTICK: ("reference", "float32"),
+    REFERENCE: ("reference", "float32"),
     "bfloat16 reference": ("reference", "bfloat16"),
     "bfloat16 paged": ("paged", "bfloat16"),
     "float32 paged": ("paged", "float32"),
@@ -42,7 +41,7 @@ TOP = 10
 
 
 class Cache:
-    """Named arrays in one npz file, or in memory alone."""
+    """Named arrays in one npz file, or only in memory."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -65,7 +64,7 @@ class Cache:
 
 
 def embed_all(sets: list[RetrievalSet], arguments: Any, cache: Cache) -> None:
-    """Every kind's vectors of every set; one model in memory at a time."""
+    """Compute the vectors of every kind and set, with one model in memory at a time."""
     for kind, (backend, dtype) in KINDS.items():
         missing = [
             (f"{arguments.model}|{kind}|{one.name}|{side}|{len(block.texts)}", block)
@@ -92,12 +91,12 @@ def vectors(one: RetrievalSet, kind: str, arguments: Any, cache: Cache) -> dict[
     }
 
 
-def judge(one: RetrievalSet, found: dict[str, Array], wanted: dict[str, Array]) -> dict[str, Any]:
-    """One kind's vectors of one set against the yardstick's."""
+def judge(one: RetrievalSet, found: dict[str, Array], reference: dict[str, Array]) -> dict[str, Any]:
+    """Compare one kind's vectors of a set with those of the float32 reference."""
     run = rank(found["queries"], found["documents"], one.query_ids, one.document_ids)
-    expected = rank(wanted["queries"], wanted["documents"], one.query_ids, one.document_ids)
+    expected = rank(reference["queries"], reference["documents"], one.query_ids, one.document_ids)
     overlaps = [len(nearest(run[query]) & nearest(expected[query])) / TOP for query in one.query_ids]
-    ours, theirs = (np.concatenate([sides["queries"], sides["documents"]]) for sides in (found, wanted))
+    ours, theirs = (np.concatenate([sides["queries"], sides["documents"]]) for sides in (found, reference))
     cosines = (ours * theirs).sum(axis=1)
     return {
         "overlap@10": float(np.mean(overlaps)),
@@ -117,8 +116,8 @@ def nearest(ranking: dict[str, float]) -> set[str]:
 def main(argv: list[str] | None = None) -> None:
     parser = report.parser(__doc__, "quality")
     parser.add_argument("--sets", nargs="+", default=["retrieval/covid_faq", "retrieval/xquad_en"])
-    parser.add_argument("--limit", type=int, default=250, help="queries a set, and five times as many documents")
-    parser.add_argument("--cache", type=Path, help="npz file of the vectors")
+    parser.add_argument("--limit", type=int, default=250, help="queries per set, and five times as many documents")
+    parser.add_argument("--cache", type=Path, help="npz file for the vectors")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     results = report.Report(arguments, measure=False)
@@ -127,10 +126,10 @@ def main(argv: list[str] | None = None) -> None:
     cache = Cache(arguments.cache)
     embed_all(retrieval, arguments, cache)
     for one in retrieval:
-        wanted = vectors(one, YARDSTICK, arguments, cache)
+        reference = vectors(one, REFERENCE, arguments, cache)
         for kind in KINDS:
             found = vectors(one, kind, arguments, cache)
-            results.part(f"{one.name}, {kind}", partial(judge, one, found, wanted))
+            results.part(f"{one.name}, {kind}", partial(judge, one, found, reference))
 
 
 if __name__ == "__main__":

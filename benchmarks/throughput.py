@@ -1,12 +1,12 @@
-"""How many documents and queries a second, ours and the authors' loop, at K = 1, 5, 20?
+"""How many documents and queries per second at K = 1, 5, 20? Our engine and the authors' loop.
 
     python benchmarks/throughput.py [--threads 2 --out benchmarks/results/throughput_2_threads.json] [--dtype float32]
 
-2,000 real documents of 5-300 tokens, and 2,000 short queries that share one instruction, cut into rounds of different
-texts. The engine keeps its prefix cache between rounds, as it does between calls. For the share of the machine's peak,
-what our engine computed is counted while it runs: 2 operations for each weight of the layers' products and packed row,
-and 4 * V * d for each soft token (LM head, then E). Attention's own products, norms and the loop's padding count
-nothing. The peak is a large matrix product in the same dtype, timed in each round.
+Uses 2,000 real documents of 5-300 tokens, and 2,000 short queries with one instruction, split into rounds of different
+texts. The engine keeps its prefix cache between rounds, as between calls. For the share of the machine's peak, the
+program counts the operations of our engine: 2 per layer weight and packed row, and 4 * V * d per soft token (LM head,
+then E). Attention products, norms and the loop's padding are not counted. The peak is that of a large matrix product in
+the same dtype, timed in each round.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ WARM = 32
 
 
 def measure(checkpoint: Any, prompts: Prompts, steps: int, arguments: Any) -> dict[str, Any]:
-    backend = PagedBackend(checkpoint.model, checkpoint.spec)  # with an empty prefix cache
+    backend = PagedBackend(checkpoint.model, checkpoint.spec)  # its prefix cache is empty
     work = Work(backend)
     ours, theirs = common.paged(backend, steps), common.loop(checkpoint.model, steps)
     warm, rest = prompts[:WARM], prompts[WARM:]
-    ours(warm)  # longer than what precedes each round: the first products of many shapes compile their kernels
+    ours(warm)  # longer than the warm-up of each round: products of new shapes compile their kernels
     rates: list[float] = []
     peaks: list[float] = []
 

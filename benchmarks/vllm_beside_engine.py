@@ -1,12 +1,11 @@
-"""What does vLLM's prefix cache gain over queries of one instruction, and how does its throughput compare with ours?
+"""What does vLLM's prefix cache gain on queries with one instruction? How does its throughput compare with ours?
 
     .venv-vllm/bin/python benchmarks/vllm_beside_engine.py [--out benchmarks/results/vllm_beside_engine.json]
 
-One process and one set of queries under one instruction, on the CPU, K=5. vLLM with and without its prefix cache, and
-our paged engine, take turns on the same parts of it; a ratio is the median over rounds of the ratio within a round.
-vLLM without its cache is slow and runs in every third round only. The parts differ, so all that a cache finds again is
-the instruction. vLLM shares whole blocks, of 32 tokens at least on a CPU (16 on a GPU), so the instruction is one of
-more than 32. The vectors of all three must agree, else it fails.
+Runs in one process on the CPU, K=5. vLLM with and without its prefix cache and our paged engine take turns on the same
+queries; a ratio is the median over rounds of the ratio within a round. vLLM without its cache is slow and runs only in
+every third round. All queries differ, so a cache can hit only on the instruction. vLLM shares whole blocks, of at least
+32 tokens on a CPU (16 on a GPU), so the instruction has more than 32. Fails unless the vectors of all three agree.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     checkpoint = load_checkpoint("smollm2-135m", dtype=getattr(torch, arguments.dtype), device="cpu")
-    # the first words of real texts: as long as questions are
+    # the first words of real texts, to get the length of questions
     texts = sorted({" ".join(text.split()[:8]) for text in real_texts(3 * arguments.queries)})[: arguments.queries]
     prompts = [
         encode(checkpoint.tokenizer, checkpoint.spec, text, role="query", instruction=INSTRUCTION).token_ids
@@ -82,7 +81,7 @@ def main() -> None:
     hits: list[int] = []
 
     def run(name: str, part: list[tuple[int, ...]]) -> tuple[float, Any]:
-        """Seconds, and the vectors (n, d)."""
+        """Embed the prompts; return seconds and vectors (n, d)."""
         began = time.perf_counter()
         if name == "ours":
             found = dict(ours.refine([Request(ids, STEPS) for ids in part]))
@@ -135,7 +134,7 @@ def main() -> None:
     if arguments.out:
         arguments.out.write_text(text + "\n")
     if arguments.dtype == "float32" and least < 0.99999:
-        sys.exit(f"error: vectors differ, the least cosine is {least}")
+        sys.exit(f"error: the vectors differ; the lowest cosine is {least}")
 
 
 if __name__ == "__main__":
