@@ -1,4 +1,4 @@
-"""What the integrations' tests share: the repository's tiny models, and a backend that tells what the model saw."""
+"""Fixtures of the integrations' tests: the repository's tiny models, and a backend that records prompts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ INSTRUCTION = "Given a topic, retrieve texts about it"
 TEXTS = ["gzip compresses files", "a heap is a tree", '"quoted" (note)']
 
 
-class Watched:
-    """A real backend that writes down each prompt it is given, and computes only while its gate is open."""
+class RecordingBackend:
+    """A real backend that records every prompt. It announces each call in `arrived` and computes once `gate` is set."""
 
     def __init__(self, backend: Backend, embedder: Embedder) -> None:
         self._backend = backend
@@ -43,7 +43,7 @@ class Watched:
         return self._backend.refine(requests)
 
     def check_integrity(self) -> None:
-        """That no call left anything behind in the paged engine."""
+        """Check that no call left KV-cache blocks allocated in the paged engine."""
         if isinstance(self._backend, PagedBackend):
             self._backend._blocks.check_integrity([])
 
@@ -52,34 +52,34 @@ class Watched:
 
 
 @pytest.fixture
-def watched(tiny_embedder: Embedder) -> Iterator[Watched]:  # noqa: F811
-    """What `tiny_embedder` is asked to compute."""
-    tiny_embedder.backend = Watched(tiny_embedder.backend, tiny_embedder)  # type: ignore[assignment]
+def recording_backend(tiny_embedder: Embedder) -> Iterator[RecordingBackend]:  # noqa: F811
+    """Record the requests to `tiny_embedder`."""
+    tiny_embedder.backend = RecordingBackend(tiny_embedder.backend, tiny_embedder)
     yield tiny_embedder.backend
     tiny_embedder.backend.gate.set()
 
 
-def rendered(embedder: Embedder, text: str, instruction: str | None = None) -> str:
-    """The prompt of a query."""
+def render_query(embedder: Embedder, text: str, instruction: str | None = None) -> str:
+    """Render a query with its instruction, or with the spec's default."""
     spec = embedder.spec
     return spec.query_template.format(instruction=instruction or spec.default_instruction, text=text)
 
 
 def run_page(page: Path, folder: Path) -> str:
-    """Run the Python blocks of a page as one program in `folder`, as written; what it printed."""
-    done = subprocess.run(
+    """Run the Python blocks of a page unchanged, as one program in `folder`. Returns its standard output."""
+    process = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks(page, "python"))],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout
 
 
-def imported_by(module: str) -> set[str]:
-    """The top-level packages that a fresh interpreter has after importing `module`."""
+def imported_packages(module: str) -> set[str]:
+    """Import `module` in a fresh interpreter. Returns the top-level packages that are then loaded."""
     program = f"import {module}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
     return set(
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()

@@ -1,4 +1,4 @@
-"""Every door of the library gives the same vectors, keeps queries from documents, and costs its own users only."""
+"""Every integration gives the same vectors, separates queries from documents, and imports no other framework."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from sentence_transformers_gircse import GircseModule
 
 from gircse_rag import Embedder
 from gircse_rag.prompts import prefix
-from integrations.fixtures import INSTRUCTION, TEXTS, Watched, imported_by, rendered
+from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, imported_packages, render_query
 
-ASKED = [*TEXTS, "a set has no order", "x"]
+QUERY_TEXTS = [*TEXTS, "a set has no order", "x"]
 
 
 class Door(NamedTuple):
-    """An integration as its users call it: documents or a query in, vectors out; `later` where it is asynchronous."""
+    """An integration through its users' API: texts in, vectors out. `embed_later` is asynchronous, if there is one."""
 
     embedder: Embedder
     documents: Callable[[list[str]], Any]
     query: Callable[[str], Any]
-    later: Callable[[list[str]], Coroutine[Any, Any, Any]] | None = None
+    embed_later: Callable[[list[str]], Coroutine[Any, Any, Any]] | None = None
 
 
 def langchain(folder: str) -> Door:
@@ -78,7 +78,7 @@ def mteb(folder: str) -> Door:
     )
 
     def encode(texts: Sequence[str], side: PromptType) -> Any:
-        batches = [{"text": [text]} for text in texts]  # a loader's batches are not the engine's
+        batches = [{"text": [text]} for text in texts]  # one text per batch, unlike the engine's batches
         return encoder.encode(batches, task_metadata=task, hf_split="test", hf_subset="default", prompt_type=side)
 
     return Door(
@@ -109,70 +109,71 @@ def door(request: pytest.FixtureRequest, tiny_folder: Path) -> Door:
     return request.param(str(tiny_folder))
 
 
-def test_the_same_batch_gives_the_same_vectors(door: Door, tiny_folder: Path) -> None:
+def test_same_batch_same_vectors(door: Door, tiny_folder: Path) -> None:
     embedder = Embedder.from_pretrained(str(tiny_folder), dtype="float32", device="cpu")
     assert door.embedder.fingerprint == embedder.fingerprint
-    # Sentence Transformers sorts a batch by length; in this order it changes nothing.
-    texts = sorted(ASKED, key=len, reverse=True)
+    # Sentence Transformers sorts by length; sorted input makes its batches equal to the Embedder's.
+    texts = sorted(QUERY_TEXTS, key=len, reverse=True)
     np.testing.assert_allclose(door.documents(texts), embedder.embed_documents(texts), atol=1e-6, rtol=0)
     for text in texts:
         expected = embedder.embed_queries([text], instruction=INSTRUCTION)[0]
         np.testing.assert_allclose(door.query(text), expected, atol=1e-6, rtol=0)
 
 
-def test_a_query_is_never_a_document(door: Door) -> None:
-    watched = door.embedder.backend = Watched(door.embedder.backend, door.embedder)
+def test_queries_are_instructed_and_documents_are_not(door: Door) -> None:
+    recording_backend = door.embedder.backend = RecordingBackend(door.embedder.backend, door.embedder)
     door.documents(TEXTS)
-    assert sorted(watched.prompts) == sorted(TEXTS)
-    watched.prompts.clear()
+    assert sorted(recording_backend.prompts) == sorted(TEXTS)
+    recording_backend.prompts.clear()
     for text in TEXTS:
         door.query(text)
-    assert watched.prompts == [rendered(door.embedder, text, INSTRUCTION) for text in TEXTS]
+    assert recording_backend.prompts == [render_query(door.embedder, text, INSTRUCTION) for text in TEXTS]
 
 
-def test_32_threads_leave_the_engine_whole(door: Door, tiny_folder: Path) -> None:
-    watched = door.embedder.backend = Watched(door.embedder.backend, door.embedder)
+def test_32_threads_leave_the_engine_consistent(door: Door, tiny_folder: Path) -> None:
+    recording_backend = door.embedder.backend = RecordingBackend(door.embedder.backend, door.embedder)
     expected = {text: door.query(text) for text in TEXTS}
-    together = threading.Barrier(32)
+    barrier = threading.Barrier(32)
 
     def ask(number: int) -> bool:
-        together.wait()
+        barrier.wait()
         text = TEXTS[number % len(TEXTS)]
         documents = np.asarray(door.documents([text]))
         return np.allclose(door.query(text), expected[text], atol=1e-5) and documents.shape == (1, 32)
 
     with ThreadPoolExecutor(32) as pool:
         assert all(pool.map(ask, range(32)))
-    watched.check_integrity()
+    recording_backend.check_integrity()
 
 
-@pytest.mark.parametrize("way", ["cancelled", "loop closed", "refused"])
+@pytest.mark.parametrize("failure", ["cancelled", "loop closed", "invalid text"])
 @pytest.mark.parametrize("door", [langchain, llama_index, haystack], ids=lambda door: door.__name__, indirect=True)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # LlamaIndex's span, its loop being gone
-def test_what_goes_wrong_leaves_the_engine_whole(way: str, door: Door) -> None:
-    assert door.later is not None
+# When the loop closes, LlamaIndex leaves a span open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_failed_calls_leave_the_engine_consistent(failure: str, door: Door) -> None:
+    assert door.embed_later is not None
     before = np.asarray(door.documents(TEXTS))
-    watched = door.embedder.backend = Watched(door.embedder.backend, door.embedder)
+    recording_backend = door.embedder.backend = RecordingBackend(door.embedder.backend, door.embedder)
     loop = asyncio.new_event_loop()
     try:
-        if way == "refused":
+        if failure == "invalid text":
             with pytest.raises(ValueError, match="text 1 is empty"):
-                loop.run_until_complete(door.later([*TEXTS[:1], ""]))
+                loop.run_until_complete(door.embed_later([*TEXTS[:1], ""]))
         else:
-            watched.gate.clear()
-            task = loop.create_task(door.later(ASKED))
-            while not watched.arrived.acquire(blocking=False):
+            recording_backend.gate.clear()
+            task = loop.create_task(door.embed_later(QUERY_TEXTS))
+            while not recording_backend.arrived.acquire(blocking=False):
                 loop.run_until_complete(asyncio.sleep(0.01))
-            if way == "cancelled":
+            if failure == "cancelled":
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     loop.run_until_complete(task)
     finally:
         loop.close()
-        watched.gate.set()
+        recording_backend.gate.set()
     np.testing.assert_allclose(door.documents(TEXTS), before, atol=1e-5, rtol=0)
-    asyncio.run(door.later(TEXTS))
-    watched.check_integrity()
+    asyncio.run(door.embed_later(TEXTS))
+    recording_backend.check_integrity()
 
 
 FRAMEWORKS = {"haystack", "langchain_core", "llama_index", "mteb", "sentence_transformers"}
@@ -180,16 +181,16 @@ STORES = {"qdrant_client", "langchain_qdrant"}
 
 
 @pytest.mark.parametrize(
-    ("module", "needed"),
+    ("module", "expected"),
     [
         ("gircse_rag", set()),
         ("gircse_rag.qdrant", {"qdrant_client"}),
         ("langchain_gircse", {"langchain_core"}),
         ("llama_index.embeddings.gircse", {"llama_index"}),
         ("sentence_transformers_gircse", {"sentence_transformers"}),
-        ("mteb_gircse", {"mteb", "sentence_transformers"}),  # MTEB imports it
+        ("mteb_gircse", {"mteb", "sentence_transformers"}),  # MTEB imports Sentence Transformers
         ("haystack_integrations.components.embedders.gircse", {"haystack"}),
     ],
 )
-def test_an_import_brings_no_other_framework(module: str, needed: set[str]) -> None:
-    assert imported_by(module) & (FRAMEWORKS | STORES) <= needed
+def test_an_import_brings_no_other_framework(module: str, expected: set[str]) -> None:
+    assert imported_packages(module) & (FRAMEWORKS | STORES) <= expected

@@ -1,4 +1,4 @@
-"""One collection, written through every door and read through every other."""
+"""Every integration reads what every other integration wrote to the same collection."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from haystack_integrations.components.embedders.gircse import GircseDocumentEmbe
 from haystack_integrations.document_stores.gircse import GircseQdrantDocumentStore as HaystackStore
 from langchain_gircse import GircseEmbeddings
 from langchain_gircse.qdrant import GircseQdrantVectorStore as LangChainStore
-from langchain_qdrant import QdrantVectorStore as LangChainsOwn
+from langchain_qdrant import QdrantVectorStore as LangChainBuiltinStore
 from llama_index.core import Document as LlamaDocument
 from llama_index.core import VectorStoreIndex
 from llama_index.embeddings.gircse import GircseEmbedding
 from llama_index.embeddings.gircse.qdrant import GircseQdrantVectorStore as LlamaStore
-from llama_index.vector_stores.qdrant import QdrantVectorStore as LlamasOwn
+from llama_index.vector_stores.qdrant import QdrantVectorStore as LlamaBuiltinStore
 
 from gircse_rag.qdrant import Document, ingest, search
 from gircse_rag.qdrant.schema import VECTOR
@@ -25,7 +25,7 @@ from integrations.fixtures import INSTRUCTION
 
 
 @pytest.mark.parametrize("instruction", [None, INSTRUCTION])
-def test_all_write_and_all_read_the_same(instruction: str | None, tiny_folder: Path, tmp_path: Path) -> None:
+def test_all_integrations_read_the_same_collection(instruction: str | None, tiny_folder: Path, tmp_path: Path) -> None:
     settings = {"model": str(tiny_folder), "dtype": "float32", "device": ComponentDevice.from_str("cpu")}
     haystack = HaystackStore("c", GircseDocumentEmbedder(**settings), path=str(tmp_path))
     client, embedder = haystack.client, haystack.embedder.embedder
@@ -36,15 +36,15 @@ def test_all_write_and_all_read_the_same(instruction: str | None, tiny_folder: P
     embed_model = GircseEmbedding(embedder=embedder, query_instruction=instruction)
     llama = VectorStoreIndex.from_vector_store(LlamaStore("c", client, embed_model), embed_model=embed_model)
     llama.insert(LlamaDocument(text="a set has no order", metadata={"by": "llama_index"}))
-    LangChainsOwn(client, "c", langchain.embeddings, vector_name=VECTOR).add_texts(
-        ["a tuple"], [{"by": "langchain's own"}]
+    LangChainBuiltinStore(client, "c", langchain.embeddings, vector_name=VECTOR).add_texts(
+        ["a tuple"], [{"by": "langchain built-in"}]
     )
-    own = VectorStoreIndex.from_vector_store(
-        LlamasOwn("c", client=client, dense_vector_name=VECTOR), embed_model=embed_model
+    builtin = VectorStoreIndex.from_vector_store(
+        LlamaBuiltinStore("c", client=client, dense_vector_name=VECTOR), embed_model=embed_model
     )
-    own.insert(LlamaDocument(text="a deque", metadata={"by": "llama_index's own"}))
+    builtin.insert(LlamaDocument(text="a deque", metadata={"by": "llama_index built-in"}))
 
-    ours = [
+    expected = [
         (hit.text, hit.metadata["by"], hit.score)
         for hit in search("heap", collection="c", embedder=embedder, client=client, instruction=instruction, limit=9)
     ]
@@ -61,9 +61,9 @@ def test_all_write_and_all_read_the_same(instruction: str | None, tiny_folder: P
     vector = GircseTextEmbedder(**settings).run("heap", instruction=instruction)["embedding"]
     through_haystack = [(each.content, each.meta["by"], each.score) for each in haystack.query(vector, None, 9)]
     client.close()
-    writers = {"gircse", "haystack", "langchain", "llama_index", "langchain's own", "llama_index's own"}
-    assert {by for _, by, _ in ours} == writers
-    assert retrieved == [text for text, _, _ in ours]
+    writers = {"gircse", "haystack", "langchain", "llama_index", "langchain built-in", "llama_index built-in"}
+    assert {by for _, by, _ in expected} == writers
+    assert retrieved == [text for text, _, _ in expected]
     for other in (through_langchain, through_llama, through_haystack):
-        assert [hit[:2] for hit in other] == [hit[:2] for hit in ours]
-        np.testing.assert_allclose([hit[2] for hit in other], [hit[2] for hit in ours], atol=1e-6)
+        assert [hit[:2] for hit in other] == [hit[:2] for hit in expected]
+        np.testing.assert_allclose([hit[2] for hit in other], [hit[2] for hit in expected], atol=1e-6)

@@ -1,4 +1,4 @@
-"""The pages in docs/guides/integrations: one a package, links that lead somewhere, and the measured table."""
+"""docs/guides/integrations has a page per package, working links, and a table that matches the measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGES = sorted(INDEX.parent.glob("*.md"))
 OVERHEAD = ROOT / "benchmarks" / "results" / "integrations_overhead.json"
 
 
-def test_a_page_for_each_package() -> None:
+def test_every_package_has_a_page() -> None:
     index = INDEX.read_text(encoding="utf-8")
     packages = [path.parent.name for path in (ROOT / "integrations").glob("*/pyproject.toml")]
     assert all(f"`{package}`" in index for package in packages)
@@ -23,16 +23,16 @@ def test_a_page_for_each_package() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
-def test_the_table_is_what_was_measured() -> None:
+def test_table_matches_the_measurements() -> None:
     rows = re.findall(r"^\| ([\w ]+)(, .*)? \| ([\d.]+)% \| ([\d.]+) \|$", INDEX.read_text(encoding="utf-8"), re.M)
     measured = json.loads(OVERHEAD.read_text())["doors"]
-    assert len(rows) == len(measured) - 2, "all but the Embedder, twice"
+    assert len(rows) == len(measured) - 2, "a row per measurement, except the two of Embedder itself"
     for door, batches, own, cpu in rows:
-        found = measured[f"{door}, batches of 32" if "32" in batches else door]
-        assert (f"{found['own']:.2%}", f"{found['ratio_cpu']:.2f}") == (f"{own}%", cpu)
-        assert found["own"] < 0.03
+        result = measured[f"{door}, batches of 32" if "32" in batches else door]
+        assert (f"{result['own']:.2%}", f"{result['ratio_cpu']:.2f}") == (f"{own}%", cpu)
+        assert result["own"] < 0.03

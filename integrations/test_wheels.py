@@ -1,4 +1,4 @@
-"""Each package builds a wheel that says what it is, installs, and runs where there is no repository."""
+"""Each package builds a wheel with complete metadata, which installs and runs outside the repository."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from integrations.fixtures import ROOT
 
 LIBRARY = "gircse-rag"
-# What a user of the package writes first; MODEL is a folder.
+# A minimal user program per package. MODEL is replaced by the model folder.
 PROGRAMS = {
     LIBRARY: """
 import gircse_rag as module
@@ -79,13 +79,13 @@ FOLDERS = {path.parent.name: path.parent for path in (ROOT / "integrations").glo
 
 def pip(*arguments: str | Path) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which all the wheels were built and installed, and nothing else."""
+def site_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build all wheels and install them, without dependencies, into an empty folder."""
     wheels, target = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("installed")
     pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", wheels, *FOLDERS.values())
     built = sorted(wheels.glob("*.whl"))
@@ -99,8 +99,8 @@ def test_every_package_has_a_program() -> None:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_wheel_says_what_it_is(name: str, installed: Path) -> None:
-    folder = installed / f"{name.replace('-', '_')}-0.1.0.dist-info"
+def test_wheel_metadata(name: str, site_folder: Path) -> None:
+    folder = site_folder / f"{name.replace('-', '_')}-0.1.0.dist-info"
     metadata = PathDistribution(folder).metadata
     assert metadata["Name"] == name
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -119,28 +119,28 @@ def test_the_wheel_says_what_it_is(name: str, installed: Path) -> None:
         assert not [each for each in requirements if each.startswith(frameworks)]
     else:
         assert "gircse-rag<0.2,>=0.1" in requirements
-        plain = [each for each in requirements if "extra ==" not in each]
-        assert len(plain) == 2, "gircse-rag and the framework, nothing else"
+        mandatory = [each for each in requirements if "extra ==" not in each]
+        assert len(mandatory) == 2, "a package requires only gircse-rag and its framework"
 
 
-def test_they_run_outside_the_repository(installed: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_programs_run_outside_the_repository(site_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
     program = "import os, gircse_rag\n"
     for name, lines in PROGRAMS.items():
         (tmp_path / name).mkdir()
         program += f"os.chdir({str(tmp_path / name)!r})\n{lines.replace('MODEL', repr(str(tiny_folder)))}"
         program += f"print({name!r}, module.__file__, gircse_rag.__file__)\n"
-    # -S: without the .pth files that lead back into the repository.
-    done = subprocess.run(
+    # -S skips the .pth files of the editable installs, which point into the repository.
+    process = subprocess.run(
         [sys.executable, "-S", "-c", program],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), sysconfig.get_path("purelib")])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site_folder), sysconfig.get_path("purelib")])},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    printed = done.stdout.splitlines()
-    assert printed.count("a heap") == len(PROGRAMS)
+    assert process.returncode == 0, process.stderr[-3000:]
+    output = process.stdout.splitlines()
+    assert output.count("a heap") == len(PROGRAMS)
     for name in PROGRAMS:
-        ((_, *files),) = (line.split() for line in printed if line.startswith(f"{name} "))
-        assert all(Path(file).is_relative_to(installed) for file in files), files
+        ((_, *files),) = (line.split() for line in output if line.startswith(f"{name} "))
+        assert all(Path(file).is_relative_to(site_folder) for file in files), files

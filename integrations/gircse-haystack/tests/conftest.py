@@ -1,4 +1,4 @@
-"""The fixtures are shared: `integrations/fixtures.py`."""
+"""Fixtures shared by all integrations come from `integrations/fixtures.py`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Haystack's own suites on the document store, and one collection that every door writes and reads."""
+"""Haystack's standard suites on the document store, and collections shared with `gircse ingest`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from haystack.document_stores.types import DuplicatePolicy
 from haystack.errors import FilterError
 from haystack.testing.document_store import CountDocumentsTest, DeleteDocumentsTest, WriteDocumentsTest
 from haystack.utils import ComponentDevice
-from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
+from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_query
 from qdrant_client.local.local_collection import LocalCollection
 
 from haystack_integrations.components.embedders.gircse import GircseDocumentEmbedder, GircseTextEmbedder
@@ -56,20 +56,20 @@ def ingested(document_store: GircseQdrantDocumentStore, embedder: Embedder) -> G
 
 class TestHaystacksOwnSuites(CountDocumentsTest, DeleteDocumentsTest, WriteDocumentsTest):
     def test_write_documents(self, document_store: GircseQdrantDocumentStore) -> None:
-        """What Haystack leaves to each store: without a policy ours refuses an id that is there."""
+        """Haystack lets each store choose its default policy: ours rejects existing ids."""
         documents = [Document(content=text) for text in TEXTS]
         assert document_store.write_documents(documents) == 3
         with pytest.raises(DuplicateDocumentError, match=documents[1].id):
             document_store.write_documents(documents[1:])
 
 
-@pytest.mark.parametrize("way", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_reads_what_gircse_ingested(
-    way: str, ingested: GircseQdrantDocumentStore, embedder: Embedder, settings: dict[str, Any]
+    mode: str, ingested: GircseQdrantDocumentStore, embedder: Embedder, settings: dict[str, Any]
 ) -> None:
     vector = GircseTextEmbedder(**settings).run("heap", instruction=INSTRUCTION)["embedding"]
     retriever = GircseQdrantEmbeddingRetriever(ingested, top_k=5)
-    theirs = retriever.run(vector) if way == "sync" else asyncio.run(retriever.run_async(vector))
+    theirs = retriever.run(vector) if mode == "sync" else asyncio.run(retriever.run_async(vector))
     ours = search("heap", collection="docs", embedder=embedder, client=ingested.client, instruction=INSTRUCTION)
     assert [(hit.id, hit.text, hit.metadata) for hit in ours] == [
         (document.id, document.content, document.meta) for document in theirs["documents"]
@@ -78,32 +78,32 @@ def test_reads_what_gircse_ingested(
     assert len(retriever.run(vector, top_k=1)["documents"]) == 1
 
 
-def test_a_copy_opens_its_own(document_store: GircseQdrantDocumentStore) -> None:
+def test_a_copy_opens_its_own_client(document_store: GircseQdrantDocumentStore) -> None:
     document_store.write_documents([Document(content=text) for text in TEXTS])
     document_store.close()
-    twin = copy.copy(document_store)
-    assert twin.count_documents() == len(TEXTS)
-    twin.close()
+    clone = copy.copy(document_store)
+    assert clone.count_documents() == len(TEXTS)
+    clone.close()
 
 
-def test_several_threads_open_it_once(
+def test_several_threads_share_one_client_in_turn(
     document_store: GircseQdrantDocumentStore, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vector = document_store.embedder.embedder.embed_queries(["heap"])[0].tolist()
     document_store.write_documents([Document(content=text) for text in TEXTS])
     document_store.close()
-    asking, at_once = [0], []
+    active, active_counts = [0], []
     query = LocalCollection.query_points
 
-    def watched(*args: Any, **options: Any) -> Any:
-        asking[0] += 1
-        at_once.append(asking[0])
+    def count_concurrent(*args: Any, **options: Any) -> Any:
+        active[0] += 1
+        active_counts.append(active[0])
         time.sleep(0.02)
         answer = query(*args, **options)
-        asking[0] -= 1
+        active[0] -= 1
         return answer
 
-    monkeypatch.setattr(LocalCollection, "query_points", watched)
+    monkeypatch.setattr(LocalCollection, "query_points", count_concurrent)
     retriever = GircseQdrantEmbeddingRetriever(document_store)
 
     async def ask() -> list[dict[str, Any]]:
@@ -111,10 +111,10 @@ def test_several_threads_open_it_once(
 
     answers = asyncio.run(ask())
     assert [len(answer["documents"]) for answer in answers] == [3] * 4
-    assert at_once == [1] * 4, "local mode is not safe for several threads"
+    assert active_counts == [1] * 4, "local mode is not safe for several threads"
 
 
-def test_gircse_reads_what_it_writes_and_leaves_it_alone(
+def test_gircse_reads_written_documents_and_ingest_keeps_them(
     ingested: GircseQdrantDocumentStore, embedder: Embedder
 ) -> None:
     new = Document(content="a new text", meta={"by": "haystack"})
@@ -129,20 +129,20 @@ def test_gircse_reads_what_it_writes_and_leaves_it_alone(
     assert {document.content for document in ingested.filter_documents()} == set(TEXTS)
 
 
-def test_documents_without_an_embedding_are_embedded_bare(
+def test_documents_without_an_embedding_are_embedded(
     document_store: GircseQdrantDocumentStore, embedder: Embedder
 ) -> None:
-    watched = embedder.backend = Watched(embedder.backend, embedder)  # type: ignore[assignment]
-    (done,) = document_store.embedder.run([Document(content=TEXTS[0])])["documents"]
-    document_store.write_documents([Document(content=TEXTS[1]), done, Document(content=TEXTS[2])])
-    assert watched.prompts == TEXTS
+    recording_backend = embedder.backend = RecordingBackend(embedder.backend, embedder)
+    (embedded,) = document_store.embedder.run([Document(content=TEXTS[0])])["documents"]
+    document_store.write_documents([Document(content=TEXTS[1]), embedded, Document(content=TEXTS[2])])
+    assert recording_backend.prompts == TEXTS
     vectors = {text: vector.tolist() for text, vector in zip(TEXTS, embedder.embed_documents(TEXTS), strict=True)}
     for text in TEXTS:
         (best, *_) = document_store.query(vectors[text], None, 1)
         assert (best.content, best.score) == (text, pytest.approx(1, abs=1e-5))
 
 
-def test_a_pipeline_of_files_saved_and_loaded(
+def test_indexing_and_query_pipelines_saved_and_loaded(
     document_store: GircseQdrantDocumentStore, embedder: Embedder, settings: dict[str, Any]
 ) -> None:
     indexing = Pipeline()
@@ -153,17 +153,17 @@ def test_a_pipeline_of_files_saved_and_loaded(
     indexing.connect("embedder.documents", "writer.documents")
     files = [Document(content=text, meta={"file": str(number)}) for number, text in enumerate(TEXTS)]
     indexing.run({"splitter": {"documents": files}})
-    asking = Pipeline()
-    asking.add_component("embedder", GircseTextEmbedder(**settings))
-    asking.add_component("retriever", GircseQdrantEmbeddingRetriever(document_store, top_k=9))
-    asking.connect("embedder.embedding", "retriever.query_embedding")
-    watched = embedder.backend = Watched(embedder.backend, embedder)  # type: ignore[assignment]
+    querying = Pipeline()
+    querying.add_component("embedder", GircseTextEmbedder(**settings))
+    querying.add_component("retriever", GircseQdrantEmbeddingRetriever(document_store, top_k=9))
+    querying.connect("embedder.embedding", "retriever.query_embedding")
+    recording_backend = embedder.backend = RecordingBackend(embedder.backend, embedder)
     questions = [{"embedder": {"text": "heap", "instruction": each}} for each in (None, INSTRUCTION)]
-    answers = [asking.run(question)["retriever"]["documents"] for question in questions]
-    assert watched.prompts == [rendered(embedder, "heap", each) for each in (None, INSTRUCTION)]
+    answers = [querying.run(question)["retriever"]["documents"] for question in questions]
+    assert recording_backend.prompts == [render_query(embedder, "heap", each) for each in (None, INSTRUCTION)]
     assert {document.meta["file"] for document in answers[0]} == {"0", "1", "2"}
     assert indexing.run({"splitter": {"documents": files}})["writer"]["documents_written"] == 0
-    saved = asking.dumps()
+    saved = querying.dumps()
     document_store.close()
     loaded = Pipeline.loads(saved)
     again = loaded.run(questions[1])["retriever"]["documents"]
@@ -172,7 +172,7 @@ def test_a_pipeline_of_files_saved_and_loaded(
     loaded.get_component("retriever").document_store.close()
 
 
-def test_filters_find_whoever_wrote(ingested: GircseQdrantDocumentStore) -> None:
+def test_filters_match_points_of_any_writer(ingested: GircseQdrantDocumentStore) -> None:
     ingested.write_documents([Document(content="a new text", meta={"number": 1, "place": {"page": 7}})])
 
     def found(filters: dict[str, Any]) -> set[str]:
@@ -202,7 +202,7 @@ def test_filters_find_whoever_wrote(ingested: GircseQdrantDocumentStore) -> None
     assert [document.content for document in retriever.run(vector, filters=page)["documents"]] == ["a new text"]
 
 
-def test_refusals_write_nothing(ingested: GircseQdrantDocumentStore, settings: dict[str, Any]) -> None:
+def test_invalid_documents_write_nothing(ingested: GircseQdrantDocumentStore, settings: dict[str, Any]) -> None:
     good = Document(content="good")
     for bad, message in [
         (Document(content=None), "has no text"),
@@ -224,7 +224,7 @@ def test_refusals_write_nothing(ingested: GircseQdrantDocumentStore, settings: d
         GircseQdrantDocumentStore("docs", ingested.embedder, paths="x")
 
 
-def test_another_model_is_refused_and_leaves_the_store_free(
+def test_another_model_is_refused_and_the_store_is_unlocked(
     ingested: GircseQdrantDocumentStore, settings: dict[str, Any]
 ) -> None:
     ingested.close()

@@ -11,7 +11,7 @@ from haystack import Document, Pipeline
 from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.utils import ComponentDevice
-from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, Watched, rendered, run_page
+from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, RecordingBackend, render_query, run_page
 
 from haystack_integrations.components.embedders.gircse import GircseDocumentEmbedder, GircseTextEmbedder
 
@@ -33,26 +33,30 @@ def document_embedder(settings: dict[str, Any]) -> GircseDocumentEmbedder:
     return GircseDocumentEmbedder(**settings)
 
 
-@pytest.mark.parametrize("way", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_queries_are_instructed_and_documents_are_bare(
-    way: str,
+    mode: str,
     text_embedder: GircseTextEmbedder,
     document_embedder: GircseDocumentEmbedder,
     tiny_embedder: Embedder,
 ) -> None:
     shared = text_embedder.embedder
-    assert document_embedder.embedder is shared  # one model for both
-    watched = shared.backend = Watched(shared.backend, shared)
+    assert document_embedder.embedder is shared  # both components share one model
+    recording_backend = shared.backend = RecordingBackend(shared.backend, shared)
     for component, arguments in [
         (document_embedder, {"documents": DOCUMENTS}),
         (text_embedder, {"text": "x"}),
         (text_embedder, {"text": "x", "instruction": INSTRUCTION}),
     ]:
-        if way == "sync":
+        if mode == "sync":
             component.run(**arguments)
         else:
             asyncio.run(component.run_async(**arguments))
-    assert watched.prompts == [*TEXTS, rendered(tiny_embedder, "x"), rendered(tiny_embedder, "x", INSTRUCTION)]
+    assert recording_backend.prompts == [
+        *TEXTS,
+        render_query(tiny_embedder, "x"),
+        render_query(tiny_embedder, "x", INSTRUCTION),
+    ]
 
 
 def test_vectors_are_the_embedders(
@@ -73,7 +77,7 @@ def test_vectors_are_the_embedders(
     }
 
 
-def test_fields_are_embedded_on_request(settings: dict[str, Any], tiny_embedder: Embedder) -> None:
+def test_meta_fields_to_embed(settings: dict[str, Any], tiny_embedder: Embedder) -> None:
     embedder = GircseDocumentEmbedder(**settings, meta_fields_to_embed=["title", "nothing"], embedding_separator=" | ")
     (ours,) = embedder.run([Document(content="text", meta={"title": "Title"})])["documents"]
     np.testing.assert_allclose(ours.embedding, tiny_embedder.embed_documents(["Title | text"])[0], atol=1e-6, rtol=0)
@@ -84,12 +88,12 @@ def test_no_documents(document_embedder: GircseDocumentEmbedder) -> None:
 
 
 @pytest.mark.parametrize("bad", [None, "", " \n", "a\x00b"])
-def test_refused_documents(bad: str | None, document_embedder: GircseDocumentEmbedder) -> None:
+def test_invalid_documents(bad: str | None, document_embedder: GircseDocumentEmbedder) -> None:
     with pytest.raises(ValueError, match=r"text 1 (is empty|holds)"):
         document_embedder.run([Document(content="good"), Document(content=bad)])
 
 
-def test_refused_input(
+def test_invalid_input(
     text_embedder: GircseTextEmbedder, document_embedder: GircseDocumentEmbedder, settings: dict[str, Any]
 ) -> None:
     with pytest.raises(TypeError, match="please use the GircseDocumentEmbedder"):
@@ -113,16 +117,16 @@ def test_refused_input(
 
 
 def test_serialisation(settings: dict[str, Any]) -> None:
-    for made in (
+    for component in (
         GircseTextEmbedder(**settings, query_instruction=INSTRUCTION, steps=3),
         GircseDocumentEmbedder(**settings, steps=3, meta_fields_to_embed=["title"], embedding_separator=" "),
     ):
-        again = type(made).from_dict(made.to_dict())
-        assert again.to_dict() == made.to_dict()
-        assert again.embedder is made.embedder
+        again = type(component).from_dict(component.to_dict())
+        assert again.to_dict() == component.to_dict()
+        assert again.embedder is component.embedder
 
 
-def test_in_a_pipeline_saved_and_loaded(
+def test_pipeline_saved_and_loaded(
     text_embedder: GircseTextEmbedder, document_embedder: GircseDocumentEmbedder, tiny_embedder: Embedder
 ) -> None:
     store = InMemoryDocumentStore(embedding_similarity_function="cosine")
@@ -140,17 +144,17 @@ def test_in_a_pipeline_saved_and_loaded(
     assert loaded.get_component("embedder").to_dict() == text_embedder.to_dict()
 
 
-def test_the_event_loop_goes_on(text_embedder: GircseTextEmbedder) -> None:
+def test_the_event_loop_is_not_blocked(text_embedder: GircseTextEmbedder) -> None:
     embedder = text_embedder.embedder
-    watched = embedder.backend = Watched(embedder.backend, embedder)
-    watched.gate.clear()
+    recording_backend = embedder.backend = RecordingBackend(embedder.backend, embedder)
+    recording_backend.gate.clear()
 
     async def main() -> dict[str, Any]:
         task = asyncio.create_task(text_embedder.run_async("x"))
-        while not watched.arrived.acquire(blocking=False):
+        while not recording_backend.arrived.acquire(blocking=False):
             await asyncio.sleep(0)
         assert not task.done()
-        watched.gate.set()
+        recording_backend.gate.set()
         return await task
 
     ours, theirs = asyncio.run(main()), text_embedder.run("x")

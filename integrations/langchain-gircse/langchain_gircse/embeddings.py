@@ -14,20 +14,20 @@ from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.runnables.config import run_in_executor
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-_OF_THE_EMBEDDER = {"model_name", "backend", "device", "dtype", "steps"}
+_EMBEDDER_FIELDS = {"model_name", "backend", "device", "dtype", "steps"}
 
 
 class GircseInvalidRequestError(ModelInvalidRequestError, InputError):
-    """A text, an instruction or a number of steps is refused; nothing was computed.
+    """A text, an instruction or a number of steps is invalid; nothing was computed.
 
-    LangChain's error for that, and gircse-rag's (a ValueError, with the position of the text in `index`).
+    Subclasses both LangChain's error and gircse-rag's InputError (a ValueError). `index` is the text's position.
     """
 
 
 class GircseEmbeddings(BaseModel, Embeddings):
-    """Embeddings from a GIRCSE checkpoint. A query gets an instruction, a document never does.
+    """LangChain embeddings from a GIRCSE checkpoint. Queries get an instruction, documents never do.
 
-    The model is loaded when the object is made. Safe to use from several threads and event loops.
+    The constructor loads the model. Instances can be used from several threads and event loops.
 
     Example:
         ```python
@@ -39,7 +39,7 @@ class GircseEmbeddings(BaseModel, Embeddings):
         ```
 
     Raises:
-        pydantic.ValidationError: a field is unknown or refused, or the model cannot be loaded; says why.
+        pydantic.ValidationError: a field is unknown or invalid, or the model cannot be loaded.
     """
 
     model_config = ConfigDict(
@@ -49,18 +49,18 @@ class GircseEmbeddings(BaseModel, Embeddings):
     model_name: str = Field(default="smollm2-135m", alias="model")
     """A bundled name, a local folder (merged model or PEFT adapter), or a Hub id."""
     query_instruction: str | None = None
-    """What a query gets that brings no instruction of its own; None: the checkpoint's default."""
+    """Instruction for queries that are given none. None: the checkpoint's default."""
     steps: int | None = None
-    """Refinement steps of documents and, by default, of queries; None: the checkpoint's own."""
+    """Refinement steps for documents and, by default, queries. None: the checkpoint's default."""
     batch_size: int = Field(default=256, ge=1)
-    """Texts between two looks at the event loop: a cancelled `aembed_documents` stops after the batch under way."""
+    """Texts per batch in `aembed_documents`. Cancellation takes effect between batches."""
     backend: Literal["paged", "reference"] | None = None
-    """None: what `Embedder.from_pretrained` takes."""
+    """Execution backend. None: the default of `Embedder.from_pretrained`."""
     device: str = "auto"
     dtype: str = "auto"
     """"auto" (bfloat16 where the hardware multiplies it natively), "float32", "bfloat16" or "float16"."""
     embedder: Embedder = Field(default=None, exclude=True, repr=False)  # type: ignore[assignment]
-    """An embedder that is loaded already, to share it; then model, steps, backend, device and dtype are its own."""
+    """A loaded embedder to share. It fixes model, steps, backend, device and dtype, so do not pass those."""
 
     @field_validator("query_instruction")
     @classmethod
@@ -70,55 +70,55 @@ class GircseEmbeddings(BaseModel, Embeddings):
     @model_validator(mode="after")
     def _load(self) -> Self:
         if self.embedder is not None:
-            if given := sorted(_OF_THE_EMBEDDER & self.model_fields_set):
-                raise ValueError(f"embedder is given, which fixes {', '.join(given)}; leave them out")
+            if conflicts := sorted(_EMBEDDER_FIELDS & self.model_fields_set):
+                raise ValueError(f"embedder already determines {', '.join(conflicts)}; do not pass both")
             self.model_name = self.embedder.spec.adapter or self.embedder.spec.base_model
             return self
-        chosen = {} if self.backend is None else {"backend": self.backend}
+        options = {} if self.backend is None else {"backend": self.backend}
         try:
             self.embedder = Embedder.from_pretrained(
-                self.model_name, device=self.device, dtype=self.dtype, steps=self.steps, **chosen
+                self.model_name, device=self.device, dtype=self.dtype, steps=self.steps, **options
             )
         except GircseError as error:
             raise ValueError(str(error)) from error
         return self
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents, bare: one unit vector a text, in order; [] for [].
+        """Embed documents without an instruction: one unit vector per text, in order.
 
         Raises:
-            GircseInvalidRequestError: a text is refused (`index` says which); nothing was computed.
+            GircseInvalidRequestError: a text is invalid (`index` is its position); nothing was computed.
         """
         if isinstance(texts, (list, tuple)) and not texts:
             return []
-        with refusals():
+        with translate_input_errors():
             vectors: list[list[float]] = self.embedder.embed_documents(texts).tolist()
         return vectors
 
     def embed_query(
         self, text: str, *, instruction: str | None = None, steps: int | Literal["auto"] | None = None
     ) -> list[float]:
-        """Embed a query, rendered with its instruction: a unit vector.
+        """Embed a query with its instruction: a unit vector.
 
         Args:
             text: the question.
-            instruction: what makes a document a good answer; None: `query_instruction`.
-            steps: refinement steps; "auto" stops when they no longer change the vector; None: as documents.
+            instruction: describes what makes a document relevant. None: `query_instruction`.
+            steps: refinement steps; "auto" stops when the vector no longer changes. None: as for documents.
 
         Raises:
-            GircseInvalidRequestError: an argument is refused.
+            GircseInvalidRequestError: an argument is invalid.
         """
-        with refusals():
+        with translate_input_errors():
             vector: list[float] = self.embedder.embed_queries(
                 [text], instruction=self.query_instruction if instruction is None else instruction, steps=steps
             )[0].tolist()
         return vector
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """`embed_documents` in a thread, batch by batch. Cancelled, it stops after the batch under way."""
+        """Run `embed_documents` in a thread, batch by batch. Cancellation stops it after the current batch."""
         if not isinstance(texts, (list, tuple)) or len(texts) <= self.batch_size:
             return await run_in_executor(None, self.embed_documents, texts)
-        with refusals():
+        with translate_input_errors():
             for index, text in enumerate(texts):
                 check_text(text, index)
         vectors: list[list[float]] = []
@@ -130,13 +130,13 @@ class GircseEmbeddings(BaseModel, Embeddings):
     async def aembed_query(
         self, text: str, *, instruction: str | None = None, steps: int | Literal["auto"] | None = None
     ) -> list[float]:
-        """`embed_query` in a thread."""
+        """Run `embed_query` in a thread."""
         return await run_in_executor(None, self.embed_query, text, instruction=instruction, steps=steps)
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """InputError as LangChain's callers know it."""
+def translate_input_errors() -> Iterator[None]:
+    """Raise InputError as GircseInvalidRequestError, which LangChain's callers expect."""
     try:
         yield
     except InputError as error:

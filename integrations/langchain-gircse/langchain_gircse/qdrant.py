@@ -1,7 +1,7 @@
 """GircseQdrantVectorStore: LangChain's Qdrant store on the collections of `gircse ingest`.
 
-What it writes has the payload that `gircse_rag.qdrant.foreign` describes: `gircse search`, LlamaIndex and Haystack read
-it, and `gircse ingest` leaves it alone.
+Points are written with the payload described in `gircse_rag.qdrant.foreign`, so `gircse search`, LlamaIndex and
+Haystack can read them. `gircse ingest` leaves them alone.
 """
 
 from __future__ import annotations
@@ -22,28 +22,27 @@ from langchain_qdrant import QdrantVectorStore
 from langchain_qdrant.qdrant import QdrantVectorStoreError
 from qdrant_client import QdrantClient, models
 
-from langchain_gircse.embeddings import GircseEmbeddings, refusals
+from langchain_gircse.embeddings import GircseEmbeddings, translate_input_errors
 from langchain_gircse.retriever import GircseRetriever
 
 
 class GircseQdrantVectorStore(QdrantVectorStore):
-    """A collection of `gircse ingest`, or a new one that `gircse` can use too.
+    """LangChain vector store on a collection of `gircse ingest`, or on a new one that `gircse` can also use.
 
-    Ids may be any strings: what is no UUID becomes one, and comes back as it was given. `Document.id` is set, and the
-    metadata is what was stored.
+    Ids may be any strings. Qdrant stores a UUID derived from the id; `Document.id` is the original id.
 
     Args:
         client: a Qdrant client.
-        collection_name: made if there is none.
-        embedding: has to be of the model that the collection was made with.
+        collection_name: created if it does not exist.
+        embedding: must use the model that the collection was created with.
 
     Raises:
-        QdrantVectorStoreError: the collection was made with another model or spec (both are named), is not one of
-            gircse's, or the server does not answer.
+        QdrantVectorStoreError: the collection was created with another model or spec (the message names both) or not
+            by gircse, or the server does not answer.
     """
 
     def __init__(self, client: QdrantClient, collection_name: str, embedding: GircseEmbeddings) -> None:
-        _prepare(ensure_collection, client, collection_name, embedding)
+        _prepare_collection(ensure_collection, client, collection_name, embedding)
         super().__init__(
             client,
             collection_name,
@@ -65,8 +64,8 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         path: str | None = None,
         url: str | None = None,
     ) -> GircseQdrantVectorStore:
-        """Open the store in the folder `path` or at `url`, and add the texts."""
-        with _opened(path, url) as client:
+        """Open the store in the folder `path` or at `url` and add the texts."""
+        with _open_own_client(path, url) as client:
             store = cls(client, collection_name, embedding)  # type: ignore[arg-type]
             store.add_texts(texts, metadatas, ids)
             return store
@@ -78,10 +77,10 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         """Open the store in the folder `path` or at `url`.
 
         Raises:
-            QdrantVectorStoreError: as the constructor, or there is no such collection.
+            QdrantVectorStoreError: as for the constructor, or the collection does not exist.
         """
-        with _opened(path, url, create=False) as client:
-            _prepare(check_collection, client, collection_name, embedding)
+        with _open_own_client(path, url, create=False) as client:
+            _prepare_collection(check_collection, client, collection_name, embedding)
             return cls(client, collection_name, embedding)
 
     def add_texts(  # type: ignore[override]
@@ -92,42 +91,46 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         batch_size: int = 64,
         **kwargs: Any,
     ) -> list[str]:
-        """Embed texts as documents and store them, over what has their ids; the ids, made up where none is given.
+        """Embed texts as documents and store them, replacing points with the same ids. Returns the ids.
 
-        All texts are embedded before the first is written, `batch_size` points a request. `kwargs` go to `upsert`.
+        A missing id becomes a random UUID. All texts are embedded before the first is written, `batch_size` points per
+        request. `kwargs` go to `upsert`.
 
         Raises:
-            GircseInvalidRequestError: a text or its metadata is refused; nothing was written.
+            GircseInvalidRequestError: a text or its metadata is invalid; nothing was written.
+            ValueError: texts, ids and metadatas differ in number.
         """
         texts = list(texts)
-        own_ids = [given or str(uuid.uuid4()) for given in ids or [None] * len(texts)]
+        own_ids = [own_id or str(uuid.uuid4()) for own_id in ids or [None] * len(texts)]
         metadatas = metadatas or [{} for _ in texts]
         if not len(texts) == len(own_ids) == len(metadatas):
-            raise ValueError(f"{len(texts)} texts, {len(own_ids)} ids and {len(metadatas)} metadatas; give one a text")
-        with refusals():
+            raise ValueError(
+                f"{len(texts)} texts, {len(own_ids)} ids and {len(metadatas)} metadatas; pass one of each per text"
+            )
+        with translate_input_errors():
             payloads = [
-                foreign_payload(own, text, metadata or {})
-                for own, text, metadata in zip(own_ids, texts, metadatas, strict=True)
+                foreign_payload(own_id, text, metadata or {})
+                for own_id, text, metadata in zip(own_ids, texts, metadatas, strict=True)
             ]
         vectors = self._require_embeddings("add_texts").embed_documents(texts)
         points = [
-            models.PointStruct(id=foreign_id(own), vector={VECTOR: vector}, payload=payload)
-            for own, payload, vector in zip(own_ids, payloads, vectors, strict=True)
+            models.PointStruct(id=foreign_id(own_id), vector={VECTOR: vector}, payload=payload)
+            for own_id, payload, vector in zip(own_ids, payloads, vectors, strict=True)
         ]
         for start in range(0, len(points), batch_size):
             self.client.upsert(self.collection_name, points[start : start + batch_size], **kwargs)
         return own_ids
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:  # type: ignore[override]
-        """Delete by ids; ids that are not there do no harm."""
-        return super().delete([foreign_id(own) for own in ids or []], **kwargs)
+        """Delete by ids; unknown ids are ignored."""
+        return super().delete([foreign_id(own_id) for own_id in ids or []], **kwargs)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:  # type: ignore[override]
-        """The documents that are there, in any order."""
-        return super().get_by_ids([foreign_id(own) for own in ids])
+        """Return the documents with these ids, in any order; unknown ids are skipped."""
+        return super().get_by_ids([foreign_id(own_id) for own_id in ids])
 
     def as_retriever(self, **kwargs: Any) -> GircseRetriever:
-        """A retriever that takes `instruction=` and `steps=`, here and at each `invoke`."""
+        """Return a retriever that takes `instruction=` and `steps=`, here and in each `invoke`."""
         tags = kwargs.pop("tags", None) or [*self._get_retriever_tags()]
         return GircseRetriever(vectorstore=self, tags=tags, **kwargs)
 
@@ -135,25 +138,25 @@ class GircseQdrantVectorStore(QdrantVectorStore):
     def _document_from_point(
         cls, scored_point: Any, collection_name: str, content_payload_key: str, metadata_payload_key: str
     ) -> Document:
-        own, text, metadata = read_payload(scored_point.id, scored_point.payload)
-        return Document(id=own, page_content=text, metadata=metadata)
+        own_id, text, metadata = read_payload(scored_point.id, scored_point.payload)
+        return Document(id=own_id, page_content=text, metadata=metadata)
 
 
-def _prepare(
-    how: Callable[[QdrantClient, str, EmbeddingSpec], None],
+def _prepare_collection(
+    prepare: Callable[[QdrantClient, str, EmbeddingSpec], None],
     client: QdrantClient,
     collection_name: str,
     embedding: GircseEmbeddings,
 ) -> None:
-    """Check, or make, the collection."""
+    """Check or create the collection."""
     if not isinstance(embedding, GircseEmbeddings):
-        raise TypeError(f"embedding has to be GircseEmbeddings, not {type(embedding).__name__}")
-    with _as_langchain_says(), store_errors(client):
-        how(client, collection_name, embedding.embedder.spec)
+        raise TypeError(f"embedding must be GircseEmbeddings, not {type(embedding).__name__}")
+    with _translate_store_errors(), store_errors(client):
+        prepare(client, collection_name, embedding.embedder.spec)
 
 
 @contextmanager
-def _as_langchain_says() -> Iterator[None]:
+def _translate_store_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, SpecMismatchError, StoreError) as error:
@@ -161,9 +164,9 @@ def _as_langchain_says() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: str | None, url: str | None, *, create: bool = True) -> Iterator[QdrantClient]:
-    """A client that nobody else has: left open after an error, it would keep its folder from everybody."""
-    with _as_langchain_says():
+def _open_own_client(path: str | None, url: str | None, *, create: bool = True) -> Iterator[QdrantClient]:
+    """Open a client for the caller to keep. An error closes it, because an open client locks its folder."""
+    with _translate_store_errors():
         client = open_client(path, url, create=create)
     try:
         yield client

@@ -1,4 +1,4 @@
-"""GircseRetriever: a retriever whose instruction is set when it is made, when it is invoked, or by configuration."""
+"""GircseRetriever: a retriever whose instruction is a field, an argument of `invoke`, or configurable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Steps = int | Literal["auto"]
 
 
 class GircseRetriever(VectorStoreRetriever):
-    """Retrieves from any LangChain vector store that embeds with GircseEmbeddings and searches by vector.
+    """Retrieve from any LangChain vector store that uses GircseEmbeddings and can search by vector.
 
     Example:
         ```python
@@ -29,10 +29,10 @@ class GircseRetriever(VectorStoreRetriever):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     instruction: str | None = None
-    """What makes a document a good answer; None: the embeddings' `query_instruction`."""
+    """Describes what makes a document relevant. None: the embeddings' `query_instruction`."""
     steps: Steps | None = None
-    """Refinement steps of the question; None: as the documents."""
-    # A threshold on the cosine itself is a search argument of the stores: search_kwargs={"score_threshold": 0.5}.
+    """Refinement steps for the question. None: as for documents."""
+    # For a minimum cosine similarity, pass search_kwargs={"score_threshold": 0.5} to a store that supports it.
     allowed_search_types: ClassVar[Collection[str]] = ("similarity", "mmr")
 
     @model_validator(mode="after")
@@ -40,7 +40,7 @@ class GircseRetriever(VectorStoreRetriever):
         if not isinstance(self.vectorstore.embeddings, GircseEmbeddings):
             raise ValueError(
                 f"the vector store embeds with {type(self.vectorstore.embeddings).__name__}, which takes no "
-                "instruction; make it with GircseEmbeddings"
+                "instruction; create the store with GircseEmbeddings"
             )
         return self
 

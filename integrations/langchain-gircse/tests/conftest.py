@@ -1,4 +1,4 @@
-"""The fixtures are shared: `integrations/fixtures.py`."""
+"""Fixtures shared by all integrations come from `integrations/fixtures.py`."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
-from integrations.fixtures import smollm2, tiny_embedder, tiny_folder, watched  # noqa: F401
+from integrations.fixtures import recording_backend, smollm2, tiny_embedder, tiny_folder  # noqa: F401
 
 from langchain_gircse import GircseEmbeddings
 

@@ -1,4 +1,4 @@
-"""The README and the page in docs/ do what they say."""
+"""The examples in the README and in docs/ run as written."""
 
 from __future__ import annotations
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gircse_rag import Embedder
-from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
+from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_query
 from langchain_core.exceptions import ModelInvalidRequestError
 from pydantic import ValidationError
 
 from langchain_gircse import GircseEmbeddings, GircseInvalidRequestError
 
 
-@pytest.mark.parametrize("way", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_queries_are_instructed_and_documents_are_bare(
-    way: str, embeddings: GircseEmbeddings, tiny_embedder: Embedder, watched: Watched
+    mode: str, embeddings: GircseEmbeddings, tiny_embedder: Embedder, recording_backend: RecordingBackend
 ) -> None:
-    if way == "sync":
+    if mode == "sync":
         embeddings.embed_documents(TEXTS)
         embeddings.embed_query(TEXTS[0])
         embeddings.embed_query(TEXTS[0], instruction=INSTRUCTION)
@@ -27,8 +27,8 @@ def test_queries_are_instructed_and_documents_are_bare(
         asyncio.run(embeddings.aembed_documents(TEXTS))
         asyncio.run(embeddings.aembed_query(TEXTS[0]))
         asyncio.run(embeddings.aembed_query(TEXTS[0], instruction=INSTRUCTION))
-    queries = [rendered(tiny_embedder, TEXTS[0]), rendered(tiny_embedder, TEXTS[0], INSTRUCTION)]
-    assert watched.prompts == [*TEXTS, *queries]
+    queries = [render_query(tiny_embedder, TEXTS[0]), render_query(tiny_embedder, TEXTS[0], INSTRUCTION)]
+    assert recording_backend.prompts == [*TEXTS, *queries]
 
 
 def test_vectors_are_the_embedders(embeddings: GircseEmbeddings, tiny_embedder: Embedder) -> None:
@@ -39,11 +39,14 @@ def test_vectors_are_the_embedders(embeddings: GircseEmbeddings, tiny_embedder: 
     assert np.abs(query - documents[0]).max() > 1e-2
 
 
-def test_default_instruction_and_the_calls_own(tiny_embedder: Embedder, watched: Watched) -> None:
+def test_call_instruction_overrides_the_default(tiny_embedder: Embedder, recording_backend: RecordingBackend) -> None:
     embeddings = GircseEmbeddings(embedder=tiny_embedder, query_instruction=INSTRUCTION)
     embeddings.embed_query("x")
     embeddings.embed_query("x", instruction="Another")
-    assert watched.prompts == [rendered(tiny_embedder, "x", INSTRUCTION), rendered(tiny_embedder, "x", "Another")]
+    assert recording_backend.prompts == [
+        render_query(tiny_embedder, "x", INSTRUCTION),
+        render_query(tiny_embedder, "x", "Another"),
+    ]
 
 
 def test_steps(tiny_folder: Path) -> None:
@@ -61,7 +64,7 @@ def test_model_alias_and_unknown_fields(tiny_folder: Path, tiny_embedder: Embedd
         assert GircseEmbeddings(**{name: str(tiny_folder)}).model_name == str(tiny_folder)
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         GircseEmbeddings(model=str(tiny_folder), instruction="x")
-    with pytest.raises(ValidationError, match="embedder is given, which fixes dtype, model_name"):
+    with pytest.raises(ValidationError, match="embedder already determines dtype, model_name"):
         GircseEmbeddings(embedder=tiny_embedder, model="x", dtype="float32")
 
 
@@ -75,39 +78,41 @@ def test_model_alias_and_unknown_fields(tiny_folder: Path, tiny_embedder: Embedd
         ({"batch_size": 0}, "greater than or equal to 1"),
     ],
 )
-def test_refused_fields(field: dict[str, object], message: str, tiny_folder: Path) -> None:
+def test_invalid_fields(field: dict[str, object], message: str, tiny_folder: Path) -> None:
     with pytest.raises(ValidationError, match=message):
         GircseEmbeddings(model=str(tiny_folder), **field)
 
 
-def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_model(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="nothing-here"):
         GircseEmbeddings(model=str(tmp_path / "nothing-here"))
 
 
 @pytest.mark.parametrize("bad", ["", " \n", "\ud800", "a\x00b", 7, None])
-def test_refused_texts(bad: object, embeddings: GircseEmbeddings, tiny_embedder: Embedder, watched: Watched) -> None:
+def test_invalid_texts(
+    bad: object, embeddings: GircseEmbeddings, tiny_embedder: Embedder, recording_backend: RecordingBackend
+) -> None:
     with pytest.raises(ValueError) as ours:
-        tiny_embedder.embed_documents(["good", bad])  # type: ignore[list-item]
+        tiny_embedder.embed_documents(["good", bad])
     small = embeddings.model_copy(update={"batch_size": 1})
-    for refuse in (
+    for call in (
         lambda: embeddings.embed_documents(["good", bad]),
         lambda: asyncio.run(embeddings.aembed_documents(["good", bad])),
         lambda: asyncio.run(small.aembed_documents(["good", bad])),
     ):
         with pytest.raises(ModelInvalidRequestError) as theirs:
-            refuse()
+            call()
         assert (str(theirs.value), theirs.value.index) == (str(ours.value), 1)
         assert isinstance(theirs.value, ValueError)
     with pytest.raises(ModelInvalidRequestError):
         embeddings.embed_query(bad)
-    assert watched.prompts == []
+    assert recording_backend.prompts == []
 
 
-def test_a_string_is_no_list(embeddings: GircseEmbeddings) -> None:
-    for refuse in (embeddings.embed_documents, lambda text: asyncio.run(embeddings.aembed_documents(text))):
+def test_a_string_instead_of_a_list(embeddings: GircseEmbeddings) -> None:
+    for call in (embeddings.embed_documents, lambda text: asyncio.run(embeddings.aembed_documents(text))):
         with pytest.raises(ModelInvalidRequestError, match="single string"):
-            refuse("a text")
+            call("a text")
 
 
 def test_no_documents(embeddings: GircseEmbeddings) -> None:
@@ -115,49 +120,49 @@ def test_no_documents(embeddings: GircseEmbeddings) -> None:
     assert asyncio.run(embeddings.aembed_documents([])) == []
 
 
-def test_the_event_loop_goes_on(embeddings: GircseEmbeddings, watched: Watched) -> None:
+def test_the_event_loop_is_not_blocked(embeddings: GircseEmbeddings, recording_backend: RecordingBackend) -> None:
     async def main() -> list[float]:
-        watched.gate.clear()
+        recording_backend.gate.clear()
         task = asyncio.create_task(embeddings.aembed_query("x"))
-        while not watched.arrived.acquire(blocking=False):
+        while not recording_backend.arrived.acquire(blocking=False):
             await asyncio.sleep(0)
         assert not task.done()
-        watched.gate.set()
+        recording_backend.gate.set()
         return await task
 
-    for _ in range(2):  # the second in another loop, after the first was closed
+    for _ in range(2):  # the second round uses a new event loop
         vector = asyncio.run(main())
-        watched.arrived = threading.Semaphore(0)
+        recording_backend.arrived = threading.Semaphore(0)
         np.testing.assert_allclose(vector, embeddings.embed_query("x"), atol=1e-5, rtol=0)
-        watched.arrived = threading.Semaphore(0)
+        recording_backend.arrived = threading.Semaphore(0)
 
 
-def test_cancelled_between_batches(tiny_embedder: Embedder, watched: Watched) -> None:
+def test_cancelled_between_batches(tiny_embedder: Embedder, recording_backend: RecordingBackend) -> None:
     embeddings = GircseEmbeddings(embedder=tiny_embedder, batch_size=2)
     texts = [f"text {number}" for number in range(8)]
 
     async def main() -> None:
-        watched.gate.clear()
+        recording_backend.gate.clear()
         task = asyncio.create_task(embeddings.aembed_documents(texts))
-        while not watched.arrived.acquire(blocking=False):
+        while not recording_backend.arrived.acquire(blocking=False):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        watched.gate.set()
+        recording_backend.gate.set()
 
     asyncio.run(main())
-    assert watched.prompts == texts[:2]
-    whole = asyncio.run(embeddings.aembed_documents(texts))
-    np.testing.assert_allclose(whole, tiny_embedder.embed_documents(texts), atol=1e-6, rtol=0)
+    assert recording_backend.prompts == texts[:2]
+    vectors = asyncio.run(embeddings.aembed_documents(texts))
+    np.testing.assert_allclose(vectors, tiny_embedder.embed_documents(texts), atol=1e-6, rtol=0)
 
 
 def test_32_threads_at_once(embeddings: GircseEmbeddings) -> None:
     expected = {text: embeddings.embed_query(text) for text in TEXTS}
-    together = threading.Barrier(32)
+    barrier = threading.Barrier(32)
 
     def ask(number: int) -> bool:
-        together.wait()
+        barrier.wait()
         text = TEXTS[number % len(TEXTS)]
         return np.allclose(embeddings.embed_query(text), expected[text], atol=1e-6, rtol=0)
 

@@ -1,4 +1,4 @@
-"""One collection, written and read by `gircse ingest`, by our store, and by LangChain's own."""
+"""`gircse ingest`, our store and LangChain's own store read and write the same collection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from gircse_rag import Embedder
 from gircse_rag.qdrant import Document, ingest, open_client, search
 from gircse_rag.spec import DEFAULT_STEPS
-from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
+from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_query
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_qdrant import QdrantVectorStore
 from langchain_qdrant.qdrant import QdrantVectorStoreError
@@ -51,7 +51,7 @@ def test_langchains_own_store_reads_and_writes(store: GircseQdrantVectorStore, t
     assert {document.page_content for document in plain.similarity_search("x", k=9)} == {*TEXTS, "written by LangChain"}
 
 
-def test_gircse_reads_what_it_writes_and_leaves_it_alone(
+def test_gircse_reads_added_texts_and_ingest_keeps_them(
     store: GircseQdrantVectorStore, tiny_embedder: Embedder
 ) -> None:
     assert store.add_texts(["a new text"], [{"by": "langchain"}], ["my-id"]) == ["my-id"]
@@ -63,9 +63,11 @@ def test_gircse_reads_what_it_writes_and_leaves_it_alone(
     assert len(search("new", collection="docs", embedder=tiny_embedder, client=store.client, limit=9)) == 3
 
 
-def test_retriever_of_the_store(store: GircseQdrantVectorStore, tiny_embedder: Embedder, watched: Watched) -> None:
+def test_retriever_of_the_store(
+    store: GircseQdrantVectorStore, tiny_embedder: Embedder, recording_backend: RecordingBackend
+) -> None:
     found = store.as_retriever(search_kwargs={"k": 2}).invoke("x", instruction=INSTRUCTION)
-    assert watched.prompts == [rendered(tiny_embedder, "x", INSTRUCTION)]
+    assert recording_backend.prompts == [render_query(tiny_embedder, "x", INSTRUCTION)]
     expected = search(
         "x", collection="docs", embedder=tiny_embedder, client=store.client, instruction=INSTRUCTION, limit=2
     )
@@ -77,7 +79,7 @@ def test_another_model_is_refused(store: GircseQdrantVectorStore, tiny_folder: P
     other = GircseEmbeddings(model=str(tiny_folder), steps=DEFAULT_STEPS + 1, dtype="float32", device="cpu")
     with pytest.raises(QdrantVectorStoreError, match=rf"document_steps: this embedder {DEFAULT_STEPS + 1}"):
         GircseQdrantVectorStore(store.client, "docs", other)
-    with pytest.raises(TypeError, match="has to be GircseEmbeddings"):
+    with pytest.raises(TypeError, match="must be GircseEmbeddings"):
         GircseQdrantVectorStore(store.client, "docs", DeterministicFakeEmbedding(size=3))
 
 
@@ -92,15 +94,15 @@ def test_a_bad_text_writes_nothing(store: GircseQdrantVectorStore) -> None:
     assert store.client.count("docs").count == 3
 
 
-def test_made_from_texts_and_opened_again(embeddings: GircseEmbeddings, tmp_path: Path) -> None:
-    made = GircseQdrantVectorStore.from_texts(TEXTS, embeddings, collection_name="new", path=str(tmp_path))
-    made.client.close()
-    opened = GircseQdrantVectorStore.from_existing_collection("new", embeddings, path=str(tmp_path))
-    assert {document.page_content for document in opened.similarity_search("x")} == set(TEXTS)
-    opened.client.close()
+def test_from_texts_and_from_existing_collection(embeddings: GircseEmbeddings, tmp_path: Path) -> None:
+    new = GircseQdrantVectorStore.from_texts(TEXTS, embeddings, collection_name="new", path=str(tmp_path))
+    new.client.close()
+    reopened = GircseQdrantVectorStore.from_existing_collection("new", embeddings, path=str(tmp_path))
+    assert {document.page_content for document in reopened.similarity_search("x")} == set(TEXTS)
+    reopened.client.close()
 
 
-def test_what_cannot_be_opened_is_not_made_and_leaves_the_store_free(
+def test_failed_opening_creates_nothing_and_unlocks_the_store(
     embeddings: GircseEmbeddings, tmp_path: Path, tiny_folder: Path
 ) -> None:
     store, path = GircseQdrantVectorStore, str(tmp_path)
@@ -114,12 +116,12 @@ def test_what_cannot_be_opened_is_not_made_and_leaves_the_store_free(
         store.from_existing_collection("knew", embeddings, path=path)
     for embedding, error, message in (
         (other, QdrantVectorStoreError, "document_steps"),
-        (fake, TypeError, "has to be GircseEmbeddings"),
+        (fake, TypeError, "must be GircseEmbeddings"),
     ):
         with pytest.raises(error, match=message):
-            store.from_existing_collection("new", embedding, path=path)  # type: ignore[arg-type]
+            store.from_existing_collection("new", embedding, path=path)
         with pytest.raises(error, match=message):
             store.from_texts(["text"], embedding, collection_name="new", path=path)
     client = open_client(tmp_path)
-    assert [there.name for there in client.get_collections().collections] == ["new"]
+    assert [collection.name for collection in client.get_collections().collections] == ["new"]
     client.close()

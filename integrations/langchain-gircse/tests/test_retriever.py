@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from gircse_rag import Embedder
-from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
+from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_query
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.runnables import ConfigurableField
 from langchain_core.vectorstores import InMemoryVectorStore
@@ -14,35 +14,37 @@ from langchain_gircse import GircseEmbeddings, GircseInvalidRequestError, Gircse
 
 
 @pytest.fixture
-def retriever(embeddings: GircseEmbeddings, watched: Watched) -> GircseRetriever:
+def retriever(embeddings: GircseEmbeddings, recording_backend: RecordingBackend) -> GircseRetriever:
     store = InMemoryVectorStore(embeddings)
     store.add_texts(TEXTS)
-    watched.prompts.clear()
+    recording_backend.prompts.clear()
     return GircseRetriever(vectorstore=store, search_kwargs={"k": 2})
 
 
 @pytest.mark.parametrize("search_type", ["similarity", "mmr"])
 def test_instruction_at_invoke(
-    search_type: str, retriever: GircseRetriever, tiny_embedder: Embedder, watched: Watched
+    search_type: str, retriever: GircseRetriever, tiny_embedder: Embedder, recording_backend: RecordingBackend
 ) -> None:
     retriever = retriever.model_copy(update={"search_type": search_type})
     assert len(retriever.invoke("x")) == 2
     assert len(retriever.invoke("x", instruction=INSTRUCTION, k=1)) == 1
     assert len(asyncio.run(retriever.ainvoke("x", instruction=INSTRUCTION))) == 2
-    plain, instructed = rendered(tiny_embedder, "x"), rendered(tiny_embedder, "x", INSTRUCTION)
-    assert watched.prompts == [plain, instructed, instructed]
+    plain, instructed = render_query(tiny_embedder, "x"), render_query(tiny_embedder, "x", INSTRUCTION)
+    assert recording_backend.prompts == [plain, instructed, instructed]
 
 
-def test_instruction_everywhere_else(retriever: GircseRetriever, tiny_embedder: Embedder, watched: Watched) -> None:
+def test_instruction_as_field_bind_batch_and_config(
+    retriever: GircseRetriever, tiny_embedder: Embedder, recording_backend: RecordingBackend
+) -> None:
     retriever.model_copy(update={"instruction": INSTRUCTION}).invoke("x")
     retriever.bind(instruction=INSTRUCTION).invoke("x")
     retriever.batch(["x"], instruction=INSTRUCTION)
     configurable = retriever.configurable_fields(instruction=ConfigurableField(id="instruction"))
     configurable.invoke("x", config={"configurable": {"instruction": INSTRUCTION}})
-    assert watched.prompts == [rendered(tiny_embedder, "x", INSTRUCTION)] * 4
+    assert recording_backend.prompts == [render_query(tiny_embedder, "x", INSTRUCTION)] * 4
 
 
-def test_the_best_hit_is_the_nearest(retriever: GircseRetriever, embeddings: GircseEmbeddings) -> None:
+def test_the_best_hit_has_the_highest_score(retriever: GircseRetriever, embeddings: GircseEmbeddings) -> None:
     documents = embeddings.embed_documents(TEXTS)
     query = embeddings.embed_query("a heap", instruction=INSTRUCTION)
     scores = [sum(a * b for a, b in zip(query, document, strict=True)) for document in documents]
@@ -50,7 +52,7 @@ def test_the_best_hit_is_the_nearest(retriever: GircseRetriever, embeddings: Gir
     assert retriever.invoke("a heap", instruction=INSTRUCTION)[0].page_content == TEXTS[best]
 
 
-def test_refusals(retriever: GircseRetriever) -> None:
+def test_invalid_arguments(retriever: GircseRetriever) -> None:
     with pytest.raises(GircseInvalidRequestError, match="instruction is empty"):
         retriever.invoke("x", instruction=" ")
     with pytest.raises(GircseInvalidRequestError, match="text 0 is empty"):

@@ -1,4 +1,4 @@
-"""LangChain's own standard suites, none overridden."""
+"""LangChain's standard test suites, with no test overridden."""
 
 from __future__ import annotations
 

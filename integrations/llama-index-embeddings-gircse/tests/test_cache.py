@@ -1,4 +1,4 @@
-"""The core keys its cache by the text alone; ours keeps apart what differs."""
+"""Cached vectors of queries, texts, instructions, steps and models are kept apart."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gircse_rag import Embedder
-from integrations.fixtures import INSTRUCTION, Watched
+from integrations.fixtures import INSTRUCTION, RecordingBackend
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from llama_index.embeddings.gircse import GircseEmbedding
 
 
-@pytest.mark.parametrize("when", ["made", "assigned"])
-@pytest.mark.parametrize("way", ["sync", "async"])
-def test_nothing_gets_anothers_vector(when: str, way: str, tiny_embedder: Embedder, watched: Watched) -> None:
-    if when == "made":
+@pytest.mark.parametrize("cache_set_by", ["constructor", "assignment"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_cached_vectors_are_not_mixed_up(
+    cache_set_by: str, mode: str, tiny_embedder: Embedder, recording_backend: RecordingBackend
+) -> None:
+    if cache_set_by == "constructor":
         cached = GircseEmbedding(embedder=tiny_embedder, embeddings_cache=SimpleKVStore())
     else:
         cached = GircseEmbedding(embedder=tiny_embedder)
@@ -35,7 +37,7 @@ def test_nothing_gets_anothers_vector(when: str, way: str, tiny_embedder: Embedd
                 await one.aget_query_embedding("x"),
             ]
 
-        if way == "async":
+        if mode == "async":
             return asyncio.run(main())
         return [
             model.get_query_embedding("x"),
@@ -48,21 +50,21 @@ def test_nothing_gets_anothers_vector(when: str, way: str, tiny_embedder: Embedd
     expected = ask(plain, plain.model_copy(update={"query_instruction": "Another"}))
     first = ask(cached, other)
     np.testing.assert_allclose(first, expected, atol=1e-5, rtol=0)
-    computed = len(watched.prompts)
+    computed = len(recording_backend.prompts)
     assert ask(cached, other) == first
-    assert len(watched.prompts) == computed == 5 + 4
+    assert len(recording_backend.prompts) == computed == 5 + 4
 
 
 def test_steps_and_models_are_kept_apart(tiny_folder: Path) -> None:
     store = SimpleKVStore()
-    made = {"model_name": str(tiny_folder), "dtype": "float32", "device": "cpu", "embeddings_cache": store}
-    three, five = GircseEmbedding(steps=3, **made), GircseEmbedding(steps=5, **made)
+    settings = {"model_name": str(tiny_folder), "dtype": "float32", "device": "cpu", "embeddings_cache": store}
+    three, five = GircseEmbedding(steps=3, **settings), GircseEmbedding(steps=5, **settings)
     assert three.get_text_embedding("x") != five.get_text_embedding("x")
     with pytest.warns(match="queries take 5"):
         assert three.get_query_embedding("x", steps=5) != three.get_query_embedding("x")
 
 
-def test_it_is_the_store_that_was_given(tiny_embedder: Embedder) -> None:
+def test_vectors_are_in_the_given_store(tiny_embedder: Embedder) -> None:
     store = SimpleKVStore()
     cached = GircseEmbedding(embedder=tiny_embedder, embeddings_cache=store)
     vector = cached.get_text_embedding("x")

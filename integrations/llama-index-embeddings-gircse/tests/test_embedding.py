@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gircse_rag import Embedder
-from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
+from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_query
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation import get_dispatcher
@@ -28,11 +28,11 @@ def test_class() -> None:
     assert GircseEmbedding.class_name() == "GircseEmbedding"
 
 
-@pytest.mark.parametrize("way", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_queries_are_instructed_and_texts_are_bare(
-    way: str, embed_model: GircseEmbedding, tiny_embedder: Embedder, watched: Watched
+    mode: str, embed_model: GircseEmbedding, tiny_embedder: Embedder, recording_backend: RecordingBackend
 ) -> None:
-    if way == "sync":
+    if mode == "sync":
         embed_model.get_text_embedding(TEXTS[0])
         embed_model.get_text_embedding_batch(TEXTS)
         embed_model([TextNode(text=TEXTS[0])])
@@ -50,9 +50,9 @@ def test_queries_are_instructed_and_texts_are_bare(
             await embed_model.aget_agg_embedding_from_queries(["x"])
 
         asyncio.run(main())
-    plain = rendered(tiny_embedder, "x")
-    queries = [plain, rendered(tiny_embedder, "x", INSTRUCTION), plain]
-    assert watched.prompts == [TEXTS[0], *TEXTS, TEXTS[0], *queries]
+    plain = render_query(tiny_embedder, "x")
+    queries = [plain, render_query(tiny_embedder, "x", INSTRUCTION), plain]
+    assert recording_backend.prompts == [TEXTS[0], *TEXTS, TEXTS[0], *queries]
 
 
 def test_vectors_are_the_embedders(embed_model: GircseEmbedding, tiny_embedder: Embedder) -> None:
@@ -64,21 +64,23 @@ def test_vectors_are_the_embedders(embed_model: GircseEmbedding, tiny_embedder: 
     assert np.abs(query - texts[0]).max() > 1e-2
 
 
-def test_default_instruction_and_a_copy_with_another(embed_model: GircseEmbedding, watched: Watched) -> None:
+def test_default_instruction_and_a_copy_with_another(
+    embed_model: GircseEmbedding, recording_backend: RecordingBackend
+) -> None:
     embed_model.query_instruction = INSTRUCTION
     other = embed_model.model_copy(update={"query_instruction": "Another"})
     embed_model.get_query_embedding("x")
     other.get_query_embedding("x")
-    expected = [rendered(embed_model.embedder, "x", instruction) for instruction in (INSTRUCTION, "Another")]
-    assert watched.prompts == expected
+    expected = [render_query(embed_model.embedder, "x", instruction) for instruction in (INSTRUCTION, "Another")]
+    assert recording_backend.prompts == expected
     assert other.embedder is embed_model.embedder
 
 
-def test_texts_go_in_real_batches(tiny_embedder: Embedder, watched: Watched) -> None:
+def test_texts_are_sent_in_batches(tiny_embedder: Embedder, recording_backend: RecordingBackend) -> None:
     embed_model = GircseEmbedding(embedder=tiny_embedder, embed_batch_size=4)
     assert len(embed_model.get_text_embedding_batch([f"text {number}" for number in range(10)])) == 10
     calls = 0
-    while watched.arrived.acquire(blocking=False):
+    while recording_backend.arrived.acquire(blocking=False):
         calls += 1
     assert calls == 3
     assert embed_model.get_text_embedding_batch([]) == [] == asyncio.run(embed_model.aget_text_embedding_batch([]))
@@ -102,13 +104,15 @@ def test_steps(tiny_folder: Path) -> None:
         ({"embeddings_cache": 3}, "embeddings_cache must be of type BaseKVStore"),
     ],
 )
-def test_refused_fields(field: dict[str, object], message: str, tiny_folder: Path) -> None:
+def test_invalid_fields(field: dict[str, object], message: str, tiny_folder: Path) -> None:
     with pytest.raises((ValidationError, TypeError), match=message):
         GircseEmbedding(model_name=str(tiny_folder), **field)
 
 
-def test_what_an_embedder_fixes(embed_model: GircseEmbedding, tiny_embedder: Embedder, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="embedder is given, which fixes dtype, steps"):
+def test_fields_fixed_by_a_given_embedder(
+    embed_model: GircseEmbedding, tiny_embedder: Embedder, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match="embedder already determines dtype, steps"):
         GircseEmbedding(embedder=tiny_embedder, steps=3, dtype="float32")
     with pytest.raises(ValidationError, match="frozen"):
         embed_model.steps = 3
@@ -117,31 +121,33 @@ def test_what_an_embedder_fixes(embed_model: GircseEmbedding, tiny_embedder: Emb
 
 
 @pytest.mark.parametrize("bad", ["", " \n", "\ud800", "a\x00b", 7])
-def test_refused_texts(bad: object, embed_model: GircseEmbedding, tiny_embedder: Embedder, watched: Watched) -> None:
+def test_invalid_texts(
+    bad: object, embed_model: GircseEmbedding, tiny_embedder: Embedder, recording_backend: RecordingBackend
+) -> None:
     with pytest.raises(ValueError) as ours:
-        tiny_embedder.embed_documents(["good", bad])  # type: ignore[list-item]
-    for refuse in (
+        tiny_embedder.embed_documents(["good", bad])
+    for call in (
         lambda: embed_model.get_text_embedding_batch(["good", bad]),
         lambda: asyncio.run(embed_model.aget_text_embedding_batch(["good", bad])),
     ):
         with pytest.raises(ValueError) as theirs:
-            refuse()
+            call()
         assert (str(theirs.value), theirs.value.index) == (str(ours.value), 1)
     with pytest.raises(ValueError):
         embed_model.get_query_embedding(bad)
     with pytest.raises(ValueError, match="instruction is empty"):
         embed_model.get_query_embedding("x", instruction=" ")
-    assert watched.prompts == []
+    assert recording_backend.prompts == []
 
 
-def test_the_event_loop_goes_on(embed_model: GircseEmbedding, watched: Watched) -> None:
+def test_the_event_loop_is_not_blocked(embed_model: GircseEmbedding, recording_backend: RecordingBackend) -> None:
     async def main(method: str, argument: object) -> object:
-        watched.gate.clear()
+        recording_backend.gate.clear()
         task = asyncio.create_task(getattr(embed_model, method)(argument))
-        while not watched.arrived.acquire(blocking=False):
+        while not recording_backend.arrived.acquire(blocking=False):
             await asyncio.sleep(0)
         assert not task.done()
-        watched.gate.set()
+        recording_backend.gate.set()
         return await task
 
     for method, argument in [
@@ -150,47 +156,47 @@ def test_the_event_loop_goes_on(embed_model: GircseEmbedding, watched: Watched) 
         ("aget_text_embedding_batch", TEXTS),
     ]:
         expected = getattr(embed_model, method.removeprefix("a"))(argument)
-        while watched.arrived.acquire(blocking=False):
+        while recording_backend.arrived.acquire(blocking=False):
             pass
         np.testing.assert_allclose(asyncio.run(main(method, argument)), expected, atol=1e-5, rtol=0)
-        while watched.arrived.acquire(blocking=False):
+        while recording_backend.arrived.acquire(blocking=False):
             pass
 
 
-def test_cancelled(tiny_embedder: Embedder, watched: Watched) -> None:
+def test_cancelled(tiny_embedder: Embedder, recording_backend: RecordingBackend) -> None:
     embed_model = GircseEmbedding(embedder=tiny_embedder, embed_batch_size=2, num_workers=2)
     texts = [f"text {number}" for number in range(40)]
 
     async def main() -> None:
-        watched.gate.clear()
+        recording_backend.gate.clear()
         task = asyncio.create_task(embed_model.aget_text_embedding_batch(texts))
-        while not watched.arrived.acquire(blocking=False):
+        while not recording_backend.arrived.acquire(blocking=False):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        watched.gate.set()
+        recording_backend.gate.set()
 
     asyncio.run(main())
-    assert len(watched.prompts) < len(texts)
-    whole = asyncio.run(embed_model.aget_text_embedding_batch(texts))
-    np.testing.assert_allclose(whole, tiny_embedder.embed_documents(texts), atol=1e-6, rtol=0)
+    assert len(recording_backend.prompts) < len(texts)
+    vectors = asyncio.run(embed_model.aget_text_embedding_batch(texts))
+    np.testing.assert_allclose(vectors, tiny_embedder.embed_documents(texts), atol=1e-6, rtol=0)
 
 
 def test_32_threads_with_their_own_instructions(embed_model: GircseEmbedding) -> None:
     instructions = [f"Instruction {number % 3}" for number in range(32)]
     expected = {each: embed_model.get_query_embedding("x", instruction=each) for each in instructions}
-    together = threading.Barrier(32)
+    barrier = threading.Barrier(32)
 
     def ask(instruction: str) -> bool:
-        together.wait()
+        barrier.wait()
         return np.allclose(embed_model.get_query_embedding("x", instruction), expected[instruction], atol=1e-6, rtol=0)
 
     with ThreadPoolExecutor(32) as pool:
         assert all(pool.map(ask, instructions))
 
 
-def test_callbacks_and_spans_are_the_cores(embed_model: GircseEmbedding) -> None:
+def test_callbacks_and_spans_are_reported_once(embed_model: GircseEmbedding) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     embed_model.callback_manager = CallbackManager([debug])
     spans: SimpleSpanHandler = SimpleSpanHandler()
@@ -211,11 +217,11 @@ def test_callbacks_and_spans_are_the_cores(embed_model: GircseEmbedding) -> None
     names = [span.id_.partition("-")[0] for span in spans.completed_spans if isinstance(span, SimpleSpan)]
     assert sorted(names) == ["GircseEmbedding._get_query_embedding", "GircseEmbedding.get_query_embedding"]
     assert [type(event) for event in events] == [EmbeddingStartEvent, EmbeddingEndEvent]
-    assert events[1].embeddings == [vector]  # type: ignore[attr-defined]
+    assert events[1].embeddings == [vector]
     assert len(debug.get_event_pairs(CBEventType.EMBEDDING)) == 1
 
 
-def test_saved_and_read_back(embed_model: GircseEmbedding, tiny_folder: Path) -> None:
+def test_serialisation(embed_model: GircseEmbedding, tiny_folder: Path) -> None:
     loaded = GircseEmbedding(
         model_name=str(tiny_folder), query_instruction=INSTRUCTION, steps=3, dtype="float32", device="cpu"
     )

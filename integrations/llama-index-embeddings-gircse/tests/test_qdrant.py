@@ -1,4 +1,4 @@
-"""One collection, written and read by `gircse ingest`, by our store, and by LlamaIndex's own."""
+"""`gircse ingest`, our store and LlamaIndex's own store read and write the same collection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from gircse_rag import Embedder
 from gircse_rag.qdrant import Document, ingest, open_client, search
-from integrations.fixtures import INSTRUCTION, TEXTS, Watched, rendered
+from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_query
 from llama_index.core import Document as LlamaDocument
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import NodeRelationship, QueryBundle, RelatedNodeInfo, TextNode
@@ -63,7 +63,7 @@ def test_llama_indexs_own_store_reads_and_writes(
     assert len(search("x", collection="docs", embedder=embed_model.embedder, client=client)) == 4
 
 
-def test_gircse_reads_what_it_writes_and_leaves_it_alone(
+def test_gircse_reads_inserted_nodes_and_ingest_keeps_them(
     index: VectorStoreIndex, client: QdrantClient, tiny_embedder: Embedder
 ) -> None:
     index.insert(LlamaDocument(text="a new text", metadata={"by": "llama"}, doc_id="mine"))
@@ -75,25 +75,25 @@ def test_gircse_reads_what_it_writes_and_leaves_it_alone(
     assert client.count("docs").count == 3
 
 
-def test_filters_find_whoever_wrote(index: VectorStoreIndex) -> None:
+def test_filters_match_points_of_any_writer(index: VectorStoreIndex) -> None:
     index.insert(LlamaDocument(text="a new text", metadata={"number": 1}))
     filters = MetadataFilters(filters=[MetadataFilter(key="number", value=1)])
     found = index.as_retriever(similarity_top_k=9, filters=MetadataFilters(filters=[filters])).retrieve("x")
     assert {node.text for node in found} == {TEXTS[1], "a new text"}
 
 
-def test_a_filter_reaches_a_name_that_is_no_word(index: VectorStoreIndex) -> None:
+def test_a_filter_on_a_key_with_a_space(index: VectorStoreIndex) -> None:
     index.insert(LlamaDocument(text="a new text", metadata={"Release Date": "2020"}))
     filters = MetadataFilters(filters=[MetadataFilter(key="Release Date", value="2020")])
     assert [node.text for node in index.as_retriever(filters=filters).retrieve("x")] == ["a new text"]
 
 
-def test_metadata_are_stored_as_json(store: GircseQdrantVectorStore, embed_model: GircseEmbedding) -> None:
-    made = datetime.datetime(2020, 1, 2)
-    node = TextNode(text="a new text", metadata={"made": made, "score": float("nan"), "sizes": {1: "a"}})
+def test_metadata_is_stored_as_json(store: GircseQdrantVectorStore, embed_model: GircseEmbedding) -> None:
+    created = datetime.datetime(2020, 1, 2)
+    node = TextNode(text="a new text", metadata={"created": created, "score": float("nan"), "sizes": {1: "a"}})
     store.add(embed_model([node]))
     (point,) = store.client.retrieve("docs", [node.node_id])
-    metadata = {"made": "2020-01-02T00:00:00", "score": None, "sizes": {"1": "a"}}
+    metadata = {"created": "2020-01-02T00:00:00", "score": None, "sizes": {"1": "a"}}
     assert point.payload["metadata"] == json.loads(point.payload["_node_content"])["metadata"] == metadata
     assert point.payload["own_id"] == node.node_id
     for bad in ("\ud800", object()):
@@ -103,17 +103,19 @@ def test_metadata_are_stored_as_json(store: GircseQdrantVectorStore, embed_model
     assert store.client.count("docs").count == 4
 
 
-def test_two_instructions(index: VectorStoreIndex, embed_model: GircseEmbedding, watched: Watched) -> None:
+def test_two_instructions(
+    index: VectorStoreIndex, embed_model: GircseEmbedding, recording_backend: RecordingBackend
+) -> None:
     other = embed_model.model_copy(update={"query_instruction": INSTRUCTION})
     index.as_retriever().retrieve("x")
     index.as_retriever(embed_model=other).retrieve("x")
     vector = embed_model.get_query_embedding("x", instruction=INSTRUCTION)
     index.as_retriever().retrieve(QueryBundle("x", embedding=vector))
-    plain, instructed = (rendered(embed_model.embedder, "x", each) for each in (None, INSTRUCTION))
-    assert watched.prompts == [plain, instructed, instructed]
+    plain, instructed = (render_query(embed_model.embedder, "x", each) for each in (None, INSTRUCTION))
+    assert recording_backend.prompts == [plain, instructed, instructed]
 
 
-def test_a_new_collection_is_gircses_too(client: QdrantClient, embed_model: GircseEmbedding) -> None:
+def test_gircse_uses_a_new_collection(client: QdrantClient, embed_model: GircseEmbedding) -> None:
     store = GircseQdrantVectorStore("new", client, embed_model)
     context = StorageContext.from_defaults(vector_store=store)
     VectorStoreIndex.from_documents(
@@ -124,7 +126,7 @@ def test_a_new_collection_is_gircses_too(client: QdrantClient, embed_model: Girc
     assert report.added == 3
 
 
-def test_nodes_come_back_whole(store: GircseQdrantVectorStore, embed_model: GircseEmbedding) -> None:
+def test_nodes_keep_metadata_and_source(store: GircseQdrantVectorStore, embed_model: GircseEmbedding) -> None:
     node = TextNode(
         text="a new text",
         metadata={"tags": ["a", "b"]},
@@ -151,7 +153,7 @@ def test_another_model_is_refused(store: GircseQdrantVectorStore, client: Qdrant
         GircseQdrantVectorStore("docs", client, other)
 
 
-def test_points_of_others_are_read_whatever_they_hold(index: VectorStoreIndex, client: QdrantClient) -> None:
+def test_points_of_other_writers_with_invalid_json_are_read(index: VectorStoreIndex, client: QdrantClient) -> None:
     vector = index._embed_model.get_text_embedding("x")
     payload = {"page_content": "x", "metadata": {"score": float("inf")}}
     client.upsert("docs", [PointStruct(id=7, vector={"gircse": vector}, payload=payload)])

@@ -1,4 +1,4 @@
-"""GircseEncoder: MTEB's encoder over `gircse_rag.Embedder`."""
+"""GircseEncoder: an MTEB encoder backed by `gircse_rag.Embedder`."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ TASK_PROMPTS: dict[str, str] = {
     "MultilabelClassification": "same_domain",
     "Clustering": "same_domain",
 }
-"""Named instructions by MTEB's type of task, for tasks that MTEB has no prompt for."""
+"""Named instruction per MTEB task type, used where MTEB has no prompt for the task."""
 
 
 class GircseEncoder(AbsEncoder):
-    """Encodes for `mteb.evaluate`.
+    """MTEB encoder for a GIRCSE checkpoint, for use with `mteb.evaluate`.
 
-    What MTEB calls a document is embedded bare, a query with the task's instruction, and a text of a task that has
-    no sides with the instruction too. The instruction is the first there is: `prompts` by the task's name, MTEB's own
-    prompt of the task, `prompts` by the task's type, TASK_PROMPTS by its type.
+    Queries get the task's instruction, documents get none. In a task without sides (STS, clustering, classification),
+    every text gets the instruction. The instruction is the first that exists of: `prompts` by task name, MTEB's prompt
+    for the task, `prompts` by task type, TASK_PROMPTS by task type.
 
     Args:
-        model_name: what MTEB calls the model; and the checkpoint, unless `checkpoint` names it.
-        revision: the fingerprint expected, which MTEB files results under; None: any.
+        model_name: the model's name in MTEB, and the checkpoint to load unless `checkpoint` is given.
+        revision: the expected fingerprint, which MTEB uses to identify results. None: any.
         device, dtype, steps, backend: as for `Embedder.from_pretrained`.
-        prompts: an instruction, or the name of one of gircse-rag's, by the name or the type of a task.
+        prompts: task name or type -> an instruction, or the name of one of gircse-rag's instructions.
         checkpoint: a bundled name, a local folder or a Hub id.
 
     Attributes:
-        mteb_model_meta: its ModelMeta, with which `mteb.evaluate` can load the model itself.
+        mteb_model_meta: the ModelMeta, from which `mteb.evaluate` can load the same model.
 
     Raises:
-        ValueError: an argument is refused, or the model cannot be loaded; says why.
+        ValueError: an argument is invalid, or the model cannot be loaded.
     """
 
     prompt_priority = (PromptSource.CUSTOM_PROMPT, PromptSource.DEFAULT_TASK_PROMPT, PromptSource.TASK_TYPE_PROMPT)
@@ -68,21 +68,21 @@ class GircseEncoder(AbsEncoder):
         checkpoint: str | None = None,
     ) -> None:
         checkpoint = checkpoint or model_name
-        chosen: dict[str, Any] = {} if backend is None else {"backend": backend}
+        options: dict[str, Any] = {} if backend is None else {"backend": backend}
         try:
             self.model = Embedder.from_pretrained(
-                checkpoint, device=device or "auto", dtype=dtype, steps=steps, **chosen
+                checkpoint, device=device or "auto", dtype=dtype, steps=steps, **options
             )
         except GircseError as error:
             raise ValueError(str(error)) from error
         if revision not in (None, self.model.fingerprint):
-            raise ValueError(f"{checkpoint} has the fingerprint {self.model.fingerprint}, not {revision}")
+            raise ValueError(f"{checkpoint} has fingerprint {self.model.fingerprint}, but revision asks for {revision}")
         self.prompts_dict = {
             task: INSTRUCTIONS.get(prompt, check_text(prompt))
             for task, prompt in {**TASK_PROMPTS, **(prompts or {})}.items()
         }
         settings = {"dtype": dtype, "steps": steps, "backend": backend, "prompts": dict(prompts or {})}
-        self.mteb_model_meta = _meta(self.model, checkpoint, settings)
+        self.mteb_model_meta = _make_meta(self.model, checkpoint, settings)
 
     def encode(
         self,
@@ -94,10 +94,12 @@ class GircseEncoder(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> NDArray[np.float32]:
-        """(n, d) float32, unit rows. Benchmarks hold empty texts: what is refused gets zeros, and a GircseWarning.
+        """Embed texts: (n, d) float32, unit rows.
+
+        Benchmarks contain empty texts. Such invalid texts get zero vectors and one GircseWarning.
 
         Raises:
-            GircseError: a text was not refused and could not be embedded, such as for want of memory.
+            GircseError: a valid text could not be embedded, for example for lack of memory.
         """
         texts = [without_controls(text) for batch in inputs for text in batch["text"]]
         role: Role = "symmetric" if prompt_type is None else "query"
@@ -112,8 +114,8 @@ class GircseEncoder(AbsEncoder):
                 raise error
         if result.errors:
             warnings.warn(
-                f"{task_metadata.name}: {len(result.errors)} of {len(texts)} texts count as unlike any other, first: "
-                f"{next(iter(result.errors.values()))}",
+                f"{task_metadata.name}: {len(result.errors)} of {len(texts)} texts are invalid and get "
+                f"zero vectors; first: {next(iter(result.errors.values()))}",
                 GircseWarning,
                 stacklevel=2,
             )
@@ -126,7 +128,7 @@ def _load(name: str, revision: str | None = None, *, device: str | None = None, 
     return GircseEncoder(name, revision, device=device, **settings)
 
 
-def _meta(embedder: Embedder, checkpoint: str, settings: dict[str, Any]) -> ModelMeta:
+def _make_meta(embedder: Embedder, checkpoint: str, settings: dict[str, Any]) -> ModelMeta:
     spec = embedder.spec
     return ModelMeta(
         loader=_load,

@@ -11,7 +11,7 @@ from gircse_rag import INSTRUCTIONS, Embedder
 from gircse_rag.errors import GircseError, GircseWarning
 from gircse_rag.evaluation.formats import read_pairs, read_retrieval
 from gircse_rag.evaluation.scoring import pairs, retrieval
-from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, Watched, rendered, run_page
+from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, RecordingBackend, render_query, run_page
 from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.types import PromptType
@@ -21,11 +21,11 @@ from mteb_gircse import GircseEncoder
 EVAL = ROOT.parent / "shared" / "data" / "eval"
 
 
-def metadata(name: str, kind: str, score: str, prompt: str | None = None) -> TaskMetadata:
+def metadata(name: str, task_type: str, score: str, prompt: str | None = None) -> TaskMetadata:
     return TaskMetadata(
         name=name,
         description="local",
-        type=kind,
+        type=task_type,
         prompt=prompt,
         dataset={"path": "local", "revision": "1"},
         eval_langs=["eng-Latn"],
@@ -64,28 +64,30 @@ def encoder(tiny_folder: Path) -> GircseEncoder:
 
 
 @pytest.fixture
-def watched(encoder: GircseEncoder) -> Watched:
-    encoder.model.backend = Watched(encoder.model.backend, encoder.model)  # type: ignore[assignment]
-    return encoder.model.backend  # type: ignore[return-value]
+def recording_backend(encoder: GircseEncoder) -> RecordingBackend:
+    encoder.model.backend = RecordingBackend(encoder.model.backend, encoder.model)
+    return encoder.model.backend
 
 
-def test_evaluate_retrieval(encoder: GircseEncoder, tiny_embedder: Embedder, watched: Watched) -> None:
+def test_evaluate_retrieval(
+    encoder: GircseEncoder, tiny_embedder: Embedder, recording_backend: RecordingBackend
+) -> None:
     result = mteb.evaluate(encoder, LocalRetrieval(), cache=None, show_progress_bar=False)
     scores = tiny_embedder.embed_documents(TEXTS) @ tiny_embedder.embed_queries(["a heap"], instruction=INSTRUCTION)[0]
     rank = int((scores > scores[1]).sum())
     assert result.task_results[0].get_score() == pytest.approx(1 / np.log2(rank + 2), abs=1e-4)
-    assert sorted(text.strip() for text in watched.prompts) == sorted(
-        [*TEXTS, rendered(tiny_embedder, "a heap", INSTRUCTION)]
+    assert sorted(text.strip() for text in recording_backend.prompts) == sorted(
+        [*TEXTS, render_query(tiny_embedder, "a heap", INSTRUCTION)]
     )
 
 
 def test_evaluate_sts_with_the_instruction_on_both_sides(
-    encoder: GircseEncoder, tiny_embedder: Embedder, watched: Watched
+    encoder: GircseEncoder, tiny_embedder: Embedder, recording_backend: RecordingBackend
 ) -> None:
     result = mteb.evaluate(encoder, LocalSTS(), cache=None, show_progress_bar=False)
     assert -1 <= result.task_results[0].get_score() <= 1
-    expected = {rendered(tiny_embedder, text, INSTRUCTIONS["similar_sentence"]) for text in ["x", *TEXTS]}
-    assert set(watched.prompts) == expected
+    expected = {render_query(tiny_embedder, text, INSTRUCTIONS["similar_sentence"]) for text in ["x", *TEXTS]}
+    assert set(recording_backend.prompts) == expected
 
 
 def test_meta_loads_the_model_again(encoder: GircseEncoder) -> None:
@@ -94,22 +96,22 @@ def test_meta_loads_the_model_again(encoder: GircseEncoder) -> None:
     assert (meta.revision, meta.embed_dim, meta.use_instructions) == (encoder.model.fingerprint, 32, True)
     again = mteb.evaluate(meta, LocalSTS(), cache=None, show_progress_bar=False)
     assert again.model_revision == encoder.model.fingerprint
-    here = mteb.evaluate(encoder, LocalSTS(), cache=None, show_progress_bar=False)
-    assert again.task_results[0].get_score() == here.task_results[0].get_score()
+    direct = mteb.evaluate(encoder, LocalSTS(), cache=None, show_progress_bar=False)
+    assert again.task_results[0].get_score() == direct.task_results[0].get_score()
 
 
-def test_which_instruction(tiny_folder: Path) -> None:
+def test_instruction_order(tiny_folder: Path) -> None:
     own = {"Named": "python_code", "STS": "A sentence of my own"}
     encoder = GircseEncoder(str(tiny_folder), device="cpu", prompts=own)
     query = PromptType.query
-    for name, kind, prompt, expected in [
+    for name, task_type, prompt, expected in [
         ("Named", "Retrieval", "MTEB's", INSTRUCTIONS["python_code"]),
         ("Other", "Retrieval", "MTEB's", "MTEB's"),
         ("Other", "Retrieval", None, INSTRUCTIONS["question_answering"]),
         ("Other", "STS", None, "A sentence of my own"),
         ("Other", "Clustering", None, INSTRUCTIONS["same_domain"]),
     ]:
-        assert encoder.get_instruction(metadata(name, kind, "x", prompt), query) == expected
+        assert encoder.get_instruction(metadata(name, task_type, "x", prompt), query) == expected
 
 
 def encode(encoder: GircseEncoder, texts: list[str], prompt_type: PromptType | None) -> np.ndarray:
@@ -128,13 +130,13 @@ def test_vectors_are_the_embedders(encoder: GircseEncoder, tiny_embedder: Embedd
 
 
 def test_an_empty_text_is_zeros_and_a_warning(encoder: GircseEncoder, tiny_embedder: Embedder) -> None:
-    with pytest.warns(GircseWarning, match="1 of 3 texts count as unlike any other, first: text 1 is empty"):
+    with pytest.warns(GircseWarning, match="1 of 3 texts are invalid and get zero vectors; first: text 1 is empty"):
         vectors = encode(encoder, ["one", "", "two"], PromptType.document)
     assert not vectors[1].any()
     np.testing.assert_allclose(vectors[[0, 2]], tiny_embedder.embed_documents(["one", "two"]), atol=1e-6, rtol=0)
 
 
-def test_what_was_not_refused_and_failed_is_raised(encoder: GircseEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_text_that_fails_raises(encoder: GircseEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = encoder.model.embed
 
     def failing(*args: Any, **options: Any) -> Any:
@@ -153,10 +155,10 @@ def test_a_control_character_counts_as_a_space(encoder: GircseEncoder, tiny_embe
     np.testing.assert_allclose(vectors, expected, atol=1e-6, rtol=0)
 
 
-def test_refusals(tiny_folder: Path) -> None:
+def test_invalid_arguments(tiny_folder: Path) -> None:
     with pytest.raises(ValueError, match="no model 'nothing'"):
         GircseEncoder("nothing")
-    with pytest.raises(ValueError, match="has the fingerprint"):
+    with pytest.raises(ValueError, match="has fingerprint"):
         GircseEncoder(str(tiny_folder), "another", device="cpu")
     with pytest.raises(ValueError, match="is empty"):
         GircseEncoder(str(tiny_folder), device="cpu", prompts={"STS": " "})
@@ -164,7 +166,7 @@ def test_refusals(tiny_folder: Path) -> None:
         GircseEncoder(str(tiny_folder), instruction="x")
 
 
-needs_data = pytest.mark.skipif(not EVAL.exists(), reason=f"the evaluation sets are not there: {EVAL}")
+needs_data = pytest.mark.skipif(not EVAL.exists(), reason=f"no evaluation sets in {EVAL}")
 
 
 @pytest.mark.model
@@ -190,8 +192,8 @@ def test_the_real_model_on_stsb(smollm2: Embedder) -> None:
 def test_the_real_model_on_retrieval_with_a_named_instruction(
     smollm2: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watched = Watched(smollm2.backend, smollm2)
-    monkeypatch.setattr(smollm2, "backend", watched)
+    recording_backend = RecordingBackend(smollm2.backend, smollm2)
+    monkeypatch.setattr(smollm2, "backend", recording_backend)
     data = read_retrieval(EVAL / "retrieval" / "cosqa_dev", "cosqa", INSTRUCTIONS["python_code"], limit=8)
 
     class CoSQA(LocalRetrieval):
@@ -203,12 +205,12 @@ def test_the_real_model_on_retrieval_with_a_named_instruction(
     encoder = GircseEncoder("smollm2-135m", device="cpu", dtype="float32", prompts={"CoSQA8": "python_code"})
     encoder.model = smollm2
     result = mteb.evaluate(encoder, CoSQA(), cache=None, show_progress_bar=False).task_results[0]
-    asked = {rendered(smollm2, query, INSTRUCTIONS["python_code"]) for query in data.query_texts}
-    assert asked == {prompt for prompt in watched.prompts if prompt.startswith("Instruct:")}
+    expected = {render_query(smollm2, query, INSTRUCTIONS["python_code"]) for query in data.query_texts}
+    assert expected == {prompt for prompt in recording_backend.prompts if prompt.startswith("Instruct:")}
     documents = smollm2.embed_documents(data.document_texts)
     queries = smollm2.embed_queries(data.query_texts, instruction=data.instruction)
     assert result.get_score() == pytest.approx(retrieval(data, queries, documents, seed=0)["ndcg@10"].value, abs=1e-4)
-    assert result.get_score() > 0.5, "it finds the functions"
+    assert result.get_score() > 0.5, "the model should rank the right functions near the top"
 
 
 @pytest.mark.model

@@ -2,7 +2,7 @@
 
     model = SentenceTransformer(modules=[GircseModule("smollm2-135m")])
 
-`encode_query` gets an instruction, `encode_document` none.
+`encode_query` adds an instruction, `encode_document` does not.
 """
 
 from sentence_transformers_gircse.module import GircseModule

@@ -1,4 +1,4 @@
-"""GircseModule: the input module, and the only one, of a SentenceTransformer."""
+"""GircseModule: a SentenceTransformer module that embeds texts on its own, without a pooling module."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from gircse_rag.training.saving import replacing
 from sentence_transformers.base.modules import InputModule
 from sentence_transformers.util import get_device_name, load_dir_path
 
-_CHECKPOINT = "checkpoint"
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+_SUBFOLDER = "checkpoint"
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
 
 class GircseModule(InputModule):
-    """Embeds texts with a GIRCSE checkpoint.
+    """Embed texts with a GIRCSE checkpoint. Inference only: no gradients.
 
-    A prompt is `Instruct: {instruction}\\nQuery:`, the query template up to its text; any other is refused. A query
-    without a prompt gets the checkpoint's default instruction, a document with one is refused, and plain `encode`
-    without a prompt embeds a document. `prompts` has gircse-rag's named instructions besides "query" and "document".
-    For inference: gradients do not flow through it.
+    A prompt is the query template up to its text: `Instruct: {instruction}\\nQuery:`. Other prompts are rejected.
+    `encode_query` without a prompt uses the checkpoint's default instruction, `encode_document` rejects a prompt, and
+    plain `encode` without a prompt embeds documents. `prompts` also has gircse-rag's named instructions.
 
     Args:
         name: a bundled name, a local folder (merged model or PEFT adapter), or a Hub id.
-        steps: refinement steps of documents and, by default, of queries; None: the checkpoint's own.
-        device: where the model runs; None: where Sentence Transformers would put it. It cannot be moved.
-        dtype: "auto", "float32", "bfloat16" or "float16", or torch's.
-        backend: None: what `Embedder.from_pretrained` takes.
+        steps: refinement steps for documents and, by default, queries. None: the checkpoint's default.
+        device: the device the model stays on. None: the default of Sentence Transformers.
+        dtype: "auto", "float32", "bfloat16" or "float16", or the torch dtype.
+        backend: execution backend. None: the default of `Embedder.from_pretrained`.
 
     Raises:
-        ValueError: an argument is refused, or the model cannot be loaded; says why.
+        ValueError: an argument is invalid, or the model cannot be loaded.
     """
 
     config_file_name = "gircse_module.json"
@@ -54,32 +53,32 @@ class GircseModule(InputModule):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        chosen: dict[str, Any] = {} if backend is None else {"backend": backend}
+        options: dict[str, Any] = {} if backend is None else {"backend": backend}
         device = device or get_device_name()
         try:
             self.embedder = Embedder.from_pretrained(
-                name, steps=steps, device=device, dtype=str(dtype).removeprefix("torch."), **chosen
+                name, steps=steps, device=device, dtype=str(dtype).removeprefix("torch."), **options
             )
         except GircseError as error:
             raise ValueError(str(error)) from error
         self.name = name
         self.tokenizer = self.embedder.tokenizer
-        # Tells Sentence Transformers the device, and us when somebody tries to change it.
-        self.register_buffer("_where", torch.empty(0, device=device), persistent=False)
+        # Sentence Transformers reads its device here; `_apply` detects attempts to move the model by it.
+        self.register_buffer("_device_marker", torch.empty(0, device=device), persistent=False)
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens of a rendered text at most; part of the vector space, so it cannot be set."""
+        """Maximum tokens per rendered text. Read-only, because it is part of the vector space."""
         return self.embedder.spec.max_length
 
     def get_embedding_dimension(self) -> int:
         return self.embedder.dimension
 
     def on_model_ready(self, model: Any) -> None:
-        """Fill in the prompts that the model does not bring, and check those that it does."""
+        """Check the model's prompts and add the missing ones."""
         spec = self.embedder.spec
         for prompt in filter(None, model.prompts.values()):
-            self._instruction(prompt)
+            self._parse_prompt(prompt)
         model.prompts["query"] = model.prompts.get("query") or prefix(spec.query_template, spec.default_instruction)
         for name, instruction in INSTRUCTIONS.items():
             model.prompts.setdefault(name, prefix(spec.query_template, instruction))
@@ -87,43 +86,43 @@ class GircseModule(InputModule):
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Check texts and prompt; nothing is rendered or tokenised before `forward`.
+        """Check texts and prompt. `forward` renders and tokenises them.
 
         Raises:
-            ValueError: a text or the prompt is refused.
+            ValueError: a text or the prompt is invalid.
         """
         if prompt and task == "document":
-            raise ValueError("a document takes no prompt; it is embedded bare. Use encode_query for queries")
-        instruction = self._instruction(prompt) if prompt else None
+            raise ValueError("documents take no prompt; leave it out, or use encode_query for queries")
+        instruction = self._parse_prompt(prompt) if prompt else None
         if task == "query" and instruction is None:
             instruction = self.embedder.spec.default_instruction
-        # Sorted and batched by now: the position would not be the caller's.
+        # No index in errors: the texts are sorted and batched here, so it would not be the caller's position.
         return {"texts": [check_text(text) for text in inputs], "instruction": instruction}
 
     def forward(self, features: dict[str, Any], steps: Steps | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Adds "sentence_embedding", (n, d) float32, unit rows."""
+        """Add "sentence_embedding" to the features: (n, d) float32, unit rows."""
         texts, instruction = features["texts"], features["instruction"]
         if instruction is not None:
             vectors = self.embedder.embed_queries(texts, instruction=instruction, steps=steps)
         elif steps is None:
             vectors = self.embedder.embed_documents(texts)
         else:
-            raise ValueError("steps is for queries; documents take the steps that the model was made with")
-        features["sentence_embedding"] = torch.from_numpy(vectors).to(self._where.device)
+            raise ValueError("steps is for queries; set the steps of documents with GircseModule(name, steps=)")
+        features["sentence_embedding"] = torch.from_numpy(vectors).to(self._device_marker.device)
         return features
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write which checkpoint this is; one that came from a local folder is copied, over what was saved before.
+        """Write the checkpoint's name, or a copy of the checkpoint if it is a local folder, replacing an earlier copy.
 
         Raises:
-            CheckpointError: it could not be written; what was saved before is whole.
+            CheckpointError: the copy could not be written; the earlier copy is intact.
         """
         folder, source, name = Path(output_path), Path(self.name).expanduser(), self.name
-        if name not in BUNDLED and source.is_dir():  # as `load_checkpoint` understands a name
-            name = _CHECKPOINT
+        if name not in BUNDLED and source.is_dir():  # same precedence as `load_checkpoint`
+            name = _SUBFOLDER
             if (folder / name).resolve() != source.resolve():
                 with replacing(folder, name) as fresh:
-                    for path in (path for pattern in _FILES for path in source.glob(pattern)):
+                    for path in (path for pattern in _CHECKPOINT_FILES for path in source.glob(pattern)):
                         shutil.copy(path, fresh)
         config = {"name": name, "steps": self.embedder.spec.document_steps}
         (folder / self.config_file_name).write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -132,26 +131,26 @@ class GircseModule(InputModule):
     def load(
         cls, model_name_or_path: str, subfolder: str = "", *, model_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> Self:
-        """What `save` wrote; `model_kwargs` are `device`, `dtype` and `backend`."""
+        """Load a module written by `save`. `model_kwargs` may hold `device`, `dtype` and `backend`."""
         hub = {key: kwargs.get(key) for key in ("token", "cache_folder", "revision")}
         hub["local_files_only"] = bool(kwargs.get("local_files_only"))
         config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        if config["name"] == _CHECKPOINT:
-            config["name"] = load_dir_path(model_name_or_path, subfolder=str(Path(subfolder, _CHECKPOINT)), **hub)
+        if config["name"] == _SUBFOLDER:
+            config["name"] = load_dir_path(model_name_or_path, subfolder=str(Path(subfolder, _SUBFOLDER)), **hub)
         return cls(**config, **(model_kwargs or {}))
 
-    def _instruction(self, prompt: str) -> str:
+    def _parse_prompt(self, prompt: str) -> str:
         head, tail = prefix(self.embedder.spec.query_template, "\0").split("\0")
         instruction = prompt.removeprefix(head).removesuffix(tail)
         if f"{head}{instruction}{tail}" != prompt or not instruction.strip():
-            raise ValueError(f"the prompt {prompt!r} has to be {head + '<instruction>' + tail!r}")
+            raise ValueError(f"invalid prompt {prompt!r}; it must be {head + '<instruction>' + tail!r}")
         return instruction
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        moved = fn(self._where)
-        if (moved.device, moved.dtype) != (self._where.device, self._where.dtype):
+        moved = fn(self._device_marker)
+        if (moved.device, moved.dtype) != (self._device_marker.device, self._device_marker.dtype):
             raise ValueError(
-                f"the model cannot be moved from {self._where.device} to {moved.device} {moved.dtype}; make it where "
-                "it shall run: GircseModule(name, device=, dtype=), or model_kwargs={'device': ..., 'dtype': ...}"
+                f"the model cannot be moved from {self._device_marker.device} to {moved.device} {moved.dtype}; "
+                "create it there: GircseModule(name, device=, dtype=), or model_kwargs={'device': ..., 'dtype': ...}"
             )
         return self

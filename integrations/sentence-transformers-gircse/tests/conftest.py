@@ -1,4 +1,4 @@
-"""The fixtures are shared: `integrations/fixtures.py`."""
+"""Fixtures shared by all integrations come from `integrations/fixtures.py`."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
-from integrations.fixtures import Watched, smollm2, tiny_embedder, tiny_folder  # noqa: F401
+from integrations.fixtures import RecordingBackend, smollm2, tiny_embedder, tiny_folder  # noqa: F401
 
 from sentence_transformers_gircse import GircseModule
 
@@ -18,8 +18,8 @@ def model(tiny_folder: Path) -> SentenceTransformer:  # noqa: F811
 
 
 @pytest.fixture
-def watched(model: SentenceTransformer) -> Watched:
-    """What the model's embedder is asked to compute."""
+def recording_backend(model: SentenceTransformer) -> RecordingBackend:
+    """Record the requests to the model's embedder."""
     embedder = model[0].embedder
-    embedder.backend = Watched(embedder.backend, embedder)
+    embedder.backend = RecordingBackend(embedder.backend, embedder)
     return embedder.backend

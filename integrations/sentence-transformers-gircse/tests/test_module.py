@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gircse_rag import INSTRUCTIONS, Embedder
-from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, Watched, rendered, run_page
+from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, RecordingBackend, render_query, run_page
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_gircse import GircseModule
@@ -14,7 +14,7 @@ PROMPT = f"Instruct: {INSTRUCTION}\nQuery:"
 
 
 def test_queries_are_instructed_and_documents_are_bare(
-    model: SentenceTransformer, tiny_embedder: Embedder, watched: Watched
+    model: SentenceTransformer, tiny_embedder: Embedder, recording_backend: RecordingBackend
 ) -> None:
     model.encode_document("x")
     model.encode("x")
@@ -24,7 +24,7 @@ def test_queries_are_instructed_and_documents_are_bare(
     model.encode("x", prompt=PROMPT)
     model.encode("x", prompt_name="python_code")
     expected = [None, None, INSTRUCTION, INSTRUCTION, INSTRUCTIONS["python_code"]]
-    assert watched.prompts == ["x", "x", *(rendered(tiny_embedder, "x", each) for each in expected)]
+    assert recording_backend.prompts == ["x", "x", *(render_query(tiny_embedder, "x", each) for each in expected)]
 
 
 def test_vectors_are_the_embedders(model: SentenceTransformer, tiny_embedder: Embedder) -> None:
@@ -41,20 +41,20 @@ def test_vectors_are_the_embedders(model: SentenceTransformer, tiny_embedder: Em
     assert len(model.encode([])) == 0
 
 
-def test_what_a_sentence_transformer_knows_of_itself(model: SentenceTransformer, tiny_embedder: Embedder) -> None:
+def test_model_properties(model: SentenceTransformer, tiny_embedder: Embedder) -> None:
     assert model.get_embedding_dimension() == tiny_embedder.dimension
     assert model.max_seq_length == tiny_embedder.spec.max_length
     assert model.similarity_fn_name == "cosine"
     assert str(model.device) == "cpu"
-    assert model.prompts["query"] == rendered(tiny_embedder, "")
+    assert model.prompts["query"] == render_query(tiny_embedder, "")
     assert not model.prompts["document"]
 
 
 def test_truncate_dim(model: SentenceTransformer) -> None:
-    whole = model.encode_query(TEXTS)
-    np.testing.assert_allclose(model.encode_query(TEXTS, truncate_dim=8), whole[:, :8], atol=1e-5)
+    full = model.encode_query(TEXTS)
+    np.testing.assert_allclose(model.encode_query(TEXTS, truncate_dim=8), full[:, :8], atol=1e-5)
     assert model.encode_query(TEXTS, truncate_dim=8, normalize_embeddings=True).shape == (3, 8)
-    assert model.encode_query("x", convert_to_tensor=True).shape == whole.shape[1:]
+    assert model.encode_query("x", convert_to_tensor=True).shape == full.shape[1:]
 
 
 def test_steps(model: SentenceTransformer, tiny_embedder: Embedder) -> None:
@@ -69,10 +69,10 @@ def test_steps(model: SentenceTransformer, tiny_embedder: Embedder) -> None:
         model.encode_query(TEXTS, stepps=8)
 
 
-@pytest.mark.parametrize("made_with", [{}, {"truncate_dim": 8, "prompts": {"query": PROMPT}}])
-def test_saved_and_reloaded(made_with: dict[str, object], tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"truncate_dim": 8, "prompts": {"query": PROMPT}}])
+def test_saved_and_reloaded(options: dict[str, object], tiny_folder: Path, tmp_path: Path) -> None:
     module = GircseModule(str(tiny_folder), steps=3, dtype="float32", device="cpu")
-    model = SentenceTransformer(modules=[module], device="cpu", **made_with)
+    model = SentenceTransformer(modules=[module], device="cpu", **options)
     model.save_pretrained(str(tmp_path / "saved"))
     again = SentenceTransformer(
         str(tmp_path / "saved"), trust_remote_code=True, device="cpu", model_kwargs={"dtype": "float32"}
@@ -89,7 +89,7 @@ def test_saved_and_reloaded(made_with: dict[str, object], tiny_folder: Path, tmp
 
 def test_a_name_is_saved_as_a_name(tiny_folder: Path, tmp_path: Path) -> None:
     module = GircseModule(str(tiny_folder), device="cpu")
-    module.name = "owner/name"  # as if it had come from the Hub
+    module.name = "owner/name"  # as if loaded from the Hub
     module.save(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gircse_module.json"]
 
@@ -98,7 +98,7 @@ def test_a_bundled_name_is_saved_as_a_name_beside_a_folder_of_that_name(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = GircseModule(str(tiny_folder), device="cpu")
-    module.name = "smollm2-135m"  # as if it had been loaded so
+    module.name = "smollm2-135m"  # as if loaded by its bundled name
     (tmp_path / "smollm2-135m").mkdir()
     monkeypatch.chdir(tmp_path)
     Path("saved").mkdir()
@@ -112,7 +112,7 @@ def test_a_folder_below_home_is_copied_over_what_was_saved_before(
     monkeypatch.setenv("HOME", str(tiny_folder.parent))
     module = GircseModule(f"~/{tiny_folder.name}", device="cpu")
     (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "adapter_config.json").write_text("{}")  # an adapter was saved here
+    (tmp_path / "checkpoint" / "adapter_config.json").write_text("{}")  # left by an earlier save of an adapter
     module.save(str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "gircse_module.json"}
     assert not (tmp_path / "checkpoint" / "adapter_config.json").exists()
@@ -120,24 +120,24 @@ def test_a_folder_below_home_is_copied_over_what_was_saved_before(
 
 
 @pytest.mark.parametrize("bad", ["", " \n", "a\x00b", "\ud800"])
-def test_refused_texts(bad: str, model: SentenceTransformer, watched: Watched) -> None:
+def test_invalid_texts(bad: str, model: SentenceTransformer, recording_backend: RecordingBackend) -> None:
     for encode in (model.encode, model.encode_query, model.encode_document):
         with pytest.raises(ValueError, match=r"the text (is empty|holds)"):
             encode(["good", bad])
-    assert watched.prompts == []
+    assert recording_backend.prompts == []
 
 
-def test_refused_prompts(model: SentenceTransformer, tiny_folder: Path) -> None:
+def test_invalid_prompts(model: SentenceTransformer, tiny_folder: Path) -> None:
     for prompt in ("query: ", f"Instruct: {INSTRUCTION}", "Instruct: \nQuery:", INSTRUCTION):
-        with pytest.raises(ValueError, match="has to be 'Instruct: <instruction>"):
+        with pytest.raises(ValueError, match="it must be 'Instruct: <instruction>"):
             model.encode_query(TEXTS, prompt=prompt)
-    with pytest.raises(ValueError, match="a document takes no prompt"):
+    with pytest.raises(ValueError, match="documents take no prompt"):
         model.encode_document(TEXTS, prompt=PROMPT)
-    with pytest.raises(ValueError, match="has to be 'Instruct: <instruction>"):
+    with pytest.raises(ValueError, match="it must be 'Instruct: <instruction>"):
         SentenceTransformer(modules=[GircseModule(str(tiny_folder), device="cpu")], prompts={"query": "query: "})
 
 
-def test_refused_modules(model: SentenceTransformer, tiny_folder: Path, tmp_path: Path) -> None:
+def test_invalid_modules(model: SentenceTransformer, tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing-here"):
         GircseModule(str(tmp_path / "nothing-here"))
     with pytest.raises(ValueError, match="steps must be"):

@@ -1,4 +1,4 @@
-"""The collections of `gircse ingest` as a Haystack document store."""
+"""GIRCSE in Haystack: a document store on the collections of `gircse ingest`."""
 
 from haystack_integrations.document_stores.gircse.document_store import GircseQdrantDocumentStore
 

@@ -1,8 +1,8 @@
 """GircseQdrantDocumentStore: the collections of `gircse ingest` as a Haystack document store.
 
-Haystack's own QdrantDocumentStore has a payload and a vector's name that cannot be chosen. What this one writes has
-the payload that `gircse_rag.qdrant.foreign` describes: `gircse search`, LangChain and LlamaIndex read it, and `gircse
-ingest` leaves it alone.
+Haystack's own QdrantDocumentStore fixes its payload and the name of its vector, so it cannot read these collections.
+Points are written with the payload described in `gircse_rag.qdrant.foreign`, so `gircse search`, LangChain and
+LlamaIndex can read them. `gircse ingest` leaves them alone.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from qdrant_client import QdrantClient, models
 from haystack_integrations.components.embedders.gircse import GircseDocumentEmbedder
 from haystack_integrations.document_stores.gircse.filters import to_qdrant
 
-_PAGE = 256
+_BATCH = 256
 
 
 class GircseQdrantDocumentStore:
-    """A collection of `gircse ingest`, or a new one that `gircse` can use too.
+    """Haystack document store on a collection of `gircse ingest`, or on a new one that `gircse` can also use.
 
-    Ids may be any strings and come back as they were given; filters name `meta.` fields, whoever wrote the points.
+    Ids may be any strings. Filters use `meta.` fields, whichever library wrote the points.
 
     ```python
     store = GircseQdrantDocumentStore("notes", GircseDocumentEmbedder(), path="./qdrant")
@@ -41,13 +41,13 @@ class GircseQdrantDocumentStore:
     def __init__(
         self, collection: str, embedder: GircseDocumentEmbedder, path: str | None = None, url: str | None = None
     ) -> None:
-        """Creates the store; it is opened at its first use.
+        """Creates the store. The first use opens it.
 
-        :param collection: its name; made if there is none.
-        :param embedder: has to be of the model that the collection was made with. Documents that come without an
-            embedding are embedded by it.
-        :param path: folder of an embedded store, "./qdrant" if nothing else is named.
-        :param url: of a server; its key comes from QDRANT_API_KEY.
+        :param collection: name of the collection; created if it does not exist.
+        :param embedder: must use the model that the collection was created with. It embeds documents that are written
+            without an embedding.
+        :param path: folder of an embedded store; "./qdrant" if there is neither a url nor QDRANT_URL.
+        :param url: URL of a Qdrant server; its API key comes from QDRANT_API_KEY.
         """
         self.collection = collection
         self.embedder = embedder
@@ -57,7 +57,7 @@ class GircseQdrantDocumentStore:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy: it opens the store anew."""
+        """Leave out client and lock: a copy opens its own."""
         return {**self.__dict__, "_client": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -67,23 +67,23 @@ class GircseQdrantDocumentStore:
     def client(self) -> QdrantClient:
         """The Qdrant client.
 
-        :raises DocumentStoreError: the collection was made with another model or spec (both are named) or is not one of
-            gircse's, the embedded store is open elsewhere, or the server does not answer.
+        :raises DocumentStoreError: the collection was created with another model or spec (the message names both), or
+            not by gircse; the embedded store is open elsewhere, or the server does not answer.
         """
-        with self._lock, _errors():
+        with self._lock, _translate_errors():
             if self._client is None:
                 client = open_client(self.path, self.url)
                 try:
                     with store_errors(client):
                         ensure_collection(client, self.collection, self.embedder.embedder.spec)
                 except BaseException:
-                    client.close()  # or nobody else could open the folder
+                    client.close()  # an open client locks the folder
                     raise
                 self._client = client
             return self._client
 
     def close(self) -> None:
-        """Closes the client, if it is open; the next use opens it again."""
+        """Closes the client. The next use opens it again."""
         with self._lock:
             if self._client is not None:
                 self._client.close()
@@ -101,64 +101,66 @@ class GircseQdrantDocumentStore:
         return default_from_dict(cls, data)  # type: ignore[no-any-return]
 
     def count_documents(self) -> int:
-        """How many points there are."""
-        with self._asking() as client:
+        """Counts the points of the collection."""
+        with self._connection() as client:
             return int(client.count(self.collection, exact=True).count)
 
     def filter_documents(self, filters: dict[str, Any] | None = None) -> list[Document]:
-        """The documents that match, all of them without a filter.
+        """Returns the documents that match the filters, or all documents.
 
-        :raises FilterError: the filter is not one.
+        :raises FilterError: the filter is invalid.
         """
-        wanted, found, offset = to_qdrant(filters), [], None
-        with self._asking() as client:
+        query_filter, documents, offset = to_qdrant(filters), [], None
+        with self._connection() as client:
             while True:
-                points, offset = client.scroll(self.collection, wanted, limit=_PAGE, offset=offset, with_payload=True)
-                found += [_document(point.id, point.payload) for point in points]
+                points, offset = client.scroll(
+                    self.collection, query_filter, limit=_BATCH, offset=offset, with_payload=True
+                )
+                documents += [_read_point(point.id, point.payload) for point in points]
                 if offset is None:
-                    return found
+                    return documents
 
     def write_documents(self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE) -> int:
-        """Writes text, metadata and embedding of documents; how many were written.
+        """Writes text, metadata and embedding of documents. Returns how many were written.
 
-        :param policy: for ids that are there, or twice in `documents`. NONE is FAIL.
-        :raises ValueError: they are no list of documents, one has no text or an embedding of another length, or
-            gircse-rag refuses a text or metadata. Nothing was written.
-        :raises DuplicateDocumentError: an id is there (policy FAIL). Nothing was written.
+        :param policy: what to do with ids that exist already or twice in `documents`. NONE means FAIL.
+        :raises ValueError: the input is not a list of documents, or a document has no text, an invalid text, invalid
+            metadata or an embedding of another length. Nothing was written.
+        :raises DuplicateDocumentError: an id exists already (policy FAIL). Nothing was written.
         """
         if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
             raise ValueError("write_documents expects a list of Documents")
-        chosen = self._choose(documents, policy)
-        payloads = [foreign_payload(each.id, _text(each), each.meta) for each in chosen.values()]
-        bare = {point: each for point, each in chosen.items() if each.embedding is None}
-        if bare:
-            embedded = self.embedder.run(list(bare.values()))["documents"]
-            chosen |= dict(zip(bare, embedded, strict=True))
+        accepted = self._apply_policy(documents, policy)
+        payloads = [foreign_payload(each.id, _require_text(each), each.meta) for each in accepted.values()]
+        missing = {point_id: each for point_id, each in accepted.items() if each.embedding is None}
+        if missing:
+            embedded = self.embedder.run(list(missing.values()))["documents"]
+            accepted |= dict(zip(missing, embedded, strict=True))
         dimension = self.embedder.embedder.dimension
-        for each in chosen.values():
+        for each in accepted.values():
             if len(each.embedding) != dimension:
                 raise ValueError(
-                    f"document {each.id} has an embedding of {len(each.embedding)} numbers, the collection takes "
-                    f"{dimension}; embed with GircseDocumentEmbedder, or leave it to the store"
+                    f"document {each.id} has an embedding of {len(each.embedding)} numbers, but the collection takes "
+                    f"{dimension}; embed with GircseDocumentEmbedder, or write it without an embedding"
                 )
         points = [
-            models.PointStruct(id=point, vector={VECTOR: each.embedding}, payload=payload)
-            for (point, each), payload in zip(chosen.items(), payloads, strict=True)
+            models.PointStruct(id=point_id, vector={VECTOR: each.embedding}, payload=payload)
+            for (point_id, each), payload in zip(accepted.items(), payloads, strict=True)
         ]
-        with self._asking() as client:
-            for start in range(0, len(points), _PAGE):
-                client.upsert(self.collection, points[start : start + _PAGE], wait=True)
+        with self._connection() as client:
+            for start in range(0, len(points), _BATCH):
+                client.upsert(self.collection, points[start : start + _BATCH], wait=True)
         return len(points)
 
     def delete_documents(self, document_ids: list[str]) -> None:
-        """Deletes by ids; ids that are not there do no harm."""
-        with self._asking() as client:
-            points = models.PointIdsList(points=[foreign_id(own) for own in document_ids])
+        """Deletes documents by ids; unknown ids are ignored."""
+        with self._connection() as client:
+            points = models.PointIdsList(points=[foreign_id(own_id) for own_id in document_ids])
             client.delete(self.collection, points, wait=True)
 
     def query(self, embedding: Sequence[float], filters: dict[str, Any] | None, top_k: int) -> list[Document]:
-        """The documents most similar to an embedding, best first; their score is the cosine."""
-        with self._asking() as client:
+        """Returns the documents most similar to an embedding, best first; `score` is the cosine similarity."""
+        with self._connection() as client:
             points = client.query_points(
                 self.collection,
                 query=list(embedding),
@@ -167,45 +169,45 @@ class GircseQdrantDocumentStore:
                 limit=top_k,
                 with_payload=True,
             ).points
-        return [replace(_document(point.id, point.payload), score=point.score) for point in points]
+        return [replace(_read_point(point.id, point.payload), score=point.score) for point in points]
 
     @contextmanager
-    def _asking(self) -> Iterator[QdrantClient]:
+    def _connection(self) -> Iterator[QdrantClient]:
         client = self.client
-        with _errors(), store_errors(client):
+        with _translate_errors(), store_errors(client):
             yield client
 
-    def _choose(self, documents: list[Document], policy: DuplicatePolicy) -> dict[str, Document]:
-        """The documents to write, by the id of their point."""
+    def _apply_policy(self, documents: list[Document], policy: DuplicatePolicy) -> dict[str, Document]:
+        """Apply the duplicate policy. Returns the documents to write, by point id."""
         ids = [foreign_id(document.id) for document in documents]
-        with self._asking() as client:
-            there = {str(point.id) for point in client.retrieve(self.collection, ids, with_payload=False)}
-        chosen: dict[str, Document] = {}
-        for point, document in zip(ids, documents, strict=True):
-            if (point in there or point in chosen) and policy != DuplicatePolicy.OVERWRITE:
+        with self._connection() as client:
+            existing = {str(point.id) for point in client.retrieve(self.collection, ids, with_payload=False)}
+        accepted: dict[str, Document] = {}
+        for point_id, document in zip(ids, documents, strict=True):
+            if (point_id in existing or point_id in accepted) and policy != DuplicatePolicy.OVERWRITE:
                 if policy == DuplicatePolicy.SKIP:
                     continue
                 raise DuplicateDocumentError(
-                    f"document {document.id} is there already; policy=DuplicatePolicy.SKIP or OVERWRITE says what to do"
+                    f"document {document.id} exists already; pass policy=DuplicatePolicy.SKIP or OVERWRITE"
                 )
-            chosen[point] = document
-        return chosen
+            accepted[point_id] = document
+        return accepted
 
 
-def _text(document: Document) -> str:
+def _require_text(document: Document) -> str:
     if document.content is None:
-        raise ValueError(f"document {document.id} has no text; this store holds texts")
+        raise ValueError(f"document {document.id} has no text; this store holds only text documents")
     return document.content  # type: ignore[no-any-return]
 
 
-def _document(point_id: object, payload: dict[str, Any] | None) -> Document:
-    own, text, metadata = read_payload(point_id, payload)
-    return Document(id=own, content=text, meta=metadata)
+def _read_point(point_id: object, payload: dict[str, Any] | None) -> Document:
+    own_id, text, metadata = read_payload(point_id, payload)
+    return Document(id=own_id, content=text, meta=metadata)
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
-    """What goes wrong in the store, as Haystack's callers know it."""
+def _translate_errors() -> Iterator[None]:
+    """Raise GircseError as Haystack's DocumentStoreError."""
     try:
         yield
     except GircseError as error:

@@ -1,4 +1,4 @@
-"""Haystack's filters on the payload of our points."""
+"""Convert Haystack's filters to Qdrant filters on the payload of gircse-rag's points."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ _FIELDS = {"content": "page_content", "id": "own_id"}
 
 
 def to_qdrant(filters: dict[str, Any] | None) -> models.Filter | None:
-    """Qdrant's filter.
+    """Convert Haystack filters to a Qdrant filter; None stays None.
 
-    :raises FilterError: the filter is not one.
+    :raises FilterError: the filter is invalid.
     """
     try:
-        return cast("models.Filter | None", convert_filters_to_qdrant(_renamed(filters) if filters else None))
+        return cast("models.Filter | None", convert_filters_to_qdrant(_convert_condition(filters) if filters else None))
     except InputError as error:
         raise FilterError(str(error)) from error
     except ValidationError as error:
         raise FilterError(
-            f"{filters!r} has a value that Qdrant cannot compare so: it takes strings, integers and booleans, and "
-            "floats only with ==, >, >=, < and <="
+            f"{filters!r} has a value that Qdrant cannot compare with this operator: use a string, an integer or a "
+            "boolean; floats only with ==, >, >=, < and <="
         ) from error
 
 
-def _renamed(filters: dict[str, Any]) -> dict[str, Any]:
-    renamed = dict(filters)
+def _convert_condition(filters: dict[str, Any]) -> dict[str, Any]:
+    converted = dict(filters)
     if isinstance(field := filters.get("field"), str):
-        renamed["field"] = _FIELDS.get(field) or field_path(field.removeprefix("meta."))
+        converted["field"] = _FIELDS.get(field) or field_path(field.removeprefix("meta."))
     if isinstance(conditions := filters.get("conditions"), list):
-        renamed["conditions"] = [_renamed(each) for each in conditions]
+        converted["conditions"] = [_convert_condition(each) for each in conditions]
     operator, value = filters.get("operator"), filters.get("value")
     if operator == "in" and value == []:
-        raise FilterError(f"{filters!r}: the list is empty, so nothing could match")
-    if operator == "==" and isinstance(value, float):  # Qdrant matches no floats, and has ranges of them
-        return {"operator": "AND", "conditions": [{**renamed, "operator": bound} for bound in (">=", "<=")]}
-    return renamed
+        raise FilterError(f"{filters!r}: the list is empty, so nothing would match; give at least one value")
+    if operator == "==" and isinstance(value, float):  # Qdrant has no exact match for floats
+        return {"operator": "AND", "conditions": [{**converted, "operator": bound} for bound in (">=", "<=")]}
+    return converted

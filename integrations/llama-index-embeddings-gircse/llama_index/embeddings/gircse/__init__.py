@@ -1,4 +1,4 @@
-"""GIRCSE in LlamaIndex."""
+"""GIRCSE in LlamaIndex: embeddings. The Qdrant store is in `llama_index.embeddings.gircse.qdrant`."""
 
 from llama_index.embeddings.gircse.base import GircseEmbedding
 

@@ -1,4 +1,4 @@
-"""GircseEmbedding: LlamaIndex's `BaseEmbedding` over `gircse_rag.Embedder`."""
+"""GircseEmbedding: LlamaIndex's `BaseEmbedding` backed by `gircse_rag.Embedder`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from llama_index.embeddings.gircse.cache import QUESTION, Question, SeparateKeys, Steps
 
-_OF_THE_EMBEDDER = {"model_name", "backend", "device", "dtype", "steps"}
+_EMBEDDER_FIELDS = {"model_name", "backend", "device", "dtype", "steps"}
 
 
 class GircseEmbedding(BaseEmbedding):
-    """Embeddings from a GIRCSE checkpoint. A query gets an instruction, a text never does.
+    """LlamaIndex embeddings from a GIRCSE checkpoint. Queries get an instruction, texts never do.
 
-    The model is loaded when the object is made. Safe to use from several threads and event loops.
+    The constructor loads the model. Instances can be used from several threads and event loops.
 
     Examples:
         ```python
@@ -33,7 +33,7 @@ class GircseEmbedding(BaseEmbedding):
         ```
 
     Raises:
-        pydantic.ValidationError: a field is unknown or refused, or the model cannot be loaded; says why.
+        pydantic.ValidationError: a field is unknown or invalid, or the model cannot be loaded.
     """
 
     model_config = ConfigDict(
@@ -46,27 +46,27 @@ class GircseEmbedding(BaseEmbedding):
         description="A bundled name, a local folder (merged model or PEFT adapter), or a Hub id.",
     )
     embed_batch_size: int = Field(
-        default=1024, gt=0, le=2048, description="Texts handed over at once; the engine makes its own batches of them."
+        default=1024, gt=0, le=2048, description="Texts per call to the engine, which forms its own batches."
     )
     query_instruction: str | None = Field(
-        default=None, description="What a query gets that brings no instruction; None: the checkpoint's default."
+        default=None, description="Instruction for queries that are given none. None: the checkpoint's default."
     )
     steps: int | None = Field(
         default=None,
         frozen=True,
-        description="Refinement steps of texts and, by default, of queries; None: the checkpoint's own.",
+        description="Refinement steps for texts and, by default, queries. None: the checkpoint's default.",
     )
     backend: Literal["paged", "reference"] | None = Field(
-        default=None, frozen=True, description="None: what Embedder.from_pretrained takes."
+        default=None, frozen=True, description="Execution backend. None: the default of Embedder.from_pretrained."
     )
-    device: str = Field(default="auto", frozen=True, description="'auto', or what torch calls it.")
+    device: str = Field(default="auto", frozen=True, description="'auto', or a torch device.")
     dtype: str = Field(default="auto", frozen=True, description="'auto', 'float32', 'bfloat16' or 'float16'.")
     embedder: Embedder = Field(
         default=None,
         frozen=True,
         exclude=True,
         repr=False,
-        description="An embedder to share; then model_name, steps, backend, device and dtype are its own.",
+        description="A loaded embedder to share. It fixes model_name, steps, backend, device and dtype.",
     )
 
     @classmethod
@@ -80,19 +80,19 @@ class GircseEmbedding(BaseEmbedding):
 
     @model_validator(mode="after")
     def _load(self) -> Self:
-        # Runs after assignments too, and an assignment here would come back here: hence __dict__.
+        # Writes to __dict__: assigning a field would run this validator again.
         fields = self.__dict__
         if self.embedder is None:
-            chosen: dict[str, Any] = {} if self.backend is None else {"backend": self.backend}
+            options: dict[str, Any] = {} if self.backend is None else {"backend": self.backend}
             try:
                 fields["embedder"] = Embedder.from_pretrained(
-                    self.model_name, device=self.device, dtype=self.dtype, steps=self.steps, **chosen
+                    self.model_name, device=self.device, dtype=self.dtype, steps=self.steps, **options
                 )
             except GircseError as error:
                 raise ValueError(str(error)) from error
         elif "embedder" in self.model_fields_set:
-            if given := sorted(_OF_THE_EMBEDDER & self.model_fields_set):
-                raise ValueError(f"embedder is given, which fixes {', '.join(given)}; leave them out")
+            if conflicts := sorted(_EMBEDDER_FIELDS & self.model_fields_set):
+                raise ValueError(f"embedder already determines {', '.join(conflicts)}; do not pass both")
             spec = self.embedder.spec
             fields.update(model_name=spec.adapter or spec.base_model, steps=spec.document_steps, dtype=spec.dtype)
         cache = self.embeddings_cache
@@ -103,36 +103,36 @@ class GircseEmbedding(BaseEmbedding):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without the loaded model: the copy loads its own. Of a twin, because the core deletes from what it is given.
-        twin = self.model_copy()
-        del twin.__dict__["embedder"]
-        return super(GircseEmbedding, twin).__getstate__()  # type: ignore[no-any-return]
+        # The state leaves out the model; unpickling loads it again. On a copy, because the base class deletes fields.
+        copy = self.model_copy()
+        del copy.__dict__["embedder"]
+        return super(GircseEmbedding, copy).__getstate__()  # type: ignore[no-any-return]
 
     def get_query_embedding(self, query: str, instruction: str | None = None, steps: Steps | None = None) -> Embedding:
-        """Embed a query, rendered with its instruction: a unit vector.
+        """Embed a query with its instruction: a unit vector.
 
         Args:
             query: the question.
-            instruction: what makes a text a good answer; None: `query_instruction`, then the checkpoint's default.
-            steps: refinement steps; "auto" stops when they no longer change the vector; None: as texts.
+            instruction: describes what makes a text relevant. None: `query_instruction`, else the checkpoint's default.
+            steps: refinement steps; "auto" stops when the vector no longer changes. None: as for texts.
 
         Raises:
-            ValueError: an argument is refused (gircse_rag's InputError).
+            ValueError: an argument is invalid (gircse_rag's InputError).
         """
-        with self._asking(instruction, steps):
-            # __wrapped__, as the core's wrapper has reported this call's span by now.
+        with self._question_context(instruction, steps):
+            # __wrapped__, because LlamaIndex has already opened a span for this call.
             return BaseEmbedding.get_query_embedding.__wrapped__(self, query)
 
     async def aget_query_embedding(
         self, query: str, instruction: str | None = None, steps: Steps | None = None
     ) -> Embedding:
-        """`get_query_embedding` in a thread."""
-        with self._asking(instruction, steps):
+        """Run `get_query_embedding` in a thread."""
+        with self._question_context(instruction, steps):
             return await BaseEmbedding.aget_query_embedding.__wrapped__(self, query)
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        asked = QUESTION.get() or self._question(None, None)
-        vectors = self.embedder.embed_queries([query], instruction=asked.instruction, steps=asked.steps)
+        question = QUESTION.get() or self._make_question(None, None)
+        vectors = self.embedder.embed_queries([query], instruction=question.instruction, steps=question.steps)
         return cast(Embedding, vectors[0].tolist())
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
@@ -151,13 +151,13 @@ class GircseEmbedding(BaseEmbedding):
         return await asyncio.to_thread(self._get_text_embeddings, texts)
 
     @contextmanager
-    def _asking(self, instruction: str | None, steps: Steps | None) -> Iterator[None]:
-        token = QUESTION.set(self._question(instruction, steps))
+    def _question_context(self, instruction: str | None, steps: Steps | None) -> Iterator[None]:
+        token = QUESTION.set(self._make_question(instruction, steps))
         try:
             yield
         finally:
             QUESTION.reset(token)
 
-    def _question(self, instruction: str | None, steps: Steps | None) -> Question:
+    def _make_question(self, instruction: str | None, steps: Steps | None) -> Question:
         choices = (instruction, self.query_instruction, self.embedder.spec.default_instruction)
         return Question(next(choice for choice in choices if choice is not None), steps)

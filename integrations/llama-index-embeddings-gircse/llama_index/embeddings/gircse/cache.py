@@ -1,4 +1,4 @@
-"""Keys that keep apart what the core's embedding cache would mix up."""
+"""Cache keys that separate queries from texts, and one instruction, number of steps or model from another."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ Steps = int | Literal["auto"]
 
 @dataclass(frozen=True)
 class Question:
-    """What a query is embedded with besides its text; steps None: as many as texts."""
+    """Settings of a query besides its text. steps None: as for texts."""
 
     instruction: str
     steps: Steps | None
 
 
-# The core hands the text alone to the cache and to `_get_query_embedding`: this is how the rest gets there.
+# LlamaIndex passes only the text to the cache and to `_get_query_embedding`; this variable carries the rest.
 QUESTION: ContextVar[Question | None] = ContextVar("gircse_question", default=None)
 
 
 class SeparateKeys(BaseKVStore):
-    """A view of a key-value store for one vector space.
+    """A view of a key-value store with one collection per model, role, instruction and number of steps.
 
-    The core looks up the bare text, so that a query would get the vector of a text that reads the same, and one made
-    with another instruction or by another model. Here each of them has a collection of its own in the store.
+    LlamaIndex's cache is keyed by the text alone. Without this view, a query would get the cached vector of an equal
+    document, or of the same query under another instruction or model.
 
     Attributes:
-        store: the store that was given as `embeddings_cache`.
+        store: the store passed as `embeddings_cache`.
     """
 
     def __init__(self, store: BaseKVStore, fingerprint: str) -> None:
@@ -39,10 +39,10 @@ class SeparateKeys(BaseKVStore):
         self._fingerprint = fingerprint
 
     def _collection(self, collection: str) -> str:
-        asked = QUESTION.get()
+        question = QUESTION.get()
         role = "text"
-        if asked is not None:
-            role = "query-" + hashlib.sha256(repr((asked.instruction, asked.steps)).encode()).hexdigest()[:16]
+        if question is not None:
+            role = "query-" + hashlib.sha256(repr((question.instruction, question.steps)).encode()).hexdigest()[:16]
         return f"{collection}-{self._fingerprint}-{role}"
 
     def put(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:

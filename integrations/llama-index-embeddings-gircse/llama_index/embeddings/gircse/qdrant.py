@@ -1,7 +1,7 @@
 """GircseQdrantVectorStore: LlamaIndex's Qdrant store on the collections of `gircse ingest`.
 
-What it writes has the payload that `gircse_rag.qdrant.foreign` describes: `gircse search`, LangChain and Haystack read
-it, and `gircse ingest` leaves it alone.
+Points are written with the payload described in `gircse_rag.qdrant.foreign`, so `gircse search`, LangChain and Haystack
+can read them. `gircse ingest` leaves them alone.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from llama_index.embeddings.gircse.base import GircseEmbedding
 
-_BESIDE_THE_METADATA = ("_node_content", "_node_type", "doc_id", "document_id", "ref_doc_id")
+_NODE_KEYS = ("_node_content", "_node_type", "doc_id", "document_id", "ref_doc_id")
 
 
 class GircseQdrantVectorStore(QdrantVectorStore):
-    """A collection of `gircse ingest`, or a new one that `gircse` can use too.
+    """LlamaIndex vector store on a collection of `gircse ingest`, or on a new one that `gircse` can also use.
 
-    Filters name the metadata's fields plainly (`MetadataFilter(key="source", ...)`), whoever wrote the points.
+    Filters use plain metadata keys (`MetadataFilter(key="source", ...)`), whichever library wrote the points.
 
     Args:
-        collection_name: made if there is none.
+        collection_name: created if it does not exist.
         client: a Qdrant client.
-        embed_model: of the model that the collection was made with.
-        aclient: for the asynchronous methods.
+        embed_model: must use the model that the collection was created with.
+        aclient: asynchronous client for the asynchronous methods.
 
     Raises:
-        ValueError: the collection was made with another model or spec (both are named), is not one of gircse's, or the
-            server does not answer.
+        ValueError: the collection was created with another model or spec (the message names both) or not by gircse, or
+            the server does not answer.
     """
 
     def __init__(
@@ -61,30 +61,31 @@ class GircseQdrantVectorStore(QdrantVectorStore):
     def _build_points(
         self, nodes: list[BaseNode], sparse_vector_name: str
     ) -> tuple[list[models.PointStruct], list[str]]:
-        """
+        """Build the points of nodes, with gircse-rag's payload and LlamaIndex's node fields.
+
         Raises:
-            ValueError: a node's metadata has no JSON form.
+            ValueError: a node's metadata cannot be stored as JSON.
         """
         points, ids = super()._build_points(nodes, sparse_vector_name)
         for node, point in zip(nodes, points, strict=True):
             text = node.get_content(metadata_mode=MetadataMode.NONE)
             metadata = json.loads(point.payload["_node_content"])["metadata"]  # LlamaIndex's JSON form of node.metadata
-            own = {key: point.payload[key] for key in _BESIDE_THE_METADATA}
-            point.payload = {**foreign_payload(node.node_id, text, metadata), **own}
+            node_fields = {key: point.payload[key] for key in _NODE_KEYS}
+            point.payload = {**foreign_payload(node.node_id, text, metadata), **node_fields}
         return points, ids
 
     def parse_to_query_result(self, response: list[Any]) -> VectorStoreQueryResult:
-        """As LlamaIndex's own, for points without a node too: LangChain's own store writes such."""
+        """Convert points to nodes, including points without a node, such as those of LangChain's own store."""
         for point in response:
             if "_node_content" not in (point.payload or {}):
                 point.payload = payload_of(*read_payload(point.id, point.payload))
         return super().parse_to_query_result(response)
 
     def _build_subfilter(self, filters: MetadataFilters) -> models.Filter:
-        named: list[Any] = [
+        conditions: list[Any] = [
             each.model_copy(update={"key": field_path(each.key)})
-            if isinstance(each, MetadataFilter) and each.key not in _BESIDE_THE_METADATA
+            if isinstance(each, MetadataFilter) and each.key not in _NODE_KEYS
             else each
             for each in filters.filters
         ]
-        return cast(models.Filter, super()._build_subfilter(filters.model_copy(update={"filters": named})))
+        return cast(models.Filter, super()._build_subfilter(filters.model_copy(update={"filters": conditions})))

@@ -1,4 +1,4 @@
-"""GIRCSE in Haystack."""
+"""GIRCSE in Haystack: embedders for documents and queries."""
 
 from haystack_integrations.components.embedders.gircse.document_embedder import GircseDocumentEmbedder
 from haystack_integrations.components.embedders.gircse.text_embedder import GircseTextEmbedder

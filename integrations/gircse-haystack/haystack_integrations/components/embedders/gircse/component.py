@@ -1,4 +1,4 @@
-"""What the text embedder and the document embedder are alike in: their settings, and the model behind them."""
+"""Common base of the text embedder and the document embedder: settings, model loading, serialisation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gircse_rag.errors import GircseError
 from haystack import default_from_dict, default_to_dict
 from haystack.utils import ComponentDevice
 
-_loaded: WeakValueDictionary[tuple[Any, ...], Embedder] = WeakValueDictionary()
+_embedders: WeakValueDictionary[tuple[Any, ...], Embedder] = WeakValueDictionary()
 _lock = threading.Lock()
 
 
 class GircseComponent:
-    """Loads the model when it is first needed, once for all components with the same settings."""
+    """Loads the model on first use and shares it between components with the same settings."""
 
     def __init__(
         self, model: str, steps: int | None, backend: str | None, device: ComponentDevice | None, dtype: str
@@ -31,31 +31,31 @@ class GircseComponent:
 
     @property
     def embedder(self) -> Embedder:
-        """The model.
+        """The embedder, loaded on first access.
 
-        :raises ValueError: a setting is refused, or the model cannot be loaded; says why.
+        :raises ValueError: a setting is invalid, or the model cannot be loaded.
         """
         if self._embedder is None:
-            where = "auto" if self.device is None else self.device.to_torch_str()
-            key = (self.model, self.steps, self.backend, where, self.dtype)
-            chosen: dict[str, Any] = {} if self.backend is None else {"backend": self.backend}
+            device = "auto" if self.device is None else self.device.to_torch_str()
+            key = (self.model, self.steps, self.backend, device, self.dtype)
+            options: dict[str, Any] = {} if self.backend is None else {"backend": self.backend}
             with _lock:
-                found = _loaded.get(key)
-                if found is None:
+                embedder = _embedders.get(key)
+                if embedder is None:
                     try:
-                        found = Embedder.from_pretrained(
-                            self.model, steps=self.steps, device=where, dtype=self.dtype, **chosen
+                        embedder = Embedder.from_pretrained(
+                            self.model, steps=self.steps, device=device, dtype=self.dtype, **options
                         )
                     except GircseError as error:
                         raise ValueError(str(error)) from error
-                    _loaded[key] = found
-            self._embedder = found
+                    _embedders[key] = embedder
+            self._embedder = embedder
         return self._embedder
 
     def warm_up(self) -> None:
         """Loads the model.
 
-        :raises ValueError: a setting is refused, or the model cannot be loaded.
+        :raises ValueError: a setting is invalid, or the model cannot be loaded.
         """
         assert self.embedder
 
@@ -70,7 +70,7 @@ class GircseComponent:
         return default_from_dict(cls, data)  # type: ignore[no-any-return]
 
     def _meta(self, result: EmbeddingResult | None) -> dict[str, Any]:
-        """What a component reports beside the embeddings."""
+        """Return the `meta` output: model, fingerprint and token usage."""
         tokens = 0 if result is None else int(result.prompt_tokens.sum())
         return {"model": self.model, "fingerprint": self.embedder.fingerprint, "usage": {"prompt_tokens": tokens}}
 

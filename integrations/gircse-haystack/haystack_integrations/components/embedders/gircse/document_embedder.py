@@ -1,4 +1,4 @@
-"""GircseDocumentEmbedder: documents."""
+"""GircseDocumentEmbedder: embeddings of documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from haystack_integrations.components.embedders.gircse.component import GircseCo
 
 @component
 class GircseDocumentEmbedder(GircseComponent):
-    """Embeds documents with a GIRCSE checkpoint, bare: a document takes no instruction.
+    """Embeds documents with a GIRCSE checkpoint. Documents take no instruction.
 
     ```python
     from haystack import Document
@@ -34,17 +34,17 @@ class GircseDocumentEmbedder(GircseComponent):
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
     ) -> None:
-        """Creates the component; the model is loaded by `warm_up` or at the first `run`.
+        """Creates the component. `warm_up` or the first `run` loads the model.
 
         :param model: a bundled name, a local folder (merged model or PEFT adapter), or a Hub id.
-        :param steps: refinement steps; None: the checkpoint's own. Part of the vector space.
-        :param backend: None: what gircse-rag's `Embedder.from_pretrained` takes.
-        :param device: None: CUDA, then Apple's GPU, then the CPU.
+        :param steps: refinement steps. None: the checkpoint's default. Part of the vector space.
+        :param backend: execution backend. None: the default of `gircse_rag.Embedder.from_pretrained`.
+        :param device: None: CUDA if available, else Apple's GPU, else the CPU.
         :param dtype: "auto", "float32", "bfloat16" or "float16".
         :param meta_fields_to_embed: metadata fields to embed along with the document text.
-        :param embedding_separator: between the metadata fields and the document text.
+        :param embedding_separator: string between the metadata fields and the document text.
         """
-        super(GircseDocumentEmbedder, self).__init__(model, steps, backend, device, dtype)  # noqa: UP008 # the decorator
+        super(GircseDocumentEmbedder, self).__init__(model, steps, backend, device, dtype)  # noqa: UP008 # @component replaces the class
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
 
@@ -52,10 +52,10 @@ class GircseDocumentEmbedder(GircseComponent):
     def run(self, documents: list[Document]) -> dict[str, Any]:
         """Embeds documents.
 
-        :param documents: the documents; they are not changed.
+        :param documents: documents to embed; they are not modified.
         :returns: `documents`, copies with unit vectors as embeddings, and `meta`: model, fingerprint, usage.
-        :raises TypeError: they are no list of documents.
-        :raises ValueError: a document has no text, or one that is refused; says which. Nothing was embedded.
+        :raises TypeError: the input is not a list of documents.
+        :raises ValueError: a document has no text or an invalid one. Nothing was embedded.
         """
         if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
             raise TypeError(
@@ -73,7 +73,7 @@ class GircseDocumentEmbedder(GircseComponent):
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
-        """`run` in a thread."""
+        """Runs `run` in a thread."""
         return await asyncio.to_thread(self.run, documents)
 
     def _text(self, document: Document) -> str:

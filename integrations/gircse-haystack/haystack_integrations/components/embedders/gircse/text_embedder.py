@@ -1,4 +1,4 @@
-"""GircseTextEmbedder: queries."""
+"""GircseTextEmbedder: embeddings of queries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from haystack_integrations.components.embedders.gircse.component import GircseCo
 
 @component
 class GircseTextEmbedder(GircseComponent):
-    """Embeds a query with a GIRCSE checkpoint, rendered with an instruction.
+    """Embeds a query and its instruction with a GIRCSE checkpoint.
 
     ```python
     from haystack_integrations.components.embedders.gircse import GircseTextEmbedder
@@ -33,19 +33,19 @@ class GircseTextEmbedder(GircseComponent):
         device: ComponentDevice | None = None,
         dtype: str = "auto",
     ) -> None:
-        """Creates the component; the model is loaded by `warm_up` or at the first `run`.
+        """Creates the component. `warm_up` or the first `run` loads the model.
 
         :param model: a bundled name, a local folder (merged model or PEFT adapter), or a Hub id.
-        :param query_instruction: what a query gets that brings no instruction; None: the checkpoint's default.
-        :param steps: refinement steps; None: the checkpoint's own. Give the document embedder the same.
-        :param backend: None: what gircse-rag's `Embedder.from_pretrained` takes.
-        :param device: None: CUDA, then Apple's GPU, then the CPU.
+        :param query_instruction: instruction for queries that are given none. None: the checkpoint's default.
+        :param steps: refinement steps. None: the checkpoint's default. Must match the document embedder's.
+        :param backend: execution backend. None: the default of `gircse_rag.Embedder.from_pretrained`.
+        :param device: None: CUDA if available, else Apple's GPU, else the CPU.
         :param dtype: "auto", "float32", "bfloat16" or "float16".
-        :raises ValueError: the instruction is refused.
+        :raises ValueError: the instruction is invalid.
         """
         if query_instruction is not None:
             check_text(query_instruction)
-        super(GircseTextEmbedder, self).__init__(model, steps, backend, device, dtype)  # noqa: UP008 # the decorator
+        super(GircseTextEmbedder, self).__init__(model, steps, backend, device, dtype)  # noqa: UP008 # @component replaces the class
         self.query_instruction = query_instruction
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
@@ -53,21 +53,21 @@ class GircseTextEmbedder(GircseComponent):
         """Embeds a query.
 
         :param text: the question.
-        :param instruction: what makes a document a good answer; None: `query_instruction`.
+        :param instruction: describes what makes a document relevant. None: `query_instruction`.
         :returns: `embedding`, a unit vector, and `meta`: model, fingerprint, usage.
-        :raises TypeError: the text is no string.
-        :raises ValueError: the text or the instruction is refused.
+        :raises TypeError: the text is not a string.
+        :raises ValueError: the text or the instruction is invalid.
         """
         if not isinstance(text, str):
             raise TypeError(
                 "GircseTextEmbedder expects a string as an input. "
                 "In case you want to embed a list of Documents, please use the GircseDocumentEmbedder."
             )
-        chosen = self.query_instruction if instruction is None else instruction
-        result = self.embedder.embed([text], role="query", instruction=chosen)
+        instruction = self.query_instruction if instruction is None else instruction
+        result = self.embedder.embed([text], role="query", instruction=instruction)
         return {"embedding": result.vectors[0].tolist(), "meta": self._meta(result)}
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
     async def run_async(self, text: str, instruction: str | None = None) -> dict[str, Any]:
-        """`run` in a thread."""
+        """Runs `run` in a thread."""
         return await asyncio.to_thread(self.run, text, instruction)

@@ -1,4 +1,4 @@
-"""GircseQdrantEmbeddingRetriever: documents by a query's embedding."""
+"""GircseQdrantEmbeddingRetriever: retrieval by a query's embedding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from haystack_integrations.document_stores.gircse import GircseQdrantDocumentSto
 
 @component
 class GircseQdrantEmbeddingRetriever:
-    """Retrieves from a GircseQdrantDocumentStore what is most similar to a query's embedding.
+    """Retrieves the documents of a GircseQdrantDocumentStore that are most similar to a query's embedding.
 
     ```python
     pipeline.add_component("embedder", GircseTextEmbedder())
@@ -32,17 +32,17 @@ class GircseQdrantEmbeddingRetriever:
     ) -> None:
         """Creates the component.
 
-        :param document_store: where the documents are.
-        :param filters: narrow down the search.
-        :param top_k: documents at most.
-        :param filter_policy: whether filters given to `run` replace these or are merged with them.
-        :raises ValueError: the store is another, or `top_k` is below 1.
+        :param document_store: the store to search.
+        :param filters: Haystack filters on the documents.
+        :param top_k: maximum number of documents.
+        :param filter_policy: whether filters passed to `run` replace `filters` or are merged with them.
+        :raises ValueError: the store is not a GircseQdrantDocumentStore, or `top_k` is below 1.
         """
         if not isinstance(document_store, GircseQdrantDocumentStore):
             raise ValueError("document_store must be an instance of GircseQdrantDocumentStore")
         self.document_store = document_store
         self.filters = filters
-        self.top_k = _check(top_k)
+        self.top_k = _check_top_k(top_k)
         self.filter_policy = FilterPolicy(filter_policy)
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,25 +66,25 @@ class GircseQdrantEmbeddingRetriever:
     ) -> dict[str, list[Document]]:
         """Retrieves documents.
 
-        :param query_embedding: from GircseTextEmbedder.
-        :param filters: see `filter_policy`.
-        :param top_k: documents at most; None: the component's.
-        :returns: `documents`, best first; their score is the cosine.
+        :param query_embedding: embedding from GircseTextEmbedder.
+        :param filters: combined with the component's filters according to `filter_policy`.
+        :param top_k: maximum number of documents. None: the component's `top_k`.
+        :returns: `documents`, best first; `score` is the cosine similarity.
         :raises DocumentStoreError: the store cannot be opened or does not answer.
         """
-        chosen = apply_filter_policy(self.filter_policy, self.filters, filters)
-        limit = self.top_k if top_k is None else _check(top_k)
-        return {"documents": self.document_store.query(query_embedding, chosen, limit)}
+        combined_filters = apply_filter_policy(self.filter_policy, self.filters, filters)
+        limit = self.top_k if top_k is None else _check_top_k(top_k)
+        return {"documents": self.document_store.query(query_embedding, combined_filters, limit)}
 
     @component.output_types(documents=list[Document])
     async def run_async(
         self, query_embedding: list[float], filters: dict[str, Any] | None = None, top_k: int | None = None
     ) -> dict[str, list[Document]]:
-        """`run` in a thread."""
+        """Runs `run` in a thread."""
         return await asyncio.to_thread(self.run, query_embedding, filters, top_k)
 
 
-def _check(top_k: int) -> int:
+def _check_top_k(top_k: int) -> int:
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
     return top_k
