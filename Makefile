@@ -1,12 +1,15 @@
 # Needs only Python >= 3.11, make and pip. Every target creates the environment it needs in .venv.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WORKERS ?= 2
 VLLM_SHORT := checks congruence scheduler server
 PACKAGES := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
+# One thread per worker: two OpenMP threads on a busy 2-core machine run ten times slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help install demo test test-vllm test-vllm-short soak lint format clean
+.PHONY: help install demo unit test one coverage test-vllm test-vllm-short soak lint docs format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -21,12 +24,21 @@ $(READY): pyproject.toml constraints.txt $(PACKAGES:%=%/pyproject.toml)
 demo: $(READY)  ## embed Python's own documentation, store it in Qdrant, ask it instructed questions
 	$(BIN)/python examples/demo.py
 
-test: $(READY)  ## all tests; the first run fetches the model (93 MB)
-	$(BIN)/python -m pytest
-	set -e; for package in $(PACKAGES); do $(BIN)/python -m pytest $$package; done
-	$(BIN)/python -m pytest $(wildcard integrations/test_*.py)
+unit: $(READY)  ## the fast tests: no model, nothing that starts or kills processes
+	$(PYTEST) tests/unit -m "not model and not slow and not gpu"
 
-test-vllm:  ## the vLLM suite, in .venv-vllm (3.4 GB, made on first use; CPU)
+test: $(READY)  ## all tests but vLLM's; the first run fetches the model (93 MB)
+	$(PYTEST) tests
+	set -e; for package in $(PACKAGES); do $(PYTEST) $$package; done
+	$(PYTEST) $(wildcard integrations/test_*.py)
+
+one: $(READY)  ## one file or test: make one T=tests/unit/test_spec.py, or T="tests/unit -k fingerprint"
+	$(BIN)/python -m pytest $(T)
+
+coverage: $(READY)  ## the tests with a coverage report, in build/coverage
+	$(PYTEST) tests --cov gircse_rag --cov-report term:skip-covered --cov-report html:build/coverage
+
+test-vllm:  ## the vLLM suite, in .venv-vllm (3.4 GB, created on first use; CPU)
 	$(PYTHON) scripts/vllm_environment.py $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pytest tests/vllm --durations=10
 
@@ -37,15 +49,19 @@ test-vllm-short:  ## a part of it: vectors, preemption and aborts, the server, t
 soak: $(READY)  ## 100 kills of an ingest on every kind of store, 5 with the real model (half an hour)
 	GIRCSE_SOAK=1 $(BIN)/python -m pytest tests/soak -s
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	set -e; for package in $(PACKAGES); do (cd $$package && $(CURDIR)/$(BIN)/mypy); done
+
+docs: $(READY)  ## the documentation site in build/site; a broken link is an error
+	$(BIN)/mkdocs build --strict --quiet
 
 format: $(READY)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove the environment and what the demo stored
-	rm -rf $(VENV) $(VENV)-vllm .demo
+clean:  ## remove the environments, build results and what the demo stored
+	rm -rf $(VENV) $(VENV)-vllm build .demo
