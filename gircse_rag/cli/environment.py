@@ -25,7 +25,7 @@ LIBRARIES = ("torch", "transformers", "peft", "qdrant-client", "semantic-text-sp
 EXTRAS = {
     "eval": "pytrec-eval-terrier",
     "train": "accelerate",
-    "html": "markdownify",
+    "html": "lxml",
     "pdf": "pypdf",
     "parquet": "pyarrow",
     "code": "tree-sitter-php",
