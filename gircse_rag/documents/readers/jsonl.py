@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.documents.readers.rows import row_document
@@ -32,7 +33,9 @@ def _make_document(line: bytes | None, source: Source, number: int) -> Document:
     if line is None:
         raise InputError(f"too large: the limit is {MAX_BYTES // 2**20} MiB per document")
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.decode(), object_pairs_hook=_make_object)
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text (byte {error.start} of the line)") from error
     except json.JSONDecodeError as error:
@@ -47,3 +50,12 @@ def _make_document(line: bytes | None, source: Source, number: int) -> Document:
     if metadata is None:
         value.pop("metadata", None)
     return row_document(value, source, number)
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"the field {twice!r} occurs twice in one object; rename one")
+    return value

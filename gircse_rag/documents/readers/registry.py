@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.documents.languages import LANGUAGE_OF_SUFFIX
@@ -35,6 +38,16 @@ ROW_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _NAMED_ROWS = 1000
 # O_NONBLOCK exists only on Unix, O_BINARY only on Windows.
 _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+class _NonBlockingFile(io.FileIO):
+    """Raises BlockingIOError if a read would block, as of a kernel log; FileIO returns None, which readers misread."""
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        if count is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return count
 
 
 def walk(root: Path, read_folders: set[tuple[int, int]]) -> Iterator[Path | SkippedFile]:
@@ -79,7 +92,7 @@ def read_file(path: Path, name: str, text_field: str, id_field: str | None) -> I
         # Opening a pipe would wait for a writer, and opening a device may have side effects.
         if not path.is_file():
             raise InputError("not a regular file")
-        with os.fdopen(os.open(path, _OPEN), "rb") as file:
+        with io.BufferedReader(_NonBlockingFile(os.open(path, _OPEN))) as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise InputError("not a regular file")

@@ -34,6 +34,9 @@ def test_json_text_sorts_keys_and_does_not_escape_text() -> None:
         ({"\ud800": "x"}, "not JSON"),
         ({"x": datetime.date(2020, 1, 1)}, "date is not JSON"),
         ({"x": {1, 2}}, "set is not JSON"),
+        ({"x": 2**63}, "field 'x' has an integer beyond 64 bits"),
+        ({"x": [{"y": [-(2**63) - 1]}]}, "field 'y' has an integer beyond 64 bits"),
+        ({"x": 10**5000}, "beyond 64 bits"),
         ({"x": nested(MAX_DEPTH)}, "more than 64 levels"),
         ({"x": nested(100_001)}, "more than 64 levels"),
     ],
@@ -48,6 +51,10 @@ def test_metadata_that_contains_itself_raises() -> None:
     value["again"] = [value, value]
     with pytest.raises(InputError, match="more than 64 levels"):
         json_text(value)
+
+
+def test_the_integers_that_every_store_keeps_are_accepted() -> None:
+    assert json_text({"x": [2**63 - 1, -(2**63)]}) == f'{{"x": [{2**63 - 1}, {-(2**63)}]}}'
 
 
 def test_readers_accept_exactly_the_depth_that_can_be_stored() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import stat
 import sys
 import tempfile
 import tracemalloc
@@ -127,6 +128,23 @@ def test_a_pipe_that_replaced_a_file_does_not_block(tmp_path: Path, monkeypatch:
         assert reason(tmp_path / "pipe.txt") == "not a regular file"
     finally:
         signal.alarm(0)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.html", "a.parquet", "a.pdf"])
+def test_a_file_whose_read_would_block_is_skipped_and_the_rest_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A pipe with a silent writer stands for a regular file that blocks, such as a kernel log."""
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "z.txt").write_text("after")
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    monkeypatch.setattr(stat, "S_ISREG", lambda mode: True)
+    writer = os.open(tmp_path / name, os.O_RDWR)
+    try:
+        (document,), (skipped,) = read(tmp_path)
+    finally:
+        os.close(writer)
+    assert document.id == "z.txt" and skipped.path.endswith(name)
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs Unix users")
