@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Python counts \t \n \v \f \r and \x1c-\x1f as white space. Other control characters indicate binary data.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
+_CONTROL_NAMES = {"\0": "NUL", "\a": "bell", "\b": "backspace", "\x1a": "Ctrl-Z", "\x1b": "escape", "\x7f": "delete"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,11 @@ def check_text(text: object, index: int | None = None) -> str:
             index=index,
         ) from error
     if control := _CONTROL.search(text):
+        name = _CONTROL_NAMES.get(control[0])
+        lines = text.count("\n", 0, control.start())
         raise InputError(
-            f"{_label(index)} holds the control character U+{ord(control[0]):04X} at character {control.start()}, "
+            f"{_label(index)} holds the control character U+{ord(control[0]):04X}{f' ({name})' if name else ''} at "
+            f"character {control.start()}{f' (line {lines + 1})' if lines else ''}, "
             "as binary data or terminal codes do; remove it",
             index=index,
         )

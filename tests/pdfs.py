@@ -45,5 +45,34 @@ def with_contents(path: Path, size: int) -> Path:
     return path
 
 
+def with_operators(path: Path, *pages: bytes, form: bytes = b"") -> Path:
+    """Write a PDF whose pages have these operators, with the font /F1 and the form /X. Equal pages share one stream."""
+    pypdf: Any = pytest.importorskip("pypdf")
+    from pypdf.generic import DictionaryObject, NameObject
+
+    writer = _writer(make_pdf(path, *["x"] * len(pages)))
+
+    def add_stream(data: bytes, **entries: Any) -> Any:
+        stream = pypdf.generic.DecodedStreamObject()
+        stream.set_data(data)
+        stream.update({NameObject(f"/{name}"): value for name, value in entries.items()})
+        return writer._add_object(stream)
+
+    streams = {operators: add_stream(operators) for operators in pages}
+    for page, operators in zip(writer.pages, pages, strict=True):
+        page[NameObject("/Contents")] = streams[operators]
+        fonts = page["/Resources"]["/Font"]
+        drawn = add_stream(form, Subtype=NameObject("/Form"), Resources=DictionaryObject({NameObject("/Font"): fonts}))
+        resources = {NameObject("/Font"): fonts, NameObject("/XObject"): DictionaryObject({NameObject("/X"): drawn})}
+        page[NameObject("/Resources")] = DictionaryObject(resources)
+    writer.write(path)
+    return path
+
+
+def show(text: bytes) -> bytes:
+    """The operators that show `text`, the inside of a PDF string."""
+    return b"BT /F1 12 Tf 20 200 Td (%s) Tj ET" % text
+
+
 def _writer(path: Path) -> Any:
     return pytest.importorskip("pypdf").PdfWriter(clone_from=io.BytesIO(path.read_bytes()))

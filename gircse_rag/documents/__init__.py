@@ -3,6 +3,7 @@
     document     Document, and SkippedFile for input that could not be read
     readers/     files, folders, LangChain and LlamaIndex documents -> Document
     chunking     Document -> chunks of whole sections, paragraphs, sentences or definitions
+    outline      headings and front matter of Markdown
     metadata     which metadata a document may have
     languages    programming languages that are cut at definitions
     nesting      how deeply source code is nested; deep code is too slow for the parser

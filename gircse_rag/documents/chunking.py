@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeAlias, get_args
 
-from markdown_it import MarkdownIt
 from semantic_text_splitter import CodeSplitter, MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
@@ -22,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from gircse_rag.documents.document import Document
 from gircse_rag.documents.languages import LANGUAGES, grammar
 from gircse_rag.documents.nesting import nesting_depth
+from gircse_rag.documents.outline import NO_OUTLINE, read_outline
 from gircse_rag.errors import InputError, require
 from gircse_rag.prompts import prefix
 from gircse_rag.spec import EmbeddingSpec
@@ -35,7 +35,6 @@ _LONG_RUN = re.compile(r"\S{4096}(?=\S)")
 # Code nested deeper than this is cut as plain text. The code splitter's time grows faster than the cube of the depth:
 # 50 s per megabyte at 64 levels, 500 s at 100. Among 67,000 files of other projects the deepest had 40 levels.
 _MAX_CODE_DEPTH = 64
-_LINE_END = re.compile(r"\r\n|\r|\n")
 _PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
 # The ASCII white space that the splitter strips from pieces; str.strip() strips more.
 _SPACE = " \t\n\v\f\r"
@@ -52,7 +51,7 @@ class Chunk:
         text: has at most `Chunker.capacity` tokens.
         start, end: character offsets in the document: `document.text[start:end] == text`.
         headings: path of Markdown headings above the first character, outermost first; () for plain text.
-        page: page of the first character, from 1; None if the document has no pages.
+        page: page of the text, from 1; None if the document has no pages.
     """
 
     number: int
@@ -67,7 +66,7 @@ class Chunker:
     """Cuts texts so that each chunk, rendered as a document, has at most `spec.max_length` tokens.
 
     Source code is cut at definitions, whatever `by` says. Code nested more than 64 levels deep (`nesting_depth`) is cut
-    as plain text.
+    as plain text. No chunk spans two pages. YAML front matter of Markdown is in no chunk.
 
     Args:
         by: "tokens": as much text per chunk as fits. "sentences": whole sentences (extra `sentences`). "headings":
@@ -118,14 +117,14 @@ class Chunker:
         self._plain = TextSplitter.from_huggingface_tokenizer(fast, self.capacity)
         self._markdown = MarkdownSplitter.from_huggingface_tokenizer(fast, self.capacity)
         self._code: dict[str, CodeSplitter] = {}
-        self._parser = MarkdownIt("commonmark").disable("inline")
 
     def recipe_of(self, document: Document) -> str:
-        """The recipe, extended by the properties of `document` that change its cuts (other than `markdown`)."""
-        kind = document.language or ("paged" if document.paged else None)
+        """The recipe, extended by the properties of `document` that change its cuts."""
+        kinds = [document.language] if document.language is not None else []
         if document.language is not None and nesting_depth(document.text) > _MAX_CODE_DEPTH:
-            kind = f"{kind}/flat"
-        return f"{self.recipe}/{kind}" if kind else self.recipe
+            kinds.append("flat")
+        kinds += ["pages"] * bool(document.paged) + ["outline"] * bool(document.markdown)
+        return "/".join([self.recipe, *kinds])
 
     def cut(self, document: Document) -> list[Chunk]:
         """Cut a document, whose text must be valid Unicode and not only white space, into chunks, in order.
@@ -135,20 +134,28 @@ class Chunker:
             MissingExtraError: the language's grammar is not installed.
         """
         text = document.text
-        outline = self._outline(text) if document.markdown else []
-        if document.language is not None:
-            code = self._code_splitter(document.language)
-            pieces = self._split(text, 0, len(text), self._plain if nesting_depth(text) > _MAX_CODE_DEPTH else code)
-        elif self._by == "tokens":
-            pieces = self._split(text, 0, len(text), self._markdown if document.markdown else self._plain)
-        else:
-            pieces = self._split_sections(text, [start for start, _ in outline])
-        page_ends = [match.end() for match in re.finditer("\f", text)]
-        chunks = []
-        for number, (start, end) in enumerate(pieces):
+        outline = read_outline(text) if document.markdown else NO_OUTLINE
+        page_ends = [match.end() for match in re.finditer("\f", text)] if document.paged else []
+        cuts = {outline.body, len(text), *(end for end in page_ends if end > outline.body)}
+        if self._by != "tokens" and document.language is None:
+            cuts.update(outline.starts)
+        splitter = self._splitter(document)
+        chunks: list[Chunk] = []
+        for start, end in pairwise(sorted(cuts)):
+            if self._sentencex is not None and document.language is None:
+                pieces = self._pack_sentences(text, start, end)
+            else:
+                pieces = self._split(text, start, end, splitter)
             page = bisect.bisect_right(page_ends, start) + 1 if document.paged else None
-            chunks.append(Chunk(number, text[start:end], start, end, _headings(outline, start), page))
+            for begin, stop in pieces:
+                chunks.append(Chunk(len(chunks), text[begin:stop], begin, stop, outline.path_at(begin), page))
         return chunks
+
+    def _splitter(self, document: Document) -> _Splitter:
+        if document.language is None:
+            return self._markdown if document.markdown else self._plain
+        code = self._code_splitter(document.language)
+        return self._plain if nesting_depth(document.text) > _MAX_CODE_DEPTH else code
 
     def _split(self, text: str, start: int, end: int, splitter: _Splitter) -> Iterator[tuple[int, int]]:
         """Cut text[start:end] with `splitter`: (start, end) of each piece, as offsets in `text`."""
@@ -166,13 +173,6 @@ class Chunker:
             piece = text.strip(_SPACE)
             return [(text.index(piece), piece)]
         return splitter.chunk_indices(text)
-
-    def _split_sections(self, text: str, headings: Sequence[int]) -> Iterator[tuple[int, int]]:
-        for start, end in pairwise([0, *headings, len(text)]):
-            if self._sentencex is not None:
-                yield from self._pack_sentences(text, start, end)
-            else:
-                yield from self._split(text, start, end, self._markdown if headings else self._plain)
 
     def _pack_sentences(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Pack as many whole sentences per chunk as fit; cut a sentence that does not fit like plain text."""
@@ -222,21 +222,3 @@ class Chunker:
             splitter = CodeSplitter.from_huggingface_tokenizer(grammar(language), self._tokenizer, self.capacity)
             self._code[language] = splitter
         return self._code[language]
-
-    def _outline(self, text: str) -> list[tuple[int, tuple[str, ...]]]:
-        """Markdown headings in order: (offset where the heading starts, path of headings from there on)."""
-        line_starts = [0, *(match.end() for match in _LINE_END.finditer(text))]
-        path: list[tuple[int, str]] = []
-        outline = []
-        for token, content in pairwise(self._parser.parse(text)):
-            if token.type == "heading_open" and token.map is not None:
-                level = int(token.tag[1:])
-                path = [*((above, title) for above, title in path if above < level), (level, content.content)]
-                outline.append((line_starts[token.map[0]], tuple(title for _, title in path)))
-        return outline
-
-
-def _headings(outline: list[tuple[int, tuple[str, ...]]], start: int) -> tuple[str, ...]:
-    """The path of headings at the offset `start`."""
-    above = bisect.bisect_right(outline, start, key=lambda entry: entry[0])
-    return outline[above - 1][1] if above else ()

@@ -16,9 +16,10 @@ class Document:
             See `read_documents` for the ids of files and rows.
         text: of any length; it is cut into chunks that fit the model.
         metadata: JSON values under string keys; returned with every hit.
-        markdown: whether to cut at Markdown headings and blocks, and keep each chunk's heading path.
+        markdown: whether to cut at Markdown headings and blocks, keep each chunk's heading path, and leave out front
+            matter.
         language: cut as source code in this language, one of `languages.LANGUAGES`; None if the text is not code.
-        paged: whether form feeds separate pages; each chunk then keeps the number of the page it starts on.
+        paged: whether form feeds separate pages; each chunk is then of one page, and keeps its number.
     """
 
     id: str

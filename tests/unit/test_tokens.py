@@ -93,8 +93,11 @@ def test_an_instruction_longer_than_the_window_is_refused() -> None:
         (None, "not a string but NoneType"),
         (b"bytes", "not a string but bytes"),
         ("ok \ud800 not", r"lone surrogate U\+D800 at character 3"),
-        ("a\x00b", r"control character U\+0000 at character 1"),
-        ("\x1b[31mred", r"control character U\+001B at character 0"),
+        ("a\x00b", r"control character U\+0000 \(NUL\) at character 1, as"),
+        ("\x1b[31mred", r"control character U\+001B \(escape\) at character 0, as"),
+        ("one\nb\bc\n", r"control character U\+0008 \(backspace\) at character 5 \(line 2\), as"),
+        ("DOS file\r\n\x1a", r"control character U\+001A \(Ctrl-Z\) at character 10 \(line 2\), as"),
+        ("\x02", r"control character U\+0002 at character 0, as"),
     ],
 )
 def test_unusable_texts_are_reported_with_their_index(text: object, message: str) -> None:

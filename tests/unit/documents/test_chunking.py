@@ -132,7 +132,8 @@ def test_existing_collections_keep_their_chunks(text: str, markdown: bool, diges
     """A changed digest or recipe would embed every existing collection again."""
     chunker = Chunker(TOKENIZER, SPEC)
     document = Document("d", text, markdown=markdown)
-    assert chunker.recipe == chunker.recipe_of(document) == "1/40"
+    assert chunker.recipe == "1/40"
+    assert chunker.recipe_of(document) == ("1/40/outline" if markdown else "1/40")
     assert SPEC.max_length == 40
     chunks = [[c.number, c.text, c.start, c.end, list(c.headings)] for c in chunker.cut(document)]
     assert hashlib.sha256(json.dumps(chunks).encode()).hexdigest() == digest
@@ -211,17 +212,20 @@ def test_code_nested_too_deep_is_cut_as_text() -> None:
     assert chunker.cut(code(64)) != Chunker(TOKENIZER, SPEC).cut(replace(code(64), language=None))
 
 
-def test_chunks_record_the_page_on_which_they_begin() -> None:
-    document = Document("a.pdf", "one\n\f\n\f" + "three " * 20 + "\n\ffour", paged=True)
-    chunks = Chunker(TOKENIZER, SPEC, max_tokens=30).cut(document)
-    assert [chunk.page for chunk in chunks] == [1, 3, 3, 3, 3, 4]
-    assert all(c.page is None for c in Chunker(TOKENIZER, SPEC).cut(replace(document, paged=False)))
+@pytest.mark.parametrize("by", get_args(By))
+def test_no_chunk_spans_two_pages(by: By) -> None:
+    text = "one. on\n\fpage two\n\f\n\f" + "four " * 20 + "\n\ffive."
+    document = Document("a.pdf", text, paged=True)
+    chunks = Chunker(TOKENIZER, SPEC, by=by, max_tokens=30).cut(document)
+    assert [chunk.page for chunk in chunks] == [1, 2, 4, 4, 4, 4, 5]
+    assert all(chunk.text in text.split("\f")[(chunk.page or 0) - 1] for chunk in chunks)
+    assert all(c.page is None for c in Chunker(TOKENIZER, SPEC, by=by).cut(replace(document, paged=False)))
 
 
-def test_every_option_that_changes_the_chunks_changes_the_recipe() -> None:
+def test_every_property_that_changes_the_chunks_changes_the_recipe() -> None:
     chunkers = [Chunker(TOKENIZER, SPEC, by=by, max_tokens=n) for by in get_args(By) for n in (None, 20)]
-    documents = [Document("d", "text", **kind) for kind in KINDS if "markdown" not in kind]
-    assert len({chunker.recipe_of(document) for chunker in chunkers for document in documents}) == 6 * 4
+    documents = [Document("d", "text", **kind) for kind in KINDS]
+    assert len({chunker.recipe_of(document) for chunker in chunkers for document in documents}) == 6 * 5
 
 
 def test_invalid_chunker_options_raise() -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from gircse_rag.documents.chunking import Chunker
+from gircse_rag.documents.readers import pdf
 from gircse_rag.documents.readers.source import MAX_BYTES
-from tests.pdfs import encrypt, make_pdf, with_contents
+from gircse_rag.tokens import check_text
+from tests.pdfs import encrypt, make_pdf, show, with_contents, with_operators
 from tests.unit.documents.readers import read, read_one, reason
 from tests.unit.documents.test_chunking import SPEC, TOKENIZER
 
@@ -69,3 +71,42 @@ def test_an_error_without_a_message_is_reported_by_its_class(tmp_path: Path, mon
 )
 def test_a_page_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path, size: int, expected: str) -> None:
     assert expected in reason(with_contents(tmp_path / "a.pdf", size))
+
+
+@pytest.mark.parametrize("octal", [b"001", b"010", b"032", b"033", b"177"])
+def test_a_glyph_without_a_letter_is_left_out(tmp_path: Path, octal: bytes) -> None:
+    path = with_operators(tmp_path / "a.pdf", show(b"first page"), show(b"a \\%s dot" % octal), show(b"last page"))
+    document = read_one(path)
+    assert check_text(document.text).split() == ["first", "page", "a", "dot", "last", "page"]
+    assert document.metadata == {"pages": 3}
+
+
+def test_a_page_of_glyphs_without_letters_counts_as_empty(tmp_path: Path) -> None:
+    unreadable = show(rb"\001\002\003!\004")
+    document = read_one(with_operators(tmp_path / "a.pdf", show(b"words"), unreadable))
+    assert document.metadata == {"pages": 2, "pages_without_text": [2]} and "!" not in document.text
+    assert "their fonts do not name their letters" in reason(with_operators(tmp_path / "a.pdf", unreadable))
+
+
+def test_surrogates_in_a_font_are_joined_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_pdf(tmp_path / "a.pdf", "x", title="T")
+    monkeypatch.setattr(pypdf.PageObject, "extract_text", lambda page: "a\ud835\udc52 b\ud835 c")
+    monkeypatch.setattr(pypdf.DocumentInformation, "title", "T\udc52\x7fitle")
+    document = read_one(path)
+    assert check_text(document.text) == "a\U0001d452 b c" and document.metadata["title"] == "Title"
+
+
+@pytest.mark.parametrize("drawn", ["pages", "forms"])
+def test_a_large_stream_drawn_many_times_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: str
+) -> None:
+    monkeypatch.setattr(pdf, "_MAX_CONTENTS", 2**20)
+    large, path = show(b"word " * 60_000), tmp_path / "a.pdf"
+
+    def draw(times: int) -> Path:
+        if drawn == "pages":
+            return with_operators(path, *[large] * times)
+        return with_operators(path, b"/X Do " * times, form=large)
+
+    assert "word word" in read_one(draw(3)).text
+    assert reason(draw(4)).startswith("the pages together unpack to more than 1 MiB; split the file")
