@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,8 @@ class EmbeddingResult:
 
 class Embedder:
     """Embeds texts with a GIRCSE checkpoint. Create one with `from_pretrained`; safe to use from several threads.
+
+    It cannot be pickled or copied: another process calls `from_pretrained` itself.
 
     Attributes:
         spec: the vector space, see EmbeddingSpec.
@@ -264,6 +266,12 @@ class Embedder:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:  # for pickle, and for copy and deepcopy
+        raise GircseError(
+            "an Embedder cannot be pickled or copied, because its model lives in this process: call "
+            "Embedder.from_pretrained in the other process; threads can share one Embedder"
+        )
 
     def _resolve_steps(self, steps: Steps | None, n: int, tolerance: float) -> tuple[list[int], float | None]:
         """Steps per text, and the tolerance at which to stop early, or None."""

@@ -3,6 +3,7 @@
     locate    where the files are: the folder, its adapter, its base model (imports no torch)
     bundled   the models known by name, fetched and converted once into the user's cache (imports no torch)
     spec_file gircse.json, and the entry that `gircse export` adds to config.json
+    model_config  the base model's config.json, checked before anything is allocated
     lora      a PEFT LoRA adapter, merged into its base model
     hashing   sha256 of the weights, the adapter and the tokenizer
     load      `load_checkpoint`: all of the above together

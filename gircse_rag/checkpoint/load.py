@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from gircse_rag.checkpoint.bundled import BUNDLED, base_folder
+from gircse_rag.checkpoint.bundled import BUNDLED
 from gircse_rag.checkpoint.hashing import hash_lora, hash_model, hash_tokenizer
 from gircse_rag.checkpoint.locate import ADAPTER_CONFIG, Located, locate
 from gircse_rag.checkpoint.lora import merge_lora, read_lora
+from gircse_rag.checkpoint.model_config import advice, read_model_config
 from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, make_spec, read_export, read_json
 from gircse_rag.errors import CheckpointError, first_line
-from gircse_rag.spec import FAMILIES, EmbeddingSpec
+from gircse_rag.spec import EmbeddingSpec
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
     """Load base model, adapter, tokenizer and spec. Merges in float32, then converts to `dtype`.
 
     Raises:
-        CheckpointError: no such model; a file is missing, truncated or tampered with; the family is not supported; the
-            adapter does not fit; the weights hold NaN. The message names the file or layer.
+        CheckpointError: no such model; a file is missing, truncated or tampered with; the family or a setting of
+            config.json is not supported; the adapter does not fit; the weights hold NaN. The message names the file or
+            layer.
     """
     located = locate(name)
     base = located.base
@@ -197,9 +199,7 @@ def _load_model(folder: Path) -> PreTrainedModel:
             f"{folder} should be a base model but holds an adapter too; put the adapter into another folder"
         )
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if config.model_type not in FAMILIES:
-            raise CheckpointError(f"{folder} is a {config.model_type} model; supported families: {', '.join(FAMILIES)}")
+        config = read_model_config(folder)
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
@@ -207,16 +207,16 @@ def _load_model(folder: Path) -> PreTrainedModel:
         raise
     except Exception as error:  # wrong types in config.json raise many kinds of error
         raise CheckpointError(
-            f"could not load a model from {folder}: {first_line(error)}{_advice(folder)} (only safetensors are read)"
+            f"could not load a model from {folder}: {first_line(error)}{advice(folder)} (only safetensors are read)"
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} weights of a causal LM, first {missing[0]}{_advice(folder)}"
+            f"{folder} lacks {len(missing)} weights of a causal LM, first {missing[0]}{advice(folder)}"
         )
     if unexpected := sorted(key for key in info["unexpected_keys"] if not key.endswith("rotary_emb.inv_freq")):
         raise CheckpointError(
             f"{folder} has {len(unexpected)} weights that a {config.model_type} has no place for, first "
-            f"{unexpected[0]}: its config.json belongs to another model{_advice(folder)}"
+            f"{unexpected[0]}: its config.json belongs to another model{advice(folder)}"
         )
     assert isinstance(model, PreTrainedModel)
     return model
@@ -227,7 +227,7 @@ def _load_tokenizer(adapter: Path | None, base: Path) -> PreTrainedTokenizerBase
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
-        reason = f"{first_line(error)}{_advice(folder)}"
+        reason = f"{first_line(error)}{advice(folder)}"
         raise CheckpointError(f"could not load the tokenizer in {folder}: {reason}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(f"{folder} has no tokenizer.json; save its tokenizer as a fast tokenizer")
@@ -241,9 +241,3 @@ def _check_finite(model: nn.Module) -> None:
             raise CheckpointError(
                 f"the weights hold NaN or infinity in {name}; the file is damaged or training diverged"
             )
-
-
-def _advice(folder: Path) -> str:
-    if folder == base_folder():
-        return f"; delete {folder}, and it will be fetched again"
-    return "; download the files again, or save the model again"

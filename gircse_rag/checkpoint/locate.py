@@ -57,11 +57,24 @@ class Located:
         Raises:
             CheckpointError: there is no such model, or it cannot be fetched.
         """
-        return self.folder if self.adapter is None else locate(self.base_name).folder
+        return self.folder if self.adapter is None else locate(self.base_name, self._base_revision).folder
+
+    @property
+    def _base_revision(self) -> str | None:
+        config = self.folder / ADAPTER_CONFIG
+        revision = read_json(config).get("revision")
+        if revision is not None and (not isinstance(revision, str) or not revision):
+            raise CheckpointError(f"{config}: revision must be a branch, tag or commit of the base model, or null")
+        return revision
 
 
-def locate(name: str) -> Located:
+def locate(name: str, revision: str | None = None) -> Located:
     """Find the files of a bundled name, a folder or a Hub id. Downloads missing files.
+
+    Args:
+        name: as in `Embedder.from_pretrained`.
+        revision: branch, tag or commit of a Hub id, by default its main branch. A folder or bundled model has only one
+            version, so `revision` is ignored there, as in PEFT.
 
     Raises:
         CheckpointError: no such model, or the download failed.
@@ -80,7 +93,7 @@ def locate(name: str) -> Located:
         raise CheckpointError(
             f"no model {name!r}: no such folder, no Hub id (owner/name) and no bundled name ({', '.join(BUNDLED)})"
         )
-    return Located(name, _download(name))
+    return Located(name, _download(name, revision))
 
 
 def local_base_name(name: str) -> str:
@@ -100,14 +113,15 @@ def _local_folder(name: str) -> Path | None:
         raise CheckpointError(f"no model {name!r}: {error}") from error
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"could not get {name!r} from the Hugging Face Hub: {first_line(error)}; check the name, the "
-            "network and, for a gated model, your access token"
+            f"could not get {name!r}{f' (revision {revision!r})' if revision else ''} from the Hugging Face Hub: "
+            f"{first_line(error)}; check the name, the network and, for a gated model, your access token"
         ) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import time
 from pathlib import Path
 from typing import Any
 
+import regex
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +21,8 @@ _SPECIAL_LORA = (
     *("layers_to_transform", "layer_replication", "exclude_modules", "target_parameters", "trainable_token_indices"),
     *("use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config"),
 )
+MATCHING_SECONDS = 1.0
+"""Time for matching `target_modules` with all layers: milliseconds, except for a pattern that backtracks endlessly."""
 # Values of init_lora_weights that leave the base weights unchanged.
 _SAFE_INITS = ("gaussian", "eva", "orthogonal")
 
@@ -68,8 +71,13 @@ def merge_lora(
     misfit = f"the adapter in {folder} does not fit its base model: "
     try:
         scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-        adapted = [name for name, module in model.named_modules() if _is_target(name, module, config["target_modules"])]
-    except (KeyError, TypeError, ZeroDivisionError, re.error) as error:
+        adapted = _find_targets(model, config["target_modules"])
+    except TimeoutError as error:
+        raise CheckpointError(
+            f"the adapter in {folder} has a target_modules pattern that takes too long to match: "
+            f"{config['target_modules']!r}; list the layers' names instead, such as ['q_proj', 'v_proj']"
+        ) from error
+    except (KeyError, TypeError, ArithmeticError, RecursionError, regex.error) as error:
         raise CheckpointError(f"{misfit}its config is damaged ({type(error).__name__}: {error})") from error
     expected = {f"base_model.model.{name}.lora_{half}.weight" for name in adapted for half in "AB"}
     if weights.keys() != expected or not expected:
@@ -90,12 +98,18 @@ def merge_lora(
     return model
 
 
-def _is_target(name: str, module: nn.Module, targets: str | list[str]) -> bool:
-    """Tell whether PEFT would adapt this layer: `targets` is a regular expression, or endings of layer names."""
-    if not isinstance(module, nn.Linear) or not name.startswith("model."):
-        return False
+def _find_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
+    """Names of the layers that PEFT would adapt: `targets` is a regular expression, or endings of layer names.
+
+    Raises:
+        TimeoutError: the regular expression takes too long.
+    """
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name in layers if name.startswith("model.")]  # not the head
     if targets == "all-linear":
-        return True
+        return names
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+        deadline = time.monotonic() + MATCHING_SECONDS
+        pattern = regex.compile(targets)
+        return [name for name in names if pattern.fullmatch(name, timeout=max(0.0, deadline - time.monotonic()))]
+    return [name for name in names if any(name == target or name.endswith(f".{target}") for target in targets)]

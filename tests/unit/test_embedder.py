@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -217,6 +219,15 @@ def test_a_closed_embedder_raises(tiny_folder: Path) -> None:
         embedder.embed_queries(["text"])
     with pytest.raises(GircseError, match="closed"):
         embedder.embed_queries(["text"])
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.deepcopy, copy.copy])
+def test_pickling_and_copying_say_what_to_do(tiny_embedder: Embedder, duplicate: Callable[[object], object]) -> None:
+    for held in (tiny_embedder, {"embedder": tiny_embedder}):
+        if isinstance(held, Embedder) or duplicate is not copy.copy:  # a shallow copy of a dict shares its values
+            with pytest.raises(GircseError, match=r"cannot be pickled or copied.*Embedder.from_pretrained"):
+                duplicate(held)
+    assert len(tiny_embedder.embed_documents(["still usable"])) == 1
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
