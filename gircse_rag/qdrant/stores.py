@@ -1,20 +1,17 @@
 """Open a store, and translate its errors to `StoreError`.
 
-local    qdrant_client's embedded mode: a folder, one process, exact search by brute force; see `serialize_access`
+local    qdrant_client's embedded mode: a folder, one process, exact search by brute force; see `local`
 edge     Qdrant's engine in this process (`gircse_rag.qdrant.edge`): a folder, one process, an HNSW index
 server   a Qdrant server or cluster, by url
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import os
 import sqlite3
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -27,6 +24,8 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 from gircse_rag.errors import GircseWarning, InputError, StoreError
+from gircse_rag.qdrant import local
+from gircse_rag.qdrant.local import serialize_access
 from gircse_rag.qdrant.retry import answer_text
 
 DEFAULT_PATH = "./qdrant"
@@ -51,7 +50,7 @@ def build_index(client: QdrantClient, collection: str) -> None:
 
 
 Engine = Literal["local", "edge"]
-_MARKER_FILES: dict[Engine, str] = {"local": "meta.json", "edge": "edge.json"}
+_MARKER_FILES: dict[Engine, str] = {"local": local.META, "edge": "edge.json"}
 """The file by which a store folder's engine is recognised."""
 _warned: WeakKeyDictionary[QdrantClient, set[str]] = WeakKeyDictionary()
 
@@ -69,7 +68,9 @@ def open_client(
     """Open a Qdrant client for a server (`url`, or QDRANT_URL without `path`), else for an embedded store.
 
     Args:
-        path: folder of an embedded store (default "./qdrant"). One process at a time can have it open.
+        path: folder of an embedded store (default "./qdrant"). One process at a time can have it open. Opening a local
+            store unpickles its points, which can run code. So the default folder must be a store that you made there;
+            a folder that you name only warns once (GircseWarning) if you did not make the store.
         url: URL of a server or cluster; the API key is read from QDRANT_API_KEY.
         create: whether to create a missing embedded store. A search passes False.
         engine: engine of a new embedded store (default "local"). An existing store is opened with its own engine.
@@ -80,8 +81,8 @@ def open_client(
 
     Raises:
         InputError: both `path` and `url` are given, `url` is not a URL, or `engine` is unknown or not the folder's.
-        StoreError: the embedded store is open in another process, missing, damaged or not accessible. A server is
-            contacted only at first use.
+        StoreError: the embedded store is open in another process, missing, damaged or not accessible, or the default
+            folder holds a local store that you did not make. A server is contacted only at first use.
         MissingExtraError: the edge engine is not installed.
     """
     if path is not None and url is not None:
@@ -111,7 +112,7 @@ def open_client(
         raise StoreError(f"there is no Qdrant store in {folder}; ingest documents first, or give another path or url")
     if engine is not None and existing not in (None, engine):
         raise InputError(f"{folder} holds a store of engine {existing!r}, not {engine!r}; name another folder")
-    return _open_edge(folder) if (existing or engine) == "edge" else _open_local(folder)
+    return _open_edge(folder) if (existing or engine) == "edge" else local.open_local(folder, implicit=path is None)
 
 
 class _ServerClient(QdrantClient):
@@ -129,66 +130,6 @@ class _ServerClient(QdrantClient):
 
     def set_payload(self, *args: Any, **kwargs: Any) -> models.UpdateResult:
         return super().set_payload(*args, **{**self._ordering, **kwargs})
-
-
-def _open_local(folder: Path) -> QdrantClient:
-    try:
-        client = QdrantClient(path=str(folder))
-        serialize_access(client)
-        return client
-    except RuntimeError as error:
-        if "already accessed" not in str(error):
-            raise
-        raise StoreError(
-            f"the Qdrant store in {folder} is already open, and an embedded store allows one client at a time; close "
-            "the other process, or run a Qdrant server and give its url"
-        ) from error
-    except (OSError, ValueError, sqlite3.Error) as error:
-        raise StoreError(f"{folder} cannot be opened as a Qdrant store: {error}; name another folder") from error
-
-
-class _SerializedLocal(QdrantLocal):
-    """Local mode made thread-safe: the loop below wraps each public method in a lock."""
-
-    _access_lock: threading.RLock
-
-    def upload_points(self, collection_name: str, points: Iterable[Any], *args: Any, **kwargs: Any) -> None:
-        # Exhaust the iterator before locking: it may wait for another thread that needs this client.
-        points = list(points)
-        with self._access_lock:
-            super().upload_points(collection_name, points, *args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without the lock, which cannot be copied; `__setstate__` gives the copy its own."""
-        return {**vars(self), "_access_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _access_lock=threading.RLock())
-
-
-def _with_lock(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def locked(self: _SerializedLocal, *args: Any, **kwargs: Any) -> Any:
-        with self._access_lock:
-            return method(self, *args, **kwargs)
-
-    return locked
-
-
-for _name, _method in inspect.getmembers(QdrantLocal, inspect.isfunction):
-    if not _name.startswith("_") and _name not in vars(_SerializedLocal):
-        setattr(_SerializedLocal, _name, _with_lock(_method))
-
-
-def serialize_access(client: QdrantClient) -> None:
-    """Make a client safe for several threads: a client in local mode then runs one call at a time.
-
-    Works in place, so the client is safe for every holder, such as LangChain. Does not wait for a call in progress.
-    """
-    local = client._client
-    if type(local) is QdrantLocal:
-        vars(local).setdefault("_access_lock", threading.RLock())  # setdefault is atomic: all threads get the same lock
-        local.__class__ = _SerializedLocal
 
 
 def _open_edge(folder: Path) -> QdrantClient:

@@ -9,14 +9,13 @@ it; counts and scrolls filter it out.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from gircse_rag.errors import StoreError
+from gircse_rag.qdrant.durable import replace_text, sync_folder, sync_tree
 
 RESERVED = str(uuid.uuid5(uuid.NAMESPACE_URL, "gircse-rag/edge/collection"))
 """The id of the point that holds the collection's metadata and vector sizes."""
@@ -60,6 +60,7 @@ class EdgeShard:
         with engine_errors(folder):
             self._name = (folder / "current").read_text()
             self._engine = edge.EdgeShard.load(str(folder / self._name))
+            sync_folder(folder)  # a killed `build_index` may not have synced `current`
             for leftover in folder.glob("shard-*"):  # after loading: if `current` is damaged, keep every folder
                 if leftover.name != self._name:
                     shutil.rmtree(leftover, ignore_errors=True)
@@ -81,6 +82,8 @@ class EdgeShard:
             engine = edge.EdgeShard.create(str(folder / name), config)
             engine.update(edge.UpdateOperation.upsert_points([edge.Point(RESERVED, {}, about)]))
             engine.close()
+            sync_tree(folder)
+            sync_folder(folder.parent)
             replace_text(folder / "current", name)
         return cls(folder)
 
@@ -126,10 +129,15 @@ class EdgeShard:
             shutil.copytree(self.folder / self._name, copy)
         try:
             child = subprocess.run([sys.executable, "-c", _OPTIMIZE, str(copy)], capture_output=True, text=True)
+            grew = child.returncode == 0 and child.stdout.strip() == "True"
+            if grew and self._writes == writes:
+                with engine_errors(self.folder), suppress(FileNotFoundError):  # if it was deleted meanwhile; see below
+                    sync_tree(copy)
+                    sync_folder(self.folder)
             with self.engine() as engine:
                 if child.returncode:
                     raise StoreError(f"indexing {self.folder} failed; it is unchanged. {child.stderr.strip()[-300:]}")
-                if self._writes != writes or child.stdout.strip() != "True":
+                if self._writes != writes or not grew:
                     return False
                 indexed, old_name = edge.EdgeShard.load(str(copy)), self._name
                 try:
@@ -165,6 +173,7 @@ class EdgeShard:
             (self.folder / "current").unlink()  # from here on the collection does not exist
             self._closed = True
             engine.close()  # without a flush, so that deleting works on a full disk
+            sync_folder(self.folder)
             shutil.rmtree(self.folder / self._name)
             # The child of a `build_index` may still write its copy here; `build_index` removes it.
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -174,18 +183,8 @@ def remove(folder: Path) -> None:
     """Delete the files of a collection that is not open. Raises StoreError if the disk reports an error."""
     with engine_errors(folder):
         (folder / "current").unlink()
+        sync_folder(folder)
         shutil.rmtree(folder)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    # Unlike `atomic_write`, overwrites the temporary file of a killed process; only one process has the store open.
-    scratch = path.with_name(f"{path.name}.partial")
-    with scratch.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
 
 
 def _check_room(folder: Path, needed: int) -> None:
