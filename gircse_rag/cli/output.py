@@ -13,7 +13,6 @@ from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -39,7 +38,7 @@ def note(kind: str, message: str) -> None:
     """Print `kind: message` to stderr."""
     colour = {"error": "bold red", "warning": "yellow"}.get(kind, "cyan")
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"[{colour}]{kind}:[/] {escape(message)}")
+    console.print(Text.assemble((f"{kind}:", colour), f" {message}"))
 
 
 def note_some(kind: str, messages: Sequence[object], count: int) -> None:
@@ -62,9 +61,10 @@ def emit_json(value: Any) -> None:
 
 
 def emit(*parts: RenderableType) -> None:
-    """Print tables and text to stdout, as wide as the terminal, or 120 columns wide in a pipe."""
+    """Print tables and literal text to stdout, as wide as the terminal, or 120 columns wide in a pipe."""
     width_known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()  # rich finds the width itself
-    console = Console(file=sys.stdout, highlight=False, width=None if width_known else 120)
+    width = None if width_known else 120
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
     with _stdout_errors(), console.capture() as captured:
         for part in parts:
             console.print(part)

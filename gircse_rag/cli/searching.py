@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,10 @@ from gircse_rag.errors import InputError
 
 if TYPE_CHECKING:
     from gircse_rag.qdrant import Hit
+
+
+_KEY_AND_VALUE = re.compile(r'((?>"[^"]*"|[^=])+)=(.*)', re.DOTALL)
+"""KEY=VALUE. An = inside double quotes belongs to the key, as a dot does (see `field_path`)."""
 
 
 @options.with_model_options
@@ -98,12 +103,21 @@ def _parse_filters(items: list[str]) -> dict[str, Any] | None:
     """Parse KEY=VALUE items. A value is a JSON number, boolean or string if it parses as one, else a plain string."""
     parsed: dict[str, Any] = {}
     for item in items:
-        key, separator, text = item.partition("=")
-        if not key or not separator:
+        if (match := _KEY_AND_VALUE.fullmatch(item)) is None:
             raise InputError(f"--filter {item!r} is not KEY=VALUE, such as --filter kind=animal")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        parsed.setdefault(key, []).append(value if isinstance(value, str | int | float) else text)
+        key, text = match.groups()
+        parsed.setdefault(key, []).append(_parse_value(text))
     return {key: values[0] if len(values) == 1 else values for key, values in parsed.items()} or None
+
+
+def _parse_value(text: str) -> str | int | float:
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, str | int | float) else text
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python reads as numbers although JSON has none."""
+    raise ValueError(f"{name} is not JSON")

@@ -2,7 +2,7 @@
 
 Such points have no `gircse` record, so `ingest` ignores them. They keep the id that their library gave them:
 
-    id        that id if it is a UUID, else a uuid5 of it
+    id        that id if it is a UUID in its canonical spelling, else a uuid5 of it
     payload   the fields common to all points (see `points`), and that id as own_id
 """
 
@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterable
 from typing import Any
+
+from qdrant_client import QdrantClient
 
 from gircse_rag.documents.metadata import json_text
 from gircse_rag.errors import InputError
@@ -21,11 +24,26 @@ _OWN_ID = "own_id"
 
 
 def foreign_id(own: str) -> str:
-    """The Qdrant id of a point whose library uses the id `own`."""
-    try:
-        return str(uuid.UUID(own))
-    except ValueError:
-        return str(uuid.uuid5(_NAMESPACE, own))
+    """The Qdrant id of a point whose library uses the id `own`.
+
+    Only the canonical spelling of a UUID is its own Qdrant id. Other spellings (upper case, bare hex such as an MD5,
+    braces, urn:) are different ids in the library, so each gets a point of its own.
+    """
+    return own if _parse_uuid(own) == own else str(uuid.uuid5(_NAMESPACE, own))
+
+
+def find_former_ids(client: QdrantClient, collection: str, own_ids: Iterable[str]) -> dict[str, str]:
+    """Find points of `own_ids` that are not at their `foreign_id`: library's id -> Qdrant id.
+
+    Qdrant itself, and earlier versions, take all spellings of a UUID for one id. A point found by another spelling
+    belongs to the id that its payload names, or to any if it names none.
+    """
+    uuids = {own: parsed for own in own_ids if (parsed := _parse_uuid(own)) not in (None, own)}
+    if not uuids:
+        return {}
+    found = client.retrieve(collection, sorted(set(uuids.values())), with_payload=[_OWN_ID])
+    owners = {str(point.id): (point.payload or {}).get(_OWN_ID) for point in found}
+    return {own: parsed for own, parsed in uuids.items() if parsed in owners and owners[parsed] in (None, own)}
 
 
 def foreign_payload(own: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -55,10 +73,30 @@ def payload_of(own: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_payload(point_id: object, payload: dict[str, Any] | None) -> tuple[str, str, dict[str, Any]]:
-    """Read a point of any writer: (its id in the writer's library, text, metadata)."""
+    """Read a point of any writer: (its id in the writer's library, text, metadata).
+
+    A text that is not a string is read as "", metadata that is not an object as {}.
+    """
     payload = payload or {}
     text, metadata = payload.get("page_content"), payload.get("metadata")
-    if text is None and "_node_content" in payload:  # the only field that LlamaIndex's own store writes
-        node = json.loads(payload["_node_content"])
+    if text is None and (node := _read_node(payload.get("_node_content"))) is not None:
         text, metadata = node.get("text"), node.get("metadata")
-    return str(payload.get(_OWN_ID, point_id)), text or "", metadata or {}
+    own = payload.get(_OWN_ID, point_id)
+    return str(own), text if isinstance(text, str) else "", metadata if isinstance(metadata, dict) else {}
+
+
+def _parse_uuid(own: str) -> str | None:
+    """The canonical spelling of a UUID, or None if `own` is no UUID."""
+    try:
+        return str(uuid.UUID(own))
+    except ValueError:
+        return None
+
+
+def _read_node(text: object) -> dict[str, Any] | None:
+    """The node in `_node_content`, the only field that LlamaIndex's own store writes; None if it is not readable."""
+    try:
+        node = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return node if isinstance(node, dict) else None

@@ -17,6 +17,7 @@ from qdrant_client import QdrantClient, models
 from gircse_rag.backoff import DEADLINE
 from gircse_rag.errors import InputError, StoreError
 from gircse_rag.qdrant.foreign import read_payload
+from gircse_rag.qdrant.limits import check_count, check_name
 from gircse_rag.qdrant.points import Points, RefusedError, read_pages
 from gircse_rag.qdrant.retry import Retry
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
@@ -83,8 +84,9 @@ def migrate(
         SpecMismatchError: `new` was made with another model than the embedder's.
         StoreError: `old` does not exist, `alias` is the name of a collection, or the store does not answer.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
+    check_count("batch_size", batch_size)
+    if alias is not None:
+        check_name(alias, "an alias")
     ask = Retry(store_name(client), deadline)
     with store_errors(client):
         names = {each.name for each in ask(client.get_collections).collections}

@@ -18,6 +18,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
+from gircse_rag.qdrant.limits import check_name
 from gircse_rag.qdrant.stores import store_errors, warn_if_outgrown
 from gircse_rag.spec import EmbeddingSpec
 
@@ -30,7 +31,6 @@ RECORD = "gircse"
 """Payload key of a point's `Record`, and key of the spec in the collection's metadata."""
 
 _SET_BY_US = {"self", "collection_name", "vectors_config", "sparse_vectors_config", "metadata", "kwargs"}
-_FORBIDDEN_IN_NAMES = frozenset('<>:"/\\|?*\0\x1f')
 
 
 def ensure_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> None:
@@ -77,8 +77,7 @@ def _create_if_missing(
     client: QdrantClient, name: str, spec: EmbeddingSpec, vector: Mapping[str, Any], options: Mapping[str, Any]
 ) -> bool:
     """Create the collection. Returns False if it already exists, also if another process creates it meanwhile."""
-    if not name or name in (".", "..") or len(name) > 255 or _FORBIDDEN_IN_NAMES & set(name):
-        raise InputError(f'a collection cannot be called {name!r}; use 1 to 255 characters, none of <>:"/\\|?*')
+    check_name(name)
     if client.collection_exists(name):
         return False
     known = set(inspect.signature(QdrantClient.create_collection).parameters) - _SET_BY_US
@@ -97,11 +96,13 @@ def _create_if_missing(
     metadata = {RECORD: {"fingerprint": spec.fingerprint, "spec": spec.to_dict()}}
     try:
         client.create_collection(name, vectors_config={VECTOR: params}, metadata=metadata, **options)
-    except (UnexpectedResponse, grpc.RpcError, StoreError, ValueError):
+    except (UnexpectedResponse, grpc.RpcError, StoreError, ValueError) as error:
         # Another process may have created it just now, which each kind of store reports with another error.
-        if not client.collection_exists(name):
-            raise
-        return False
+        if client.collection_exists(name):
+            return False
+        if type(error) is ValueError:  # over gRPC: an integer out of range
+            raise InputError(f"collection {name!r} cannot be created with these settings: {error}") from error
+        raise
     return True
 
 
@@ -111,9 +112,11 @@ def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> No
     A different dtype only warns (GircseWarning).
 
     Raises:
+        InputError: no collection can have this name.
         StoreError: the collection does not exist, gircse did not make it, or its vectors have another name or size.
         SpecMismatchError: the collection was made with another spec; names every field that differs.
     """
+    check_name(name)
     if not client.collection_exists(name):
         known = ", ".join(sorted(each.name for each in client.get_collections().collections)) or "none"
         raise StoreError(f"there is no collection {name!r} (there is: {known}); ingest documents first")

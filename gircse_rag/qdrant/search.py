@@ -13,6 +13,7 @@ from qdrant_client import QdrantClient, models
 from gircse_rag.errors import GircseWarning, InputError
 from gircse_rag.qdrant.filters import Filter, as_filter
 from gircse_rag.qdrant.foreign import read_payload
+from gircse_rag.qdrant.limits import check_count
 from gircse_rag.qdrant.points import read_record
 from gircse_rag.qdrant.schema import RECORD, VECTOR, check_collection
 from gircse_rag.qdrant.stores import store_errors
@@ -199,8 +200,7 @@ def _embed_question(embedder: Embedder, question: str, instruction: str | None, 
 def _check_options(limit: int, offset: int, min_score: float | None, group_size: int | None, mmr: float | None) -> None:
     group = 1 if group_size is None else group_size
     for name, value, least in (("limit", limit, 1), ("offset", offset, 0), ("group_size", group, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name} must be an integer of at least {least}, not {value!r}")
+        check_count(name, value, least)
     for name, share, lowest in (("min_score", min_score, -1), ("mmr", mmr, 0)):
         if share is not None and (not isinstance(share, int | float) or not lowest <= share <= 1):
             raise InputError(f"{name} must be a number from {lowest} to 1, not {share!r}")

@@ -25,6 +25,7 @@ from qdrant_client.http.models import QueryResponse
 from qdrant_client.local.payload_value_extractor import value_by_key
 
 from gircse_rag.errors import StoreError
+from gircse_rag.qdrant.durable import replace_text
 from gircse_rag.qdrant.edge.conversion import (
     collection_info,
     from_edge_hit,
@@ -36,14 +37,19 @@ from gircse_rag.qdrant.edge.conversion import (
     to_edge_filter,
     to_edge_point,
 )
-from gircse_rag.qdrant.edge.shard import RESERVED, EdgeShard, engine_errors, remove, replace_text
+from gircse_rag.qdrant.edge.shard import RESERVED, EdgeShard, engine_errors, remove
+from gircse_rag.qdrant.limits import check_name, is_valid_name
 
 MARK = "edge.json"
 """The file that marks a folder as an edge store."""
 
 
 class EdgeStore(QdrantBase):
-    """The implementation behind `EdgeClient`, with qdrant_client's arguments and results. Methods raise StoreError."""
+    """The implementation behind `EdgeClient`, with qdrant_client's arguments and results.
+
+    Methods raise StoreError. A new name that is not valid raises InputError; no collection has such a name, so none
+    leads out of the folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -90,7 +96,7 @@ class EdgeStore(QdrantBase):
             return self._shards[name]
 
     def _exists(self, name: str) -> bool:
-        return bool(name) and (self._collections / name / "current").exists()
+        return is_valid_name(name) and (self._collections / name / "current").exists()
 
     # Collections and aliases
 
@@ -110,6 +116,7 @@ class EdgeStore(QdrantBase):
         self, collection_name: str, vectors_config: Any = None, metadata: Any = None, **kwargs: Any
     ) -> bool:
         refuse(kwargs)
+        check_name(collection_name)
         if not isinstance(vectors_config, Mapping):
             raise StoreError("an edge store takes named vectors")
         for params in vectors_config.values():
@@ -166,6 +173,7 @@ class EdgeStore(QdrantBase):
             if not isinstance(operation, models.CreateAliasOperation):
                 raise StoreError("an edge store cannot rename aliases; delete the alias and create another")
             alias = operation.create_alias
+            check_name(alias.alias_name, "an alias")
             if not self._exists(alias.collection_name):
                 raise StoreError(f"there is no collection {alias.collection_name!r} for the alias {alias.alias_name!r}")
             if self._exists(alias.alias_name):

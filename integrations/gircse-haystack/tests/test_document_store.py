@@ -13,6 +13,7 @@ import pytest
 from gircse_rag import Embedder
 from gircse_rag.qdrant import Document as GircseDocument
 from gircse_rag.qdrant import ingest, search
+from gircse_rag.qdrant.foreign import foreign_payload
 from haystack import Document, Pipeline
 from haystack.components.preprocessors import DocumentSplitter
 from haystack.components.writers import DocumentWriter
@@ -22,6 +23,7 @@ from haystack.errors import FilterError
 from haystack.testing.document_store import CountDocumentsTest, DeleteDocumentsTest, WriteDocumentsTest
 from haystack.utils import ComponentDevice
 from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_query
+from qdrant_client import models
 from qdrant_client.local.local_collection import LocalCollection
 
 from haystack_integrations.components.embedders.gircse import GircseDocumentEmbedder, GircseTextEmbedder
@@ -234,3 +236,34 @@ def test_another_model_is_refused_and_the_store_is_unlocked(
     assert ingested.count_documents() == 3
     with pytest.raises(DocumentStoreError, match="already open"):
         GircseQdrantDocumentStore("docs", ingested.embedder, path=ingested.path).count_documents()
+
+
+UUID = "550e8400-e29b-41d4-a716-446655440000"
+SPELLINGS = [UUID, UUID.upper(), UUID.replace("-", ""), f"{{{UUID}}}", f"urn:uuid:{UUID}"]
+
+
+def test_each_spelling_of_a_uuid_is_a_document_of_its_own(document_store: GircseQdrantDocumentStore) -> None:
+    assert document_store.write_documents([Document(id=own, content=own) for own in SPELLINGS]) == len(SPELLINGS)
+    document_store.delete_documents(SPELLINGS[1:3])
+    assert {document.id for document in document_store.filter_documents()} == {SPELLINGS[0], *SPELLINGS[3:]}
+
+
+@pytest.mark.parametrize("own", SPELLINGS[1:])
+def test_a_point_under_the_uuid_of_another_spelling_is_replaced_and_deleted(
+    document_store: GircseQdrantDocumentStore, embedder: Embedder, own: str
+) -> None:
+    def write_as_before() -> None:
+        vector = {"gircse": [1.0] * embedder.dimension}
+        payload = foreign_payload(own, "old", {})
+        document_store.client.upsert("docs", [models.PointStruct(id=UUID, vector=vector, payload=payload)])
+
+    write_as_before()
+    new = [Document(id=own, content="new")]
+    with pytest.raises(DuplicateDocumentError):
+        document_store.write_documents(new)
+    assert document_store.write_documents(new, DuplicatePolicy.SKIP) == 0
+    assert document_store.write_documents(new, DuplicatePolicy.OVERWRITE) == 1
+    assert [(each.id, each.content) for each in document_store.filter_documents()] == [(own, "new")]
+    write_as_before()
+    document_store.delete_documents([own])
+    assert document_store.count_documents() == 0

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
-from gircse_rag.qdrant.foreign import foreign_id, foreign_payload, read_payload
+from gircse_rag.qdrant.foreign import find_former_ids, foreign_id, foreign_payload, read_payload
 from gircse_rag.qdrant.schema import VECTOR, check_collection, ensure_collection
 from gircse_rag.qdrant.stores import open_client, store_errors
 from gircse_rag.spec import EmbeddingSpec
@@ -119,15 +119,21 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         ]
         for start in range(0, len(points), batch_size):
             self.client.upsert(self.collection_name, points[start : start + batch_size], **kwargs)
+        if former := find_former_ids(self.client, self.collection_name, own_ids):
+            self.client.delete(self.collection_name, models.PointIdsList(points=list(former.values())))
         return own_ids
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:  # type: ignore[override]
         """Delete by ids; unknown ids are ignored."""
-        return super().delete([foreign_id(own_id) for own_id in ids or []], **kwargs)
+        return super().delete(self._find_point_ids(ids or []), **kwargs)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:  # type: ignore[override]
         """Return the documents with these ids, in any order; unknown ids are skipped."""
-        return super().get_by_ids([foreign_id(own_id) for own_id in ids])
+        return super().get_by_ids(self._find_point_ids(ids))
+
+    def _find_point_ids(self, ids: Sequence[str]) -> list[str]:
+        former = find_former_ids(self.client, self.collection_name, ids)
+        return sorted({*map(foreign_id, ids), *former.values()})
 
     def as_retriever(self, **kwargs: Any) -> GircseRetriever:
         """Return a retriever that takes `instruction=` and `steps=`, here and in each `invoke`."""

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from gircse_rag import Embedder
 from gircse_rag.qdrant import Document, ingest, open_client, search
+from gircse_rag.qdrant.foreign import foreign_payload
 from gircse_rag.spec import DEFAULT_STEPS
 from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_query
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_qdrant import QdrantVectorStore
 from langchain_qdrant.qdrant import QdrantVectorStoreError
 from qdrant_client import QdrantClient
+from qdrant_client.models import PointStruct
 
 from langchain_gircse import GircseEmbeddings, GircseInvalidRequestError
 from langchain_gircse.qdrant import GircseQdrantVectorStore
@@ -125,3 +127,42 @@ def test_failed_opening_creates_nothing_and_unlocks_the_store(
     client = open_client(tmp_path)
     assert [collection.name for collection in client.get_collections().collections] == ["new"]
     client.close()
+
+
+UUID = "550e8400-e29b-41d4-a716-446655440000"
+SPELLINGS = [UUID, UUID.upper(), UUID.replace("-", ""), f"{{{UUID}}}", f"urn:uuid:{UUID}"]
+
+
+def test_each_spelling_of_a_uuid_is_a_document_of_its_own(store: GircseQdrantVectorStore) -> None:
+    store.add_texts([f"text of {own}" for own in SPELLINGS], ids=SPELLINGS)
+    for own in SPELLINGS:
+        (document,) = store.get_by_ids([own])
+        assert (document.id, document.page_content) == (own, f"text of {own}")
+    store.delete(SPELLINGS[1:3])
+    assert {document.id for document in store.get_by_ids(SPELLINGS)} == {SPELLINGS[0], *SPELLINGS[3:]}
+
+
+@pytest.mark.parametrize("own", SPELLINGS[1:])
+def test_a_point_under_the_uuid_of_another_spelling_is_read_replaced_and_deleted(
+    store: GircseQdrantVectorStore, own: str
+) -> None:
+    def write_as_before() -> None:
+        vector = {"gircse": store.embeddings.embed_query("old")}
+        store.client.upsert("docs", [PointStruct(id=UUID, vector=vector, payload=foreign_payload(own, "old", {}))])
+
+    write_as_before()
+    assert [document.page_content for document in store.get_by_ids([own])] == ["old"]
+    store.add_texts(["new"], ids=[own])
+    assert [document.page_content for document in store.get_by_ids([own])] == ["new"]
+    assert store.client.count("docs").count == len(DOCUMENTS) + 1
+    write_as_before()
+    store.delete([own])
+    assert store.get_by_ids([own]) == [] and store.client.count("docs").count == len(DOCUMENTS)
+
+
+def test_points_of_langchains_own_store_are_read_and_deleted_by_their_ids(store: GircseQdrantVectorStore) -> None:
+    plain = QdrantVectorStore(store.client, "docs", store.embeddings, vector_name="gircse")
+    (own,) = plain.add_texts(["written by LangChain"])
+    assert [document.page_content for document in store.get_by_ids([own])] == ["written by LangChain"]
+    store.delete([own])
+    assert plain.get_by_ids([own]) == []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gircse_rag.cli.searching import _parse_filters
 from tests.unit.cli.conftest import Gircse
 
 STORE = ["--collection", "docs", "--path", "store"]
@@ -106,7 +107,9 @@ def test_coarse_to_fine_answers_twice(ask: Any, gircse: Gircse, tiny_model: list
     [
         (["--filter", "kind"], "--filter 'kind' is not KEY=VALUE"),
         (["--filter", "=bird"], "is not KEY=VALUE"),
-        (["--filter", "legs=1.5", "--filter", "legs=2"], "'legs'"),
+        (["--filter", '"a=b"'], "is not KEY=VALUE"),
+        (["--filter", "legs=1e999"], "'legs': inf is not a JSON number"),
+        (["--filter", "legs=12345678901234567890"], "'legs': 12345678901234567890 does not fit into 64 bits"),
         (["--min-score", "1.5"], "min_score must be a number from -1 to 1"),
         (["--group", "1", "--offset", "1"], "group_size cannot be combined with offset or mmr"),
         (["--group", "1", "--mmr", "0.5"], "group_size cannot be combined with offset or mmr"),
@@ -131,3 +134,40 @@ def test_invalid_options_exit_5(
 def test_numbers_out_of_range_are_usage_errors(gircse: Gircse, options: list[str]) -> None:
     result = gircse("search", "question", *STORE, *options)
     assert (result.code, result.out) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ([], None),
+        (["a=1", "b=x=y"], {"a": 1, "b": "x=y"}),
+        (["a=1", "a=true", "a=1.5", "a=one", 'a="2"'], {"a": [1, True, 1.5, "one", "2"]}),
+        (["a=NaN", "b=Infinity", "c=-Infinity"], {"a": "NaN", "b": "Infinity", "c": "-Infinity"}),
+        (["a=null", "b=[1]", "c={}", "d="], {"a": "null", "b": "[1]", "c": "{}", "d": ""}),
+        (["a=" + "[" * 10**5], {"a": "[" * 10**5}),
+        (['"a=b"=c'], {'"a=b"': "c"}),
+        (['x."a=b"[0].c=d="e=f"'], {'x."a=b"[0].c': 'd="e=f"'}),
+        (['in 3"=4'], {'in 3"': 4}),
+    ],
+)
+def test_filters_are_parsed(items: list[str], expected: object) -> None:
+    assert repr(_parse_filters(items)) == repr(expected)
+
+
+def test_a_filter_matches_a_quoted_key_and_any_kind_of_value(
+    gircse: Gircse, tiny_model: list[str], tmp_path: Path
+) -> None:
+    values = [True, False, 1.5, 1, "one", "NaN"]
+    rows = [{"id": str(n), "text": f"text {n}", "metadata": {"a=b": value}} for n, value in enumerate(values)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert gircse("ingest", "rows.jsonl", *STORE, *tiny_model).code == 0
+
+    def found(*values: str) -> list[str]:
+        options = [option for value in values for option in ("--filter", f'"a=b"={value}')]
+        result = gircse("search", "text", *STORE, "--json", "--limit", "9", *options, *tiny_model)
+        assert result.code == 0, result.err
+        return sorted(hit["document"].partition("#")[2] for hit in result.json["hits"])
+
+    assert found("NaN") == ["5"]
+    assert found("true", "false") == ["0", "1"]
+    assert found("1.5", "one", "1") == ["2", "3", "4"]

@@ -16,7 +16,7 @@ import pytest
 from qdrant_client import grpc as qdrant
 from qdrant_client import models
 
-from gircse_rag.errors import StoreError
+from gircse_rag.errors import InputError, StoreError
 from gircse_rag.qdrant import Document, IngestReport, create_collection, ingest, open_client
 from gircse_rag.qdrant.points import point_id
 from tests.stand_in import StandIn
@@ -196,3 +196,11 @@ def test_after_the_deadline_the_error_gives_the_cause(served: tuple[Server, int]
     server.faults = [grpc.StatusCode.UNAVAILABLE] * 1000
     with pytest.raises(StoreError, match=r"failed \d+ times .*UNAVAILABLE: UNAVAILABLE on purpose.*run again"):
         _ingest(port, deadline=1.5)
+
+
+@pytest.mark.parametrize("settings", [{"shard_number": 2**40}, {"vector_params": {"hnsw_config": {"m": 2**70}}}])
+def test_a_setting_out_of_range_is_refused(served: tuple[Server, int], settings: dict[str, Any]) -> None:
+    server, port = served
+    with pytest.raises(InputError, match=r"'docs' cannot be created with these settings: .*out of range"):
+        create_collection(_client(port), "docs", StandIn(), **settings)
+    assert server.requests(qdrant.CreateCollection) == []

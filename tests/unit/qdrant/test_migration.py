@@ -118,14 +118,20 @@ def test_points_of_other_tools_are_migrated(client: QdrantClient) -> None:
 def test_points_that_cannot_be_embedded_are_reported_and_the_alias_stays(client: QdrantClient) -> None:
     _fill(client)
     vector = {"gircse": _old_embedder().vector("x").tolist()}
-    bad = {1: {"page_content": POISON}, 2: {"nothing": "here"}, 3: {"page_content": "word " * 40}}
+    bad: dict[int, Any] = {
+        1: {"page_content": POISON},
+        2: {"nothing": "here"},
+        3: {"page_content": "word " * 40},
+        4: {"page_content": 42},
+        5: {"_node_content": "no JSON", "metadata": "none"},
+    }
     client.upsert("old", [models.PointStruct(id=i, vector=vector, payload=p) for i, p in bad.items()])
     report = _migrate(client, _new_embedder(), alias="docs")
-    assert report.failed.keys() == {"1", "2", "3"} and report.embedded == 50 and not report.alias_moved
-    assert "the backend broke" in report.failed["1"] and "no text" in report.failed["2"]
+    assert report.failed.keys() == {"1", "2", "3", "4", "5"} and report.embedded == 50 and not report.alias_moved
+    assert "the backend broke" in report.failed["1"] and all("no text" in report.failed[i] for i in "245")
     assert "longer than the 64 tokens" in report.failed["3"]
     assert client.count("new").count == 50 and client.get_aliases().aliases == []
-    client.delete("old", models.PointIdsList(points=[1, 2, 3]))
+    client.delete("old", models.PointIdsList(points=list(bad)))
     assert _migrate(client, _new_embedder(), alias="docs").alias_moved
 
 
@@ -153,6 +159,10 @@ def test_invalid_migrations_are_refused(client: QdrantClient) -> None:
         ("old", "other", {}, InputError, "'other' is an alias, of 'third'"),
         ("old", "a/b", {}, InputError, "cannot be called"),
         ("old", "new", {"batch_size": 0}, InputError, "batch_size"),
+        ("old", "new", {"batch_size": 2**70}, InputError, "batch_size"),
+        ("old", "new", {"alias": ""}, InputError, "an alias cannot be called ''"),
+        ("old", "new", {"alias": "a/b"}, InputError, "an alias cannot be called"),
+        ("old", "é" * 200, {}, InputError, "a collection cannot be called"),
     ):
         with pytest.raises(error, match=message):
             migrate(old, new, embedder=embedder, client=client, **options)

@@ -194,10 +194,13 @@ def test_the_second_of_two_concurrent_creations_raises(
         create_collection(client, "docs", embedder)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", 'a"b', "x" * 256])
-def test_invalid_collection_names_are_refused(client: QdrantClient, embedder: StandIn, name: str) -> None:
+@pytest.mark.parametrize("use", [_ingest, _search])
+@pytest.mark.parametrize("name", ["", "a/b", "..", 'a"b', "x" * 256, "é" * 200, "\ud800"])
+def test_invalid_collection_names_are_refused(
+    client: QdrantClient, embedder: StandIn, use: Callable[..., None], name: str
+) -> None:
     with pytest.raises(InputError, match="a collection cannot be called"):
-        _ingest(client, embedder, name)
+        use(client, embedder, name)
     assert client.get_collections().collections == []
 
 

@@ -78,10 +78,17 @@ def test_instruction_and_steps_reach_the_embedder(local: QdrantClient) -> None:
     assert embedder.words.queries == [Query("cats", "find animals", 20)] and embedder.embedded == []
 
 
-@pytest.mark.parametrize("limit", [0, -1, 2.5, True, None])
+@pytest.mark.parametrize("limit", [0, -1, 2.5, True, None, 2**31, 2**70])
 def test_invalid_limits_are_refused(local: QdrantClient, embedder: StandIn, limit: object) -> None:
     with pytest.raises(InputError, match="limit must be"):
         _search(local, embedder, "cats", limit=limit)
+
+
+def test_the_largest_limits_find_everything(filled: QdrantClient, embedder: StandIn) -> None:
+    assert len(_search(filled, embedder, "cats", limit=2**31 - 1)) == 3
+    assert len(_search(filled, embedder, "cats", limit=2**31 - 1, mmr=0.5)) == 3
+    assert len(_search(filled, embedder, "cats", limit=2**31 - 1, group_size=2**31 - 1)) == 3
+    assert _search(filled, embedder, "cats", offset=2**31 - 1) == []
 
 
 @pytest.mark.parametrize("question", ["", "  ", None, "\ud800"])
@@ -96,6 +103,25 @@ def test_points_of_other_tools_are_found(filled: QdrantClient, embedder: StandIn
     assert _search(filled, embedder, "written elsewhere", limit=1) == [Hit("7", pytest.approx(1.0), "hi", {}, None)]  # type: ignore[arg-type]
 
 
+FOREIGN: list[tuple[dict[str, Any], str]] = [
+    ({"page_content": 42, "metadata": "none"}, ""),
+    ({"page_content": ["a"], "metadata": [1]}, ""),
+    ({"_node_content": "no JSON"}, ""),
+    ({"_node_content": "[1]"}, ""),
+    ({"_node_content": 7, "gircse": "x"}, ""),
+    ({"_node_content": '{"text": "from a node", "metadata": 5}'}, "from a node"),
+]
+
+
+@pytest.mark.parametrize(("payload", "text"), FOREIGN)
+def test_payloads_of_other_types_have_no_text(
+    filled: QdrantClient, embedder: StandIn, payload: dict[str, Any], text: str
+) -> None:
+    vector = embedder.vector("written elsewhere").tolist()
+    filled.upsert("docs", [models.PointStruct(id=7, vector={"gircse": vector}, payload=payload)])
+    assert _search(filled, embedder, "written elsewhere", limit=1) == [Hit("7", pytest.approx(1.0), text, {}, None)]  # type: ignore[arg-type]
+
+
 LEGS = models.FieldCondition(key="metadata.legs", match=models.MatchValue(value=4))
 
 
@@ -103,6 +129,10 @@ FILTERS: list[tuple[object, set[str]]] = [
     ({"legs": 2}, {"birds"}),
     ({"legs": [2, 7]}, {"birds"}),
     ({"legs": {"gte": 3}}, {"cats", "dogs"}),
+    ({"legs": [2.0, 4.5]}, {"birds"}),
+    ({"legs": ["four", 4, True]}, {"cats", "dogs"}),
+    ({"wings": [True, False]}, set(TEXTS)),
+    ({"wings": [True, 0]}, {"birds"}),
     ({"legs": {"gt": 1, "lt": 3.5}}, {"birds"}),
     ({"legs": 4.0}, {"cats", "dogs"}),
     ({"legs": 4, "source": "dogs"}, {"dogs"}),
@@ -177,8 +207,7 @@ def test_filters_reach_field_names_with_special_characters(engine_client: Qdrant
         ({"year": {"gte": 5, "lt": "2025-01-01"}}, "'year'.*neither of numbers nor of dates"),
         ({"year": {"gte": ["2025"]}}, "'year'.*cannot be compared"),
         ({"legs": None}, "'legs': None cannot be compared"),
-        ({"legs": [1.5]}, "cannot be compared"),
-        ({"legs": ["a", 1]}, "cannot be compared"),
+        ({"legs": ["a", None]}, "None is in a list; only strings, numbers and booleans"),
     ],
 )
 def test_invalid_filters_are_refused(

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from gircse_rag.errors import StoreError
-from gircse_rag.qdrant import open_client
+from gircse_rag.errors import InputError, StoreError
+from gircse_rag.qdrant import durable, open_client
 from tests.stand_in import StandIn
 
 pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
@@ -193,7 +193,7 @@ def test_an_interrupt_while_the_index_is_swapped_in_loses_nothing(
         if not moment.startswith("while"):
             raise KeyboardInterrupt
 
-    plain = shard_module.replace_text
+    plain = durable.replace_text
     if moment.startswith("while"):
         shard._engine = Interrupting(shard._engine)  # type: ignore[assignment]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -517,3 +517,45 @@ def test_ingest_and_search_work_on_an_edge_store(tmp_path: Path, embedder: Stand
     hits = search("text number 7", collection="docs", embedder=embedder, client=client, limit=1)
     assert [hit.document for hit in hits] == ["7"]
     client.close()
+
+
+@pytest.mark.parametrize("outside", ["../../other/collections/docs", "../collections/docs", "é" * 200])
+def test_no_name_leads_out_of_the_store(client: EdgeClient, tmp_path: Path, outside: str) -> None:
+    other = open_client(tmp_path / "other", engine="edge")
+    other.create_collection("docs", VECTORS)
+    other.upsert("docs", _points(_vectors(3)))
+    other.close()
+    query, here = _vectors(1)[0].tolist(), models.PointIdsList(points=[0])
+    point_methods: list[Callable[[], object]] = [
+        lambda: client.get_collection(outside),
+        lambda: client.update_collection(outside, metadata={"a": 1}),
+        lambda: client.upsert(outside, _points(_vectors(1))),
+        lambda: client.upload_points(outside, _points(_vectors(1))),
+        lambda: client.set_payload(outside, {"a": 1}, points=[0]),
+        lambda: client.delete(outside, here),
+        lambda: client.create_payload_index(outside, "row", models.PayloadSchemaType.INTEGER),
+        lambda: client.retrieve(outside, [0]),
+        lambda: client.scroll(outside),
+        lambda: client.count(outside),
+        lambda: client.query_points(outside, query, using="gircse"),
+        lambda: client.query_batch_points(outside, [models.QueryRequest(query=query, using="gircse")]),
+        lambda: client.query_points_groups(outside, "row", query, using="gircse"),
+        lambda: client.build_index(outside),
+        lambda: client.update_collection_aliases([_create_alias("alias", outside)]),
+    ]
+    for use in point_methods:
+        with pytest.raises(StoreError, match="no collection"):
+            use()
+    assert not client.collection_exists(outside) and not client.delete_collection(outside)
+    with pytest.raises(InputError, match="a collection cannot be called"):
+        client.create_collection(outside, VECTORS)
+    with pytest.raises(InputError, match="an alias cannot be called"):
+        client.update_collection_aliases([_create_alias(outside, "docs")])
+    assert client.get_aliases().aliases == []
+    other = open_client(tmp_path / "other", create=False)
+    assert other.count("docs").count == 3
+    other.close()
+
+
+def _create_alias(alias: str, collection: str) -> models.CreateAliasOperation:
+    return models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=alias))

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from gircse_rag.errors import GircseError
-from gircse_rag.qdrant.foreign import foreign_id, foreign_payload, read_payload
+from gircse_rag.qdrant.foreign import find_former_ids, foreign_id, foreign_payload, read_payload
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import open_client, store_errors
 from haystack import Document, default_from_dict, default_to_dict
@@ -150,13 +150,16 @@ class GircseQdrantDocumentStore:
         with self._connection() as client:
             for start in range(0, len(points), _BATCH):
                 client.upsert(self.collection, points[start : start + _BATCH], wait=True)
+            if former := find_former_ids(client, self.collection, [each.id for each in accepted.values()]):
+                client.delete(self.collection, models.PointIdsList(points=list(former.values())), wait=True)
         return len(points)
 
     def delete_documents(self, document_ids: list[str]) -> None:
         """Deletes documents by ids; unknown ids are ignored."""
         with self._connection() as client:
-            points = models.PointIdsList(points=[foreign_id(own_id) for own_id in document_ids])
-            client.delete(self.collection, points, wait=True)
+            former = find_former_ids(client, self.collection, document_ids)
+            points = sorted({*map(foreign_id, document_ids), *former.values()})
+            client.delete(self.collection, models.PointIdsList(points=points), wait=True)
 
     def query(self, embedding: Sequence[float], filters: dict[str, Any] | None, top_k: int) -> list[Document]:
         """Returns the documents most similar to an embedding, best first; `score` is the cosine similarity."""
@@ -182,6 +185,8 @@ class GircseQdrantDocumentStore:
         ids = [foreign_id(document.id) for document in documents]
         with self._connection() as client:
             existing = {str(point.id) for point in client.retrieve(self.collection, ids, with_payload=False)}
+            former = find_former_ids(client, self.collection, [document.id for document in documents])
+            existing |= set(map(foreign_id, former))
         accepted: dict[str, Document] = {}
         for point_id, document in zip(ids, documents, strict=True):
             if (point_id in existing or point_id in accepted) and policy != DuplicatePolicy.OVERWRITE:
