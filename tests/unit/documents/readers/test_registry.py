@@ -22,7 +22,7 @@ from tests.unit.documents.readers import read, read_one, reason
 @pytest.mark.parametrize(
     ("name", "module", "extra"),
     [
-        ("a.html", "bs4", "html"),
+        ("a.html", "lxml.etree", "html"),
         ("a.pdf", "pypdf", "pdf"),
         ("a.parquet", "pyarrow", "parquet"),
         ("a.py", "tree_sitter_python", "code"),

@@ -158,7 +158,7 @@ class GircseQdrantDocumentStore:
         """Deletes documents by ids; unknown ids are ignored."""
         with self._connection() as client:
             former = find_former_ids(client, self.collection, document_ids)
-            points = sorted({*map(foreign_id, document_ids), *former.values()})
+            points: list[Any] = sorted({*map(foreign_id, document_ids), *former.values()})
             client.delete(self.collection, models.PointIdsList(points=points), wait=True)
 
     def query(self, embedding: Sequence[float], filters: dict[str, Any] | None, top_k: int) -> list[Document]:
