@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,9 @@ def test_all_programs_fill_the_page(
         out = ["--out", str(tmp_path / f"{name}.json")]
         program.main(["--model", str(tiny_folder), "--data", str(data), *out, *options])
 
+    shutil.copy(tables.RESULTS / "small_encoder.json", tmp_path)  # its program needs a second model
     results = tables.load(tmp_path)
-    assert set(results) == set(tables.NAMES) - {"throughput_2_threads", "small_encoder"}
+    assert set(results) == set(tables.NAMES) - {"throughput_2_threads"}
     page = write_tables.fill(write_tables.PAGE.read_text(encoding="utf-8"), results)
     assert write_tables.fill(page, results) == page
     assert "| blocks of 8 |" in page and "| retrieval/small, bfloat16 paged |" in page
