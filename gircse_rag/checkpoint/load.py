@@ -111,7 +111,10 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | 
     Raises:
         CheckpointError: no such model, or a file is missing or damaged.
     """
-    located = locate(name)
+    return _load_tokenizer_and_hashes(locate(name))
+
+
+def _load_tokenizer_and_hashes(located: Located) -> tuple[PreTrainedTokenizerBase, dict[str, str | None]]:
     hashes: dict[str, str | None] = {"adapter_hash": None}
     if located.adapter is not None:
         hashes["adapter_hash"] = hash_lora(read_json(located.adapter / ADAPTER_CONFIG), read_lora(located.adapter))
@@ -133,7 +136,7 @@ def load_spec(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase
     located = locate(name)
     if located.base_name not in BUNDLED:
         return None
-    tokenizer, hashes = load_tokenizer(name)
+    tokenizer, hashes = _load_tokenizer_and_hashes(located)
     if hashes["tokenizer_hash"] != BUNDLED[located.base_name].tokenizer_hash:
         return None  # a damaged copy: `load_checkpoint` reports it
     spec = make_spec(

@@ -68,9 +68,9 @@ app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit. With GIRCSE_DEBUG=1, an error also prints its traceback."""
-    interrupts.install()
     try:
-        app(arguments, prog_name="gircse")  # always exits: with 0, 2, 130, or the code of a typer.Exit
+        with interrupts.repeat_dropped_interrupts():
+            app(arguments, prog_name="gircse")  # always exits: with 0, 2, 130, or the code of a typer.Exit
     except Exception as error:
         if os.environ.get("GIRCSE_DEBUG"):
             traceback.print_exc()

@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 from typer import Argument, Option
 
-from gircse_rag.cli import interrupts, options
+from gircse_rag.cli import options
 from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout, progress
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ def ingest(
             def report_progress(state: Progress) -> None:
                 nonlocal done
                 done = state.documents
-                interrupts.check()
                 if update:
                     update(done, total)
 

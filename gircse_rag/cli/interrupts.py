@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import signal
+import _thread
 import sys
 import threading
-from types import FrameType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-_interrupted = False
+_DELAY = 0.05
+"""Seconds until a dropped interrupt is raised again: by then the `__del__` method has ended."""
 
 
-def install() -> None:
-    """Remember SIGINT as well as raising KeyboardInterrupt, unless the process ignores it or has its own handler."""
-    global _interrupted
-    _interrupted = False
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _handle)
-        sys.unraisablehook = _report_dropped
+@contextmanager
+def repeat_dropped_interrupts() -> Iterator[None]:
+    """In this block, raise a KeyboardInterrupt that Python drops again, in the main thread."""
+    report = sys.unraisablehook
 
+    def handle(dropped: Any) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            report(dropped)
+            return
+        timer = threading.Timer(_DELAY, _thread.interrupt_main)
+        timer.daemon = True
+        timer.start()
 
-def check() -> None:
-    """Raise KeyboardInterrupt after a SIGINT, even if its own exception was dropped. Call it with each progress."""
-    if _interrupted:
-        raise KeyboardInterrupt
-
-
-def _handle(number: int, frame: FrameType | None) -> None:
-    global _interrupted
-    _interrupted = True
-    signal.default_int_handler(number, frame)
-
-
-def _report_dropped(dropped: Any) -> None:
-    """Print an exception that Python dropped; not an interrupt, because `check` raises it again."""
-    if not issubclass(dropped.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(dropped)
+    sys.unraisablehook = handle
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 from typer import Argument, Option
 
-from gircse_rag.cli import interrupts, options
+from gircse_rag.cli import options
 from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout, progress
 
 
@@ -37,14 +37,8 @@ def migrate(
         with closing(open_client(path, url, create=False)) as client:
             embedder = options.load(model)
             with progress("points") as update:
-
-                def report_progress(done: int, total: int) -> None:
-                    interrupts.check()
-                    if update:
-                        update(done, total)
-
                 try:
-                    report = migrate(old, new, embedder=embedder, client=client, alias=alias, progress=report_progress)
+                    report = migrate(old, new, embedder=embedder, client=client, alias=alias, progress=update)
                 except KeyboardInterrupt:
                     note("interrupted", "all points written so far are kept; run the same command again to continue")
                     raise typer.Exit(ExitCode.INTERRUPTED) from None

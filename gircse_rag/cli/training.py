@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from typer import Argument
 
-from gircse_rag.cli import interrupts, options
+from gircse_rag.cli import options
 from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress
 from gircse_rag.errors import InputError, require
 
@@ -45,7 +45,6 @@ def train(
 
             def step(record: dict[str, Any]) -> None:
                 nonlocal rows
-                interrupts.check()
                 rows = record["cursor"]
                 losses.append(record["loss"])
                 if update is not None:

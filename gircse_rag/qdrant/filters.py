@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from qdrant_client import models
 
+from gircse_rag.documents.metadata import fits_store
 from gircse_rag.errors import InputError
 
 Filter = models.Filter | Mapping[str, Any]
@@ -19,8 +20,6 @@ Filter = models.Filter | Mapping[str, Any]
 _BOUNDS = frozenset({"gt", "gte", "lt", "lte"})
 _EXACT_BELOW = 2**53
 """Qdrant compares ranges as floats. From here on, different integers may be the same float."""
-_INT64 = range(-(2**63), 2**63)
-"""The integers that Qdrant can match."""
 # One part of a key: a name, quoted or bare, and list indices. Qdrant has no escapes, so " and \ are not allowed.
 _PART = re.compile(
     r'(?:"([^"\\\ud800-\udfff]*)"|([^".\\\ud800-\udfff]+?))((?:\[[0-9]{0,18}\])*)(?:\.(?=.)|\Z)', re.DOTALL
@@ -133,7 +132,7 @@ def _check_number(key: str, value: object) -> None:
     """Refuse numbers that are not JSON, or that Qdrant cannot hold."""
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"query_filter {key!r}: {value!r} is not a JSON number; give a finite one, or leave it out")
-    if isinstance(value, int) and value not in _INT64:
+    if isinstance(value, int) and not fits_store(value):
         raise InputError(
             f"query_filter {key!r}: {value!r} does not fit into 64 bits; if the field holds text, give a string"
         )

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from qdrant_client import QdrantClient
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 from gircse_rag.errors import StoreError
 from gircse_rag.qdrant.durable import replace_text
+from gircse_rag.qdrant.folder_lock import already_open, lock_folder
 from gircse_rag.qdrant.trust import check_trust, mark
 
 META = "meta.json"
@@ -41,10 +42,7 @@ def open_local(folder: Path, *, implicit: bool) -> QdrantClient:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_trust(folder, implicit=implicit)
-        lock = FileLock(folder / _LOCK, thread_local=False)  # any thread may close the client
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise _already_open(folder) from error
+        lock = lock_folder(folder, _LOCK)
     except OSError as error:
         raise _not_accessible(folder, error) from error
     try:
@@ -63,12 +61,12 @@ def _open_locked(folder: Path, lock: FileLock) -> QdrantClient:
     except RuntimeError as error:
         if "already accessed" not in str(error):
             raise
-        raise _already_open(folder) from error
+        raise already_open(folder) from error
     except (OSError, ValueError, sqlite3.Error) as error:
         raise _not_accessible(folder, error) from error
     if (folder / META).read_bytes() != meta:  # another QdrantClient, without our lock, closed while this one read
         client.close()
-        raise _already_open(folder)
+        raise already_open(folder)
     serialize_access(client)
     vars(client._client)["_folder_lock"] = lock
     return client
@@ -82,13 +80,6 @@ def _ensure_meta(folder: Path) -> None:
     if meta.exists() and any((folder / "collection").glob("*")):
         raise ValueError(f"its {META} is empty, but there are collections; restore {META}")
     replace_text(meta, json.dumps({"collections": {}, "aliases": {}}))
-
-
-def _already_open(folder: Path) -> StoreError:
-    return StoreError(
-        f"the Qdrant store in {folder} is already open, and an embedded store allows one client at a time; close "
-        "the other process, or run a Qdrant server and give its url"
-    )
 
 
 def _not_accessible(folder: Path, error: Exception) -> StoreError:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gircse_rag.documents.document import Document, SkippedFile
-from gircse_rag.documents.readers.rows import row_document
+from gircse_rag.documents.readers.rows import first_duplicate, row_document
 from gircse_rag.documents.readers.source import MAX_BYTES, Source
 from gircse_rag.errors import InputError
 
@@ -55,7 +55,6 @@ def _make_document(line: bytes | None, source: Source, number: int) -> Document:
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"the field {twice!r} occurs twice in one object; rename one")
+        name = first_duplicate(name for name, _ in pairs)
+        raise InputError(f"the field {name!r} occurs twice in one object; rename one")
     return value

@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -55,10 +56,15 @@ def row_document(row: Mapping[str, Any], source: Source, number: int) -> Documen
     return Document(own_id, text, {**row, **metadata})
 
 
+def first_duplicate(names: Iterable[str]) -> str | None:
+    """The first name that occurs more than once, or None. Linear, because a hostile file has millions of names."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
 def check_columns(columns: Sequence[str], source: Source) -> None:
     """Raise InputError if a table has two columns of one name, or lacks the column for the text or for the id."""
-    if duplicates := [name for name in columns if columns.count(name) > 1]:
-        raise InputError(f"two columns have the name {duplicates[0]!r}; rename one")
+    if (name := first_duplicate(columns)) is not None:
+        raise InputError(f"two columns have the name {name!r}; rename one")
     for needed, option in ((source.text_field, "text_field"), (source.id_field, "id_field")):
         if needed is not None and needed not in columns:
             shown = ", ".join(columns[:20])

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import qdrant_edge as edge
-from filelock import FileLock, Timeout
 from qdrant_client import models
 from qdrant_client.client_base import QdrantBase
 from qdrant_client.http.models import QueryResponse
@@ -38,6 +37,7 @@ from gircse_rag.qdrant.edge.conversion import (
     to_edge_point,
 )
 from gircse_rag.qdrant.edge.shard import RESERVED, EdgeShard, engine_errors, remove
+from gircse_rag.qdrant.folder_lock import lock_folder
 from gircse_rag.qdrant.limits import check_name, is_valid_name
 
 MARK = "edge.json"
@@ -56,14 +56,7 @@ class EdgeStore(QdrantBase):
         self._folder = folder
         self._collections = folder / "collections"
         self._collections.mkdir(parents=True, exist_ok=True)
-        self._process_lock = FileLock(folder / ".lock", thread_local=False)
-        try:
-            self._process_lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StoreError(
-                f"the edge store in {folder} is already open, and an embedded store allows one client at a time; close "
-                "the other process, or run a Qdrant server and give its url"
-            ) from error
+        self._process_lock = lock_folder(folder, ".lock")
         if not (folder / MARK).exists():
             replace_text(folder / MARK, json.dumps({"aliases": {}}))
         self._aliases: dict[str, str] = json.loads((folder / MARK).read_text())["aliases"]

@@ -2,50 +2,61 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from gircse_rag.cli import interrupts
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture(autouse=True)
-def default_handler() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-    sys.unraisablehook = sys.__unraisablehook__
-    interrupts.install()
+def default_handlers() -> Iterator[None]:
+    handler, hook = signal.signal(signal.SIGINT, signal.default_int_handler), sys.unraisablehook
+    sys.unraisablehook = sys.__unraisablehook__  # not pytest's, which collects what it gets
+    with interrupts.repeat_dropped_interrupts():
+        yield
+    assert sys.unraisablehook is sys.__unraisablehook__
+    signal.signal(signal.SIGINT, handler)
+    sys.unraisablehook = hook
 
 
-class InterruptingFinalizer:
+class Interrupted:
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupt_in_a_finalizer_is_raised_at_the_next_check() -> None:
-    interrupts.install()
-    InterruptingFinalizer()  # Python drops the KeyboardInterrupt
+class Broken:
+    def __del__(self) -> None:
+        raise ValueError("broken finalizer")
+
+
+def wait_in_python(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def test_an_interrupt_in_a_finalizer_is_raised_again(capsys: pytest.CaptureFixture[str]) -> None:
+    Interrupted()  # Python drops the KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        interrupts.check()
+        wait_in_python(20)
+    assert capsys.readouterr().err == ""
 
 
-def test_an_interrupt_elsewhere_is_raised_at_once() -> None:
-    interrupts.install()
+def test_it_is_raised_once() -> None:
     with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-
-
-def test_install_forgets_an_earlier_interrupt() -> None:
-    interrupts.install()
-    InterruptingFinalizer()
-    interrupts.install()
-    interrupts.check()
+        Interrupted()
+        wait_in_python(20)
+    wait_in_python(0.3)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    interrupts.install()
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    Interrupted()
+    wait_in_python(0.3)
+
+
+def test_other_dropped_exceptions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    Broken()
+    assert "broken finalizer" in capsys.readouterr().err

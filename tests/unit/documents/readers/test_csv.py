@@ -144,3 +144,10 @@ def test_an_overlong_line_ends_a_tsv_after_the_rows_before_it(tmp_path: Path) ->
     (tmp_path / "a.tsv").write_text('text\tn\n"open\t1\nsecond\t2\n' + "a" * (MAX_BYTES + 1) + "\nlast\t3\n")
     documents, (skipped,) = read(tmp_path / "a.tsv")
     assert [d.text for d in documents] == ['"open', "second"] and "line 4 is longer" in skipped.reason
+
+
+def test_a_header_of_very_many_names_is_read_in_linear_time(tmp_path: Path) -> None:
+    """Quadratic time would take an hour."""
+    names = [f"c{number}" for number in range(500_000)]
+    (tmp_path / "wide.csv").write_text(",".join([*names, names[-1]]) + "\nx\n")
+    assert "two columns have the name 'c499999'" in reason(tmp_path / "wide.csv")

@@ -169,3 +169,10 @@ def test_a_field_that_is_also_in_metadata_must_have_the_same_value(tmp_path: Pat
 def test_a_name_that_occurs_twice_in_a_json_object_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.jsonl").write_text(line)
     assert "occurs twice in one object" in reason(tmp_path / "a.jsonl")
+
+
+def test_an_object_of_very_many_names_is_checked_in_linear_time(tmp_path: Path) -> None:
+    """Quadratic time would take an hour."""
+    fields = ",".join(f'"c{number}":1' for number in range(500_000))
+    (tmp_path / "a.jsonl").write_text(f'{{{fields},"c499999":2}}')
+    assert "the field 'c499999' occurs twice in one object" in reason(tmp_path / "a.jsonl")
