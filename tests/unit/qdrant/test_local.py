@@ -92,6 +92,20 @@ def test_what_a_process_finishes_while_another_opens_the_store_stays(
 
 
 @pytest.mark.slow
+def test_the_store_is_locked_before_its_points_are_read(tmp_path: Path) -> None:
+    """New points leave `meta.json` as it is, so only the lock keeps the opener from working with the old ones."""
+    client = open_client(tmp_path / "store")
+    _finish_first_collection(client)
+    with _start(_SLOW_OPENER, tmp_path / "store") as opener:
+        assert opener.stdout is not None
+        opener.stdout.readline()  # the opener has read the store, or has been refused
+        ingest([Document("new", "text")], collection="first", embedder=StandIn(), client=client)
+        client.close()
+        _, message = opener.communicate("\n", timeout=120)
+    assert opener.returncode == 1 and "is already open" in message
+
+
+@pytest.mark.slow
 def test_a_killed_process_releases_the_store(tmp_path: Path) -> None:
     program = """
         import sys
