@@ -22,7 +22,7 @@ def is_valid_name(name: object) -> bool:
 
 
 def check_name(name: object, kind: str = "a collection") -> None:
-    """Check the name of a collection, or of what `kind` says.
+    """Check a name; `kind` says in the message what has it ("an alias").
 
     Raises:
         InputError: the name is not valid (see `is_valid_name`).

@@ -1,4 +1,4 @@
-"""Whose store a folder is. Local mode unpickles points, so a store that somebody else made can run code.
+"""Which local stores may be opened: local mode unpickles points, so a store that somebody else made can run code.
 
 A store has a file of digests, made with a secret in the user's state folder, so a repository or an archive cannot bring
 valid ones along:
