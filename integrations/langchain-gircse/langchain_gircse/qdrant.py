@@ -125,7 +125,7 @@ class GircseQdrantVectorStore(QdrantVectorStore):
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:  # type: ignore[override]
         """Delete by ids; unknown ids are ignored."""
-        return super().delete(self._find_point_ids(ids or []), **kwargs)
+        return super().delete([*self._find_point_ids(ids or [])], **kwargs)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:  # type: ignore[override]
         """Return the documents with these ids, in any order; unknown ids are skipped."""
