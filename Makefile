@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+KILLS ?= 334
+SEED ?= 1
 VLLM_SHORT := checks congruence scheduler server
 PACKAGES := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
 # One thread per worker: two OpenMP threads on a busy 2-core machine run ten times slower.
@@ -46,8 +48,8 @@ test-vllm-short:  ## a part of it: vectors, preemption and aborts, the server, t
 	$(PYTHON) scripts/vllm_environment.py $(VENV)-vllm
 	GIRCSE_VLLM_TEXTS=45 $(VENV)-vllm/bin/python -m pytest $(VLLM_SHORT:%=tests/vllm/test_%.py) --durations=10
 
-soak: $(READY)  ## 100 kills of an ingest on every kind of store, 5 with the real model (half an hour)
-	GIRCSE_SOAK=1 $(BIN)/python -m pytest tests/soak -s
+soak: $(READY)  ## 1,000 kills of an ingest over all kinds of stores, and 5 with the real model (KILLS= per store, SEED=)
+	GIRCSE_SOAK_KILLS=$(KILLS) GIRCSE_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak -s
 
 lint: $(READY)  ## ruff, mypy and import-linter
 	$(BIN)/ruff check .

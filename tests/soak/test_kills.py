@@ -1,7 +1,11 @@
-"""SIGKILL at random moments: a short run by default, a full one with GIRCSE_SOAK=1 (`make soak`)."""
+"""SIGKILL at random moments: 3 kills per store by default, many with `make soak`.
+
+`make soak KILLS=500 SEED=7` sets the kills per store and the seed of the moments; the seed is printed with the result.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,8 +27,8 @@ from tests.soak.kills import (
     run_rounds,
 )
 
-SOAK = bool(os.environ.get("GIRCSE_SOAK"))
-KILLS = 100 if SOAK else 3
+KILLS = int(os.environ.get("GIRCSE_SOAK_KILLS", "3"))
+SEED = int(os.environ.get("GIRCSE_SOAK_SEED", "1"))
 pytestmark = pytest.mark.slow
 
 
@@ -37,7 +41,7 @@ def folder() -> Iterator[Path]:
 
 
 def _check_figures(figures: Figures, label: str) -> None:
-    print(f"\n{label}: {figures}")
+    print(f"\n{label}, seed {SEED}: {figures}")
     assert figures.kills == KILLS and figures.chunks > 100
     assert max(figures.lost) <= 2 * BATCH
 
@@ -47,7 +51,7 @@ def test_kills_do_not_change_the_result_in_an_embedded_store(folder: Path, engin
     if engine == "edge":
         pytest.importorskip("qdrant_edge")
     store = FolderStore(folder, engine, ExactEmbedder())
-    _check_figures(run_rounds(KILLS, folder, 1, store.begin, store.check), engine)
+    _check_figures(run_rounds(KILLS, folder, SEED, store.begin, store.check), engine)
 
 
 def test_kills_and_server_faults_do_not_change_the_result(folder: Path) -> None:
@@ -55,7 +59,7 @@ def test_kills_and_server_faults_do_not_change_the_result(folder: Path) -> None:
     ingest_version(1, expected, ExactEmbedder())
     ingest_version(2, expected, ExactEmbedder())
     with Shim() as shim:
-        faults = iter(range(10**6))
+        faults = itertools.count(SEED)
 
         def begin(with_version_1: bool) -> tuple[None, str]:
             with shim.paused():
@@ -69,14 +73,14 @@ def test_kills_and_server_faults_do_not_change_the_result(folder: Path) -> None:
             with shim.paused():
                 assert_same(read_state(shim.store), read_state(expected))
 
-        _check_figures(run_rounds(KILLS, folder, 2, begin, check), "server with 20% faults")
+        _check_figures(run_rounds(KILLS, folder, SEED, begin, check), "server with 20% faults")
 
 
 @pytest.mark.model
-@pytest.mark.skipif(not SOAK, reason="minutes: part of `make soak`")
+@pytest.mark.skipif("GIRCSE_SOAK_KILLS" not in os.environ, reason="minutes: part of `make soak`")
 def test_kills_do_not_change_the_result_of_the_real_model(folder: Path) -> None:
     store = FolderStore(folder, "local", RealEmbedder())
-    figures = run_rounds(5, folder, 3, store.begin, lambda: store.check(exact=False), real=True)
-    print(f"\nreal model: {figures}; vectors at most {store.max_difference:.1e} apart")
+    figures = run_rounds(5, folder, SEED, store.begin, lambda: store.check(exact=False), real=True)
+    print(f"\nreal model, seed {SEED}: {figures}; vectors at most {store.max_difference:.1e} apart")
     assert figures.kills == 5 and figures.chunks > 50
     assert max(figures.lost) <= 2 * BATCH
