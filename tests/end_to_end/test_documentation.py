@@ -60,3 +60,13 @@ def test_relative_links_exist(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing
+
+
+def test_every_test_that_proves_a_promise_exists() -> None:
+    page = (ROOT / "docs" / "operate" / "reliability.md").read_text(encoding="utf-8")
+    proofs = re.findall(r"`((?:unit|end_to_end|soak|vllm)/[^`:]*)(?:::(\w+))?`", page)
+    assert len(proofs) >= 15
+    for path, name in proofs:
+        test = ROOT / "tests" / path
+        assert test.exists(), path
+        assert not name or f"def {name}(" in test.read_text(encoding="utf-8"), f"{path}::{name}"
