@@ -8,10 +8,11 @@ KILLS ?= 334
 SEED ?= 1
 VLLM_SHORT := checks congruence scheduler server
 PACKAGES := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # One thread per worker: two OpenMP threads on a busy 2-core machine run ten times slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help install demo unit test one coverage test-vllm test-vllm-short soak lint docs format clean
+.PHONY: help install demo unit test test/integrations one coverage test-vllm test-vllm-short soak lint docs format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -30,9 +31,15 @@ unit: $(READY)  ## the fast tests: no model, nothing that starts or kills proces
 	$(PYTEST) tests/unit -m "not model and not slow and not gpu"
 
 test: $(READY)  ## all tests but vLLM's; the first run fetches the model (93 MB)
-	$(PYTEST) tests
-	set -e; for package in $(PACKAGES); do $(PYTEST) $$package; done
-	$(PYTEST) $(wildcard integrations/test_*.py)
+	$(PYTEST) tests --durations=15
+	$(MAKE) --no-print-directory --jobs=$(WORKERS) $(SYNC) $(PACKAGES:%=test/%) test/integrations
+
+# One process per package, WORKERS at a time: workers of one run would each load the model.
+test/integrations: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(wildcard integrations/test_*.py)
+
+test/%: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $*
 
 one: $(READY)  ## one file or test: make one T=tests/unit/test_spec.py, or T="tests/unit -k fingerprint"
 	$(BIN)/python -m pytest $(T)
