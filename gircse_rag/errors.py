@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -59,3 +61,19 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f'{module} is not installed; it comes with an extra: pip install "gircse-rag[{extra}]"'
         ) from error
+
+
+def is_rust_panic(error: BaseException) -> bool:
+    """Whether the error is a panic of a library in Rust. pyo3 raises it as a BaseException, past `except Exception`."""
+    return type(error).__module__ == "pyo3_runtime" and type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def refuse_rust_errors(text: str, index: int | None = None) -> Iterator[None]:
+    """Raise a Rust library's panic or bare Exception as InputError. `text` names the text that caused it."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and not is_rust_panic(error):
+            raise
+        raise InputError(f"{text} makes a library fail ({first_line(error)}); leave it out", index=index) from error

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gircse_rag.errors import InputError
+from gircse_rag.errors import InputError, refuse_rust_errors
 from gircse_rag.prompts import Role, prefix
 from gircse_rag.spec import EmbeddingSpec
 
@@ -100,13 +100,15 @@ def encode(
     Template and suffix always survive. No special tokens are added.
 
     Raises:
-        InputError: the text is refused (`check_text`), or template, instruction and suffix leave no room for it.
+        InputError: the text is refused (`check_text`), the tokenizer fails on it, or template, instruction and suffix
+            leave no room for it.
     """
     check_text(text, index)
     asked = spec.default_instruction if instruction is None else instruction
     head = prefix(spec.document_template, None) if role == "document" else prefix(spec.query_template, asked)
     rendered = head + text + spec.suffix
-    ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    with refuse_rust_errors(_label(index), index):
+        ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     if len(ids) <= spec.max_length:
         return Prompt(tuple(ids), truncated=False)
 

@@ -22,7 +22,7 @@ from gircse_rag.documents.document import Document
 from gircse_rag.documents.languages import LANGUAGES, grammar
 from gircse_rag.documents.nesting import nesting_depth
 from gircse_rag.documents.outline import NO_OUTLINE, read_outline
-from gircse_rag.errors import InputError, require
+from gircse_rag.errors import InputError, refuse_rust_errors, require
 from gircse_rag.prompts import prefix
 from gircse_rag.spec import EmbeddingSpec
 
@@ -130,9 +130,13 @@ class Chunker:
         """Cut a document, whose text must be valid Unicode and not only white space, into chunks, in order.
 
         Raises:
-            InputError: `document.language` is not supported.
+            InputError: `document.language` is not supported, or the tokenizer or a splitter fails on the text.
             MissingExtraError: the language's grammar is not installed.
         """
+        with refuse_rust_errors("its text"):
+            return self._cut(document)
+
+    def _cut(self, document: Document) -> list[Chunk]:
         text = document.text
         outline = read_outline(text) if document.markdown else NO_OUTLINE
         page_ends = [match.end() for match in re.finditer("\f", text)] if document.paged else []

@@ -5,11 +5,17 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from gircse_rag import Embedder
+from gircse_rag.documents.chunking import Chunker
+from gircse_rag.documents.document import Document
 from gircse_rag.errors import InputError
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.tokens import Prompt, check_text, encode
 from tests import tiny
+from tests.stand_in import StandIn
 
 TOKENIZER = tiny.tokenizer()
 SPEC = EmbeddingSpec(base_model="m", base_hash="b", tokenizer_hash="t", dimension=32, max_length=64)
@@ -128,3 +134,18 @@ def test_any_text_keeps_template_and_suffix(text: str, max_length: int, suffix: 
     decoded = TOKENIZER.decode(prompt.token_ids)
     assert decoded.startswith(f"Instruct: {INSTRUCTION}\nQuery:")
     assert decoded.endswith(suffix)
+
+
+def test_a_text_on_which_the_tokenizer_panics_is_refused() -> None:
+    """A regular expression may backtrack without end; the tokenizer then panics, which is no Exception."""
+    fast = Tokenizer.from_str(TOKENIZER.backend_tokenizer.to_str())
+    fast.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa)+$"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast)
+    with pytest.raises(InputError, match=r"text 3 makes a library fail \(.*retry-limit.*\); leave it out") as refused:
+        encode(tokenizer, SPEC, "a" * 60 + "c", role="document", instruction=None, index=3)
+    assert refused.value.index == 3
+    with pytest.raises(InputError, match="its text makes a library fail"):
+        Chunker(tokenizer, SPEC).cut(Document("d", "a" * 60 + "c"))
+    embedder = Embedder(StandIn(32).words, tokenizer, SPEC)
+    result = embedder.embed(["b", "a" * 60 + "c"], role="document", on_error="return")
+    assert list(result.errors) == [1]
