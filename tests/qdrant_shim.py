@@ -22,6 +22,8 @@ from pydantic import BaseModel
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.models import models as rest
 
+from gircse_rag.qdrant.local import serialize_access
+
 Fault = Literal["429", "408", "500", "503", "drop before", "drop after", "delay", "acknowledged", "400"]
 FAULTS: tuple[Fault, ...] = ("429", "408", "500", "503", "drop before", "drop after", "acknowledged")
 """Faults that a retry fixes and that take no time."""
@@ -39,14 +41,17 @@ class Shim:
         request_times: when each request came, in seconds of time.monotonic.
         retry_after: the Retry-After header of a 429, or None for no header.
         delay_seconds: duration of a "delay".
+        version: what the server says its version is. Before 1.16 it ignores the metadata of new collections.
     """
 
     def __init__(self, path: Path | None = None, *, api_key: str | None = None) -> None:
         self.store = QdrantClient(":memory:") if path is None else QdrantClient(path=str(path))
+        serialize_access(self.store)  # which also keeps vectors of unit length as they are, as a server does
         self.requests: list[tuple[str, str]] = []
         self.request_times: list[float] = []
         self.retry_after: str | None = "0"
         self.delay_seconds = 3.0
+        self.version = "1.18.0"
         self.api_key = api_key
         self._lock = threading.Lock()
         self._choose: Callable[[str, str], Fault | None] = lambda method, path: None
@@ -97,7 +102,12 @@ class Shim:
 
     def answer(self, method: str, path: str, body: Any) -> Any:
         with self._lock:
+            if _COLLECTION.match(path) and method == "PUT" and isinstance(body, dict) and self._is_old():
+                body.pop("metadata", None)
             return _route(self.store, method, path, body)
+
+    def _is_old(self) -> bool:
+        return tuple(map(int, self.version.split(".")[:2])) < (1, 16)
 
 
 class _Server(ThreadingHTTPServer):
@@ -114,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"null")
         path = self.path.partition("?")[0].rstrip("/")
+        if not path:
+            return self._send({"title": "qdrant - vector search engine", "version": self.shim.version})
         fault = self.shim.fault(self.command, path)
         if self.shim.api_key and self.headers.get("api-key") != self.shim.api_key:
             return self._reply(401, "Invalid API key or JWT")
@@ -141,7 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, code: int, result: Any, headers: dict[str, str] | None = None) -> None:
         status: Any = "ok" if code == 200 else {"error": str(result)}
-        answer = {"result": _to_json(result) if code == 200 else None, "status": status, "time": 0.0}
+        self._send({"result": _to_json(result) if code == 200 else None, "status": status, "time": 0.0}, code, headers)
+
+    def _send(self, answer: Any, code: int = 200, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(answer).encode()
         try:
             self.send_response(code)

@@ -20,6 +20,7 @@ from gircse_rag.cli import (
     searching,
     serving,
     training,
+    verifying,
 )
 from gircse_rag.cli.output import ExitCode, emit, note
 from gircse_rag.errors import GircseError, InputError, SpecMismatchError, StoreError, first_line
@@ -53,6 +54,7 @@ for command in (
     ingesting.ingest,
     searching.search,
     migrating.migrate,
+    verifying.verify,
     embedding.embed,
     embedding.explain,
     training.train,

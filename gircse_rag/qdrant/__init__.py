@@ -11,6 +11,7 @@
     schema       layout of a collection; points: layout of its points, reading and writing them
     stores       opening a local, edge or server store; retry: repeating failed requests
     migration    embedding a collection again with another model
+    verification finding damage by checksums
     foreign      points written by LangChain, LlamaIndex or Haystack
     edge/        Qdrant's engine inside this process
 
@@ -25,8 +26,10 @@ from gircse_rag.qdrant.migration import MigrationReport, migrate
 from gircse_rag.qdrant.schema import create_collection
 from gircse_rag.qdrant.search import Hit, search, search_batch, search_coarse_to_fine
 from gircse_rag.qdrant.stores import open_client
+from gircse_rag.qdrant.verification import Damage, VerifyReport, verify
 
 __all__ = [
+    "Damage",
     "Document",
     "FailedDocument",
     "Hit",
@@ -34,6 +37,7 @@ __all__ = [
     "MigrationReport",
     "Progress",
     "SkippedFile",
+    "VerifyReport",
     "create_collection",
     "ingest",
     "migrate",
@@ -42,4 +46,5 @@ __all__ = [
     "search",
     "search_batch",
     "search_coarse_to_fine",
+    "verify",
 ]

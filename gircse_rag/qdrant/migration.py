@@ -9,18 +9,21 @@ No other state is kept. If the process is killed, the same call continues with t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from gircse_rag.backoff import DEADLINE
 from gircse_rag.errors import InputError, StoreError
+from gircse_rag.qdrant.checksums import hash_vector, unit_vector
 from gircse_rag.qdrant.foreign import read_payload
 from gircse_rag.qdrant.limits import check_count, check_name
-from gircse_rag.qdrant.points import Points, RefusedError, read_pages
+from gircse_rag.qdrant.points import Points, RefusedError, is_intact, read_pages, read_record
 from gircse_rag.qdrant.retry import Retry
-from gircse_rag.qdrant.schema import VECTOR, ensure_collection
+from gircse_rag.qdrant.schema import RECORD, VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import store_errors, store_name
 from gircse_rag.tokens import encode
 
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder
 
 _MAX_PASSES = 100
-_MISSING = object()
 
 
 @dataclass
@@ -145,7 +147,7 @@ class _Migration:
             stored = self.ask(self.client.retrieve, self.new, [point.id for point in page])
             in_new = {str(point.id): point.payload for point in stored}
             self.common += len(in_new)
-            outdated = [point for point in page if in_new.get(str(point.id), _MISSING) != point.payload]
+            outdated = [point for point in page if not _is_copied(in_new.get(str(point.id)), point.payload)]
             report.unchanged += len(page) - len(outdated)
             self._embed([point for point in outdated if str(point.id) not in report.failed])
             if self.progress is not None:
@@ -172,8 +174,9 @@ class _Migration:
             if row in result.errors:
                 report.failed[str(point.id)] = str(result.errors[row])
             else:
-                vector = {VECTOR: result.vectors[row].tolist()}
-                made.append(models.PointStruct(id=point.id, vector=vector, payload=point.payload or {}))
+                vector = unit_vector(result.vectors[row])
+                payload = _with_checksum(point.payload or {}, vector)
+                made.append(models.PointStruct(id=point.id, vector={VECTOR: vector.tolist()}, payload=payload))
                 report.prompt_tokens += int(result.prompt_tokens[row])
         self._write(made)
 
@@ -205,3 +208,25 @@ class _Migration:
                 "the new collection, which cuts it again"
             )
         return None
+
+
+def _with_checksum(payload: dict[str, Any], vector: NDArray[np.float32]) -> dict[str, Any]:
+    """The payload with the checksum of its new vector, (d,) float32. A damaged record stays as it is."""
+    record = read_record(payload)
+    if record is None or record.vector is None or not is_intact(record, payload):
+        return payload
+    return {**payload, RECORD: replace(record, vector=hash_vector(vector)).to_payload()}
+
+
+def _is_copied(new: dict[str, Any] | None, old: dict[str, Any] | None) -> bool:
+    """Whether a payload of the new collection is that of the old one, apart from the vector's checksum."""
+    if new is None or old is None:
+        return False
+    return new == old or _without_vector_checksum(new) == _without_vector_checksum(old)
+
+
+def _without_vector_checksum(payload: dict[str, Any]) -> dict[str, Any]:
+    record = payload.get(RECORD)
+    if not isinstance(record, dict):
+        return payload
+    return {**payload, RECORD: {name: value for name, value in record.items() if name not in ("vector", "check")}}

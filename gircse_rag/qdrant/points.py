@@ -16,8 +16,8 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, ParamSpec, TypeVar
 
 import grpc
@@ -28,14 +28,16 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.documents.chunking import Chunk
 from gircse_rag.errors import StoreError
+from gircse_rag.qdrant.checksums import hash_record
 from gircse_rag.qdrant.retry import Retry, answer_text
-from gircse_rag.qdrant.schema import RECORD, VECTOR
+from gircse_rag.qdrant.schema import RECORD, VECTOR, stores_exactly
 
 _NAMESPACE = uuid.UUID("6d0f1b0e-5f0c-5a3b-9f5e-7a1d2c6b9e11")
 _POINTS_PER_REQUEST = 128
 _POINTS_PER_PAGE = 1000
 _CHARACTERS_PER_REQUEST = 4_000_000  # of payload; a server takes 32 MiB, and a character takes up to 4 bytes
 _REFUSED = (400, 413, 422)
+_SHARED = ("page_content", "metadata", "_node_content", "_node_type", "doc_id", "document_id", "ref_doc_id")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +57,8 @@ class Record:
             than `chunks` while the document is being replaced, until the left-over points are deleted.
         source: the source that last ingested the document; `--sync` of that source may delete it. Stored on chunk 0
             only; None if the source has no name.
+        content, vector: checksums of the point's payload and vector; None if an earlier version wrote the point. The
+            stored record also has `check`, the checksum of these fields (see `checksums`).
     """
 
     document: str
@@ -64,6 +68,13 @@ class Record:
     chunks: int
     reach: int
     source: str | None = None
+    content: str | None = field(default=None, compare=False)
+    vector: str | None = field(default=None, compare=False)
+
+    def to_payload(self) -> dict[str, Any]:
+        """The record as it is stored."""
+        fields = dict(vars(self))
+        return {**fields, "check": hash_record(fields)}
 
 
 @dataclass(frozen=True)
@@ -92,13 +103,18 @@ def point_id(document: str, number: int) -> str:
 def read_record(payload: dict[str, Any] | None) -> Record | None:
     """The record in a point's payload, or None if `ingest` did not write the point."""
     try:
-        return Record(**(payload or {})[RECORD])
-    except (KeyError, TypeError):
+        return Record(**{name: value for name, value in (payload or {})[RECORD].items() if name != "check"})
+    except (AttributeError, KeyError, TypeError):
         return None
 
 
+def is_intact(record: Record, payload: dict[str, Any] | None) -> bool:
+    """Whether the record, as read from the payload, has the checksum that was stored with it."""
+    return bool(hash_record(vars(record)) == (payload or {})[RECORD].get("check"))
+
+
 def make_payload(record: Record, chunk: Chunk, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Build the payload of a chunk's point. `metadata` is the document's, JSON values only.
+    """Build the payload of a chunk's point, without its record. `metadata` is the document's, JSON values only.
 
     The stored metadata adds `source` (the document's id, unless the document sets it) and `_chunk`: number, chunks,
     start and end (character offsets in the document), headings, and the page if the document has pages.
@@ -124,7 +140,12 @@ def make_payload(record: Record, chunk: Chunk, metadata: dict[str, Any]) -> dict
         "end_char_idx": chunk.end,
         "class_name": "TextNode",
     }
-    return {**shared_payload(record.document, node), RECORD: dict(vars(record))}
+    return shared_payload(record.document, node)
+
+
+def covered_fields(payload: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a payload that `Record.content` covers: those of `shared_payload`."""
+    return {name: payload[name] for name in _SHARED if name in payload}
 
 
 def shared_payload(document: str, node: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +220,11 @@ class Points:
                 if (record := read_record(point.payload)) is not None:
                     yield point, record
 
+    @cached_property
+    def stores_vectors_exactly(self) -> bool:
+        """Whether vectors are read back bit for bit: False if the collection stores them in less than 32 bits."""
+        return stores_exactly(self._call(self._client.get_collection, self._collection))
+
     def write(self, points: Iterable[models.PointStruct]) -> None:
         """Upsert points, in requests small enough for a server. The iterable is consumed lazily.
 
@@ -221,7 +247,7 @@ class Points:
     def set_record(self, record: Record) -> None:
         """Replace the record of an existing point and keep the rest of it."""
         ids: list[int | str | uuid.UUID] = [point_id(record.document, record.number)]
-        self._call(self._client.set_payload, self._collection, {RECORD: dict(vars(record))}, points=ids, wait=True)
+        self._call(self._client.set_payload, self._collection, {RECORD: record.to_payload()}, points=ids, wait=True)
 
     def delete(self, ids: Iterable[str]) -> list[Record]:
         """Delete those points among `ids` that `ingest` wrote; return their records."""

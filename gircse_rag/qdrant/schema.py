@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
-from qdrant_client.http.exceptions import UnexpectedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
 from gircse_rag.qdrant.limits import check_name
-from gircse_rag.qdrant.stores import store_errors, warn_if_outgrown
+from gircse_rag.qdrant.stores import store_errors, store_name, warn_if_outgrown
 from gircse_rag.spec import EmbeddingSpec
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def ensure_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> N
 
     Raises:
         InputError: Qdrant does not allow the name.
-        SpecMismatchError, StoreError: as `check_collection`.
+        SpecMismatchError, StoreError: as `check_collection`, or the server is older than 1.16.
     """
     if not _create_if_missing(client, name, spec, {}, {}):
         check_collection(client, name, spec)
@@ -103,7 +103,21 @@ def _create_if_missing(
         if type(error) is ValueError:  # over gRPC: an integer out of range
             raise InputError(f"collection {name!r} cannot be created with these settings: {error}") from error
         raise
+    if RECORD not in (client.get_collection(name).config.metadata or {}):
+        client.delete_collection(name)  # nobody could search it, because nothing says which model made its vectors
+        raise StoreError(
+            f"the Qdrant server at {store_name(client)} does not keep collection metadata{_server_version(client)}, "
+            "where gircse records the model: use a server of version 1.16 or later"
+        )
     return True
+
+
+def _server_version(client: QdrantClient) -> str:
+    """The server's version in brackets, or nothing if it does not tell."""
+    try:
+        return f" (its version is {client.info().version})"
+    except (NotImplementedError, UnexpectedResponse, ResponseHandlingException, ValidationError, grpc.RpcError):
+        return ""
 
 
 def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> None:
@@ -116,29 +130,14 @@ def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> No
         StoreError: the collection does not exist, gircse did not make it, or its vectors have another name or size.
         SpecMismatchError: the collection was made with another spec; names every field that differs.
     """
-    check_name(name)
-    if not client.collection_exists(name):
-        known = ", ".join(sorted(each.name for each in client.get_collections().collections)) or "none"
-        raise StoreError(f"there is no collection {name!r} (there is: {known}); ingest documents first")
-    info = client.get_collection(name)
-    config = info.config
-    stamp = (config.metadata or {}).get(RECORD)
-    if not isinstance(stamp, dict) or not isinstance(stamp.get("spec"), dict):
-        raise StoreError(
-            f"collection {name!r} was not made by gircse, so the model of its vectors is unknown; use another "
-            "collection name"
-        )
-    try:
-        stored = EmbeddingSpec.from_dict(stamp["spec"])
-    except InputError as error:
-        raise StoreError(f"the spec of collection {name!r} cannot be read: {error}") from error
+    info, stored, stamped = read_stamp(client, name)
     spec.check_matches(stored, theirs=f"collection {name!r}")
-    if stamp.get("fingerprint") != spec.fingerprint:
+    if stamped != spec.fingerprint:
         raise SpecMismatchError(
-            f"collection {name!r} has the fingerprint {stamp.get('fingerprint')}, this embedder {spec.fingerprint}, "
-            "for the same spec: another version of gircse-rag made the collection; embed into a new one"
+            f"collection {name!r} has the fingerprint {stamped}, this embedder {spec.fingerprint}, for the same spec: "
+            "another version of gircse-rag made the collection; embed into a new one"
         )
-    vectors = config.params.vectors
+    vectors = info.config.params.vectors
     params = vectors.get(VECTOR) if isinstance(vectors, dict) else None
     if params is None or params.size != spec.dimension or params.distance != models.Distance.COSINE:
         existing = vectors if isinstance(vectors, dict) else {"": vectors}
@@ -148,3 +147,36 @@ def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> No
             f"{spec.dimension} Cosine; use another collection name"
         )
     warn_if_outgrown(client, name, info)
+
+
+def read_stamp(client: QdrantClient, name: str) -> tuple[models.CollectionInfo, EmbeddingSpec, object]:
+    """Read what gircse recorded when it made the collection.
+
+    Returns the collection's description, the spec of its vectors, and the fingerprint of that spec at that time.
+
+    Raises:
+        InputError: no collection can have this name.
+        StoreError: the collection does not exist, gircse did not make it, or its spec cannot be read.
+    """
+    check_name(name)
+    if not client.collection_exists(name):
+        known = ", ".join(sorted(each.name for each in client.get_collections().collections)) or "none"
+        raise StoreError(f"there is no collection {name!r} (there is: {known}); ingest documents first")
+    info = client.get_collection(name)
+    stamp = (info.config.metadata or {}).get(RECORD)
+    if not isinstance(stamp, dict) or not isinstance(stamp.get("spec"), dict):
+        raise StoreError(
+            f"collection {name!r} was not made by gircse, so the model of its vectors is unknown; use another "
+            "collection name"
+        )
+    try:
+        return info, EmbeddingSpec.from_dict(stamp["spec"]), stamp.get("fingerprint")
+    except InputError as error:
+        raise StoreError(f"the spec of collection {name!r} cannot be read: {error}") from error
+
+
+def stores_exactly(info: models.CollectionInfo) -> bool:
+    """Whether the collection returns dense vectors bit for bit: not if it stores them in less than 32 bits."""
+    vectors = info.config.params.vectors
+    params = vectors.get(VECTOR) if isinstance(vectors, dict) else None
+    return params is not None and params.datatype in (None, models.Datatype.FLOAT32)

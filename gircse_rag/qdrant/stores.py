@@ -23,7 +23,7 @@ from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 from qdrant_client.local.qdrant_local import QdrantLocal
 
-from gircse_rag.errors import GircseWarning, InputError, StoreError
+from gircse_rag.errors import GircseWarning, InputError, StoreError, first_line
 from gircse_rag.qdrant import local
 from gircse_rag.qdrant.local import serialize_access
 from gircse_rag.qdrant.retry import answer_text
@@ -64,6 +64,7 @@ def open_client(
     prefer_grpc: bool = False,
     grpc_port: int = 6334,
     write_ordering: Literal["weak", "medium", "strong"] | None = None,
+    repair: bool = False,
 ) -> QdrantClient:
     """Open a Qdrant client for a server (`url`, or QDRANT_URL without `path`), else for an embedded store.
 
@@ -78,6 +79,8 @@ def open_client(
         grpc_port: the server's gRPC port.
         write_ordering: ordering of all writes to a cluster (default: Qdrant's). "medium" writes through a leader that
             may change, "strong" through a permanent leader.
+        repair: delete the points of a local store that are damaged so that they cannot be read, with a warning
+            (GircseWarning). One such point keeps the whole store from being opened.
 
     Raises:
         InputError: both `path` and `url` are given, `url` is not a URL, or `engine` is unknown or not the folder's.
@@ -112,7 +115,9 @@ def open_client(
         raise StoreError(f"there is no Qdrant store in {folder}; ingest documents first, or give another path or url")
     if engine is not None and existing not in (None, engine):
         raise InputError(f"{folder} holds a store of engine {existing!r}, not {engine!r}; name another folder")
-    return _open_edge(folder) if (existing or engine) == "edge" else local.open_local(folder, implicit=path is None)
+    if (existing or engine) == "edge":
+        return _open_edge(folder)
+    return local.open_local(folder, implicit=path is None, repair=repair)
 
 
 class _ServerClient(QdrantClient):
@@ -137,8 +142,13 @@ def _open_edge(folder: Path) -> QdrantClient:
 
     try:
         return EdgeClient(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except OSError as error:
         raise StoreError(f"{folder} cannot be opened as an edge store: {error}; name another folder") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{folder / _MARKER_FILES['edge']} is damaged ({first_line(error)}); it holds only aliases: restore it "
+            'from a backup, or write {"aliases": {}} into it'
+        ) from error
 
 
 def warn_if_outgrown(client: QdrantClient, name: str, info: models.CollectionInfo) -> None:

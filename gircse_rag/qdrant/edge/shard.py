@@ -22,7 +22,7 @@ from typing import Any
 import qdrant_edge as edge
 from qdrant_client import models
 
-from gircse_rag.errors import StoreError
+from gircse_rag.errors import StoreError, is_rust_panic
 from gircse_rag.qdrant.durable import replace_text, sync_folder, sync_tree
 
 RESERVED = str(uuid.uuid5(uuid.NAMESPACE_URL, "gircse-rag/edge/collection"))
@@ -58,7 +58,7 @@ class EdgeShard:
         self._writes = self._unflushed = 0
         self._closed = False
         with engine_errors(folder):
-            self._name = (folder / "current").read_text()
+            self._name = (folder / "current").read_text(errors="replace")
             self._engine = edge.EdgeShard.load(str(folder / self._name))
             sync_folder(folder)  # a killed `build_index` may not have synced `current`
             for leftover in folder.glob("shard-*"):  # after loading: if `current` is damaged, keep every folder
@@ -91,8 +91,14 @@ class EdgeShard:
     def about(self) -> dict[str, Any]:
         """The collection's description: {"metadata": {...}, "vectors": {name: [size, distance]}}."""
         with self.engine() as engine:
-            (point,) = engine.retrieve([RESERVED], with_payload=True, with_vector=False)
-            return dict(point.payload or {})
+            points = engine.retrieve([RESERVED], with_payload=True, with_vector=False)
+        about = dict(points[0].payload or {}) if points else {}
+        if not isinstance(about.get("metadata"), dict) or not isinstance(about.get("vectors"), dict):
+            raise StoreError(
+                f"the edge store in {self.folder} is damaged: the point that describes the collection cannot be read; "
+                "restore the folder from a backup, or delete it and ingest its documents again"
+            )
+        return about
 
     @contextmanager
     def engine(self) -> Iterator[edge.EdgeShard]:
@@ -202,11 +208,11 @@ def _new_name() -> str:
 
 @contextmanager
 def engine_errors(folder: Path) -> Iterator[None]:
-    """Turn engine errors (bare Exceptions) and disk errors into StoreError; let all others pass."""
+    """Turn engine errors (bare Exceptions and panics) and disk errors into StoreError; let all others pass."""
     try:
         yield
-    except Exception as error:
-        if type(error) is not Exception and not isinstance(error, OSError):
+    except BaseException as error:
+        if type(error) is not Exception and not isinstance(error, OSError) and not is_rust_panic(error):
             raise
         raise StoreError(
             f"the edge store failed at {folder}: {error}; if the disk is full, free some space; if the folder is "

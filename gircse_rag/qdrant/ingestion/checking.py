@@ -9,7 +9,8 @@ from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.documents.metadata import json_text
 from gircse_rag.errors import InputError
-from gircse_rag.qdrant.ingestion.job import Job, fingerprint
+from gircse_rag.qdrant.checksums import fingerprint
+from gircse_rag.qdrant.ingestion.job import Job
 from gircse_rag.qdrant.ingestion.report import DuplicateDocument, FailedDocument, IngestReport
 from gircse_rag.qdrant.ingestion.seen import Seen
 from gircse_rag.tokens import check_text

@@ -8,8 +8,9 @@ from dataclasses import replace
 from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.errors import GircseError
+from gircse_rag.qdrant.checksums import fingerprint, hash_vector
 from gircse_rag.qdrant.ingestion.checking import Checker
-from gircse_rag.qdrant.ingestion.job import Job, fingerprint
+from gircse_rag.qdrant.ingestion.job import Job
 from gircse_rag.qdrant.points import Points, Stored, point_id
 
 
@@ -66,7 +67,7 @@ class Intake:
             self._checker.fail(document, "it has no text to embed")
             return False
         ids = [point_id(job.document, position) for position in range(job.stored_end)]
-        stored = self._points.read(ids, vectors=True)
+        stored = {key: point for key, point in self._points.read(ids, vectors=True).items() if self._is_usable(point)}
         job.records = {point.record.number: point.record for point in stored.values()}
         by_text = {point.record.text: point for point in stored.values()}
         job.hashes = [fingerprint(chunk.text) for chunk in job.chunks]
@@ -81,6 +82,11 @@ class Intake:
         job.reused = len(job.vector_at)
         job.missing = len(job.chunks) - job.reused
         return True
+
+    def _is_usable(self, point: Stored) -> bool:
+        """Whether a stored vector may be used again. A damaged one is embedded again."""
+        intact = point.record.vector in (None, hash_vector(point.vector))
+        return intact or not self._points.stores_vectors_exactly
 
 
 def _is_complete(job: Job, stored: dict[str, Stored]) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ from numpy.typing import NDArray
 from qdrant_client import models
 
 from gircse_rag.documents.chunking import Chunk
-from gircse_rag.qdrant.points import Record, make_payload, point_id
-from gircse_rag.qdrant.schema import VECTOR
+from gircse_rag.qdrant.checksums import hash_content, hash_vector, unit_vector
+from gircse_rag.qdrant.points import Record, covered_fields, make_payload, point_id
+from gircse_rag.qdrant.schema import RECORD, VECTOR
 
 
 @dataclass(eq=False)
@@ -60,26 +60,27 @@ class Job:
 
     def set_vector(self, number: int, vector: NDArray[np.float32]) -> None:
         """Set the vector, (d,) float32, of chunk `number`, which was missing."""
-        self.vectors[number] = vector
+        self.vectors[number] = unit_vector(vector)
         self.missing -= 1
 
     def record(self, number: int, position: int) -> Record:
-        """Make the record of chunk `number` for a point at `position`."""
+        """Make the record of chunk `number` for a point at `position`, without checksums (see `point`)."""
         count = len(self.chunks)
         reach, source = (0, None) if position else (max(self.stored_end, count), self.source)
         return Record(self.document, self.version, self.hashes[number], position, count, reach, source)
 
-    def point(self, number: int, record: Record) -> models.PointStruct:
-        """Make the point of chunk `number`, which must have a vector, at the position in `record`."""
+    def point(self, number: int, record: Record) -> tuple[models.PointStruct, Record]:
+        """Make the point of chunk `number`, which must have a vector, at the position in `record`.
+
+        Returns the point and its record, which is `record` with checksums.
+        """
         vector = self.vectors[number]
         assert vector is not None
-        return models.PointStruct(
-            id=point_id(self.document, record.number),
-            vector={VECTOR: vector.tolist()},
-            payload=make_payload(record, self.chunks[number], self.metadata),
+        payload = make_payload(record, self.chunks[number], self.metadata)
+        content = hash_content(covered_fields(payload))
+        record = replace(record, content=content, vector=hash_vector(vector))
+        payload[RECORD] = record.to_payload()
+        point = models.PointStruct(
+            id=point_id(self.document, record.number), vector={VECTOR: vector.tolist()}, payload=payload
         )
-
-
-def fingerprint(text: str) -> str:
-    """Hash a text to 32 hex digits."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return point, record

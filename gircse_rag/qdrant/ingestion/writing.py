@@ -19,14 +19,14 @@ To *stage* a vector is to write it behind both versions, where it waits until it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from qdrant_client import models
 
 from gircse_rag.qdrant.ingestion.job import Job
 from gircse_rag.qdrant.ingestion.report import FailedDocument, IngestReport
-from gircse_rag.qdrant.points import Points, RefusedError, point_id, read_record
+from gircse_rag.qdrant.points import Points, Record, RefusedError, point_id, read_record
 from gircse_rag.qdrant.schema import RECORD
 
 
@@ -137,8 +137,16 @@ class Writer:
             for job, number, position in chunks
             if job.records.get(position) != (record := job.record(number, position))
         ]
-        self._points.write(job.point(number, record) for job, number, record in new)
-        for job, number, record in new:
+        written: list[Record] = []
+
+        def make_points() -> Iterator[models.PointStruct]:
+            for job, number, record in new:
+                point, complete_record = job.point(number, record)
+                written.append(complete_record)
+                yield point
+
+        self._points.write(make_points())
+        for (job, number, _), record in zip(new, written, strict=True):
             job.records[record.number] = record
             job.vector_at[number] = record.number
 
@@ -148,7 +156,8 @@ class Writer:
         deleted = self._points.delete(point_id(job.document, position) for position in range(count, job.stored_end))
         self._report.deleted += sum(record.number < record.chunks for record in deleted)  # staged points do not count
         job.stored_end = count
-        self._points.set_record(job.record(0, 0))
+        job.records[0] = replace(job.records[0], reach=count)
+        self._points.set_record(job.records[0])
 
     def _fail(self, job: Job, error: RefusedError) -> None:
         """Roll back a document that the store refused, and report it."""
@@ -192,6 +201,6 @@ class Writer:
         self._points.write(point for position, point in changed.items() if position)
         if 0 in changed and job.head is not None:
             head = replace(job.head, reach=job.record(0, 0).reach)
-            changed[0].payload = {**(changed[0].payload or {}), RECORD: dict(vars(head))}
+            changed[0].payload = {**(changed[0].payload or {}), RECORD: head.to_payload()}
             if records.get(0) != head:
                 self._points.write([changed[0]])

@@ -58,6 +58,8 @@ class Server(qdrant.PointsServicer, qdrant.CollectionsServicer):
 
     def Get(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._record(request, context)
+        if isinstance(request, qdrant.GetCollectionInfoRequest):
+            return _collection_info(self.requests(qdrant.CreateCollection)[-1].metadata)
         return qdrant.GetResponse()
 
     def Upsert(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -69,6 +71,23 @@ class Server(qdrant.PointsServicer, qdrant.CollectionsServicer):
                 context.set_trailing_metadata((("retry-after", "1"),))
             context.abort(fault, f"{fault.name} on purpose")
         return _write_response(qdrant.UpdateStatus.Completed if fault is None else fault)
+
+
+def _collection_info(metadata: Any) -> Any:
+    """The description of a new collection, with only the fields that the client needs."""
+    config = qdrant.CollectionConfig(
+        params=qdrant.CollectionParams(shard_number=1),
+        hnsw_config=qdrant.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=10_000),
+        optimizer_config=qdrant.OptimizersConfigDiff(
+            deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0, flush_interval_sec=5
+        ),
+        wal_config=qdrant.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
+        metadata=metadata,
+    )
+    status = qdrant.OptimizerStatus(ok=True)
+    return qdrant.GetCollectionInfoResponse(
+        result=qdrant.CollectionInfo(status=qdrant.CollectionStatus.Green, optimizer_status=status, config=config)
+    )
 
 
 def _write_response(status: int) -> Any:

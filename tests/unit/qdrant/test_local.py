@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from qdrant_client import QdrantClient
 
-from gircse_rag.errors import StoreError
-from gircse_rag.qdrant import Document, create_collection, ingest, migrate, open_client
+from gircse_rag.errors import GircseWarning, StoreError
+from gircse_rag.qdrant import Document, create_collection, ingest, migrate, open_client, verify
 from gircse_rag.qdrant.local import META
 from tests.disk import SmallDisks
 from tests.stand_in import StandIn
@@ -25,7 +27,7 @@ _DOCUMENTS = [Document(str(number), f"text {number}") for number in range(20)]
 _SLOW_OPENER = """
     import sys
     import portalocker
-    from gircse_rag.errors import StoreError
+    from gircse_rag.errors import GircseWarning, StoreError
     from gircse_rag.qdrant import Document, ingest, open_client
     from tests.stand_in import StandIn
 
@@ -138,7 +140,7 @@ def test_a_store_can_be_opened_again_once_it_is_closed_by_any_thread(tmp_path: P
 def test_a_store_that_cannot_be_opened_is_not_locked(tmp_path: Path) -> None:
     (tmp_path / META).write_text("{")
     for _ in range(2):
-        with pytest.raises(StoreError, match="cannot be opened as a Qdrant store"):
+        with pytest.raises(StoreError, match=rf"{META} is damaged \(JSONDecodeError: .*restore it from a backup"):
             open_client(tmp_path)
     (tmp_path / META).unlink()
     open_client(tmp_path).close()
@@ -170,3 +172,50 @@ def test_an_empty_meta_file_is_replaced_if_there_is_no_collection(tmp_path: Path
     with pytest.raises(StoreError, match=r"meta\.json is empty, but there are collections"):
         open_client(tmp_path)
     assert (tmp_path / META).read_text() == ""
+
+
+# Damage
+
+
+def _damage_page(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[4096:4200] = bytes(104)
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [_damage_page, lambda file: file.write_bytes(b"x" * 5000)])
+def test_a_damaged_file_is_named_with_a_remedy_that_works(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    client = open_client(tmp_path / "store")
+    for name in ("bad", "good"):
+        ingest(_DOCUMENTS, collection=name, embedder=StandIn(), client=client)
+    client.close()
+    file = tmp_path / "store" / "collection" / "bad" / "storage.sqlite"
+    damage(file)
+    with pytest.raises(StoreError, match=rf"{file} is damaged .*delete it \(collection 'bad' is then empty\)"):
+        open_client(tmp_path / "store")
+    file.unlink()
+    client = open_client(tmp_path / "store")
+    assert (client.count("bad").count, client.count("good").count) == (0, 20)
+    assert ingest(_DOCUMENTS, collection="bad", embedder=StandIn(), client=client).added == 20
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "point", [b"\x80\x05K", b"", b"cos\nnothing\n.", pickle.dumps("text"), pickle.dumps({"id": 1})]
+)
+def test_points_that_cannot_be_read_are_deleted_on_request_and_embedded_again(tmp_path: Path, point: bytes) -> None:
+    client = open_client(tmp_path)
+    ingest(_DOCUMENTS, collection="docs", embedder=StandIn(), client=client)
+    client.close()
+    file = tmp_path / "collection" / "docs" / "storage.sqlite"
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE points SET point = ? WHERE rowid IN (3, 5)", (point,))
+    remedy = rf"{file} is damaged .*gircse verify --collection docs --path {tmp_path} --repair"
+    with pytest.raises(StoreError, match=remedy):
+        open_client(tmp_path)
+    with pytest.warns(GircseWarning, match="deleted 2 points of collection 'docs'"):
+        client = open_client(tmp_path, repair=True)
+    assert client.count("docs").count == 18
+    assert ingest(_DOCUMENTS, collection="docs", embedder=StandIn(), client=client).embedded == 2
+    assert verify("docs", client).damaged == []
+    client.close()

@@ -21,6 +21,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError, StoreError
 from gircse_rag.qdrant import Document, IngestReport, create_collection, ingest, open_client, search
 from gircse_rag.spec import EmbeddingSpec
+from tests.qdrant_shim import Shim
 from tests.stand_in import StandIn
 
 DOCUMENTS = [Document("a", "one")]
@@ -235,7 +236,7 @@ def test_paths_that_are_not_stores_are_reported(tmp_path: Path) -> None:
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "meta.json").write_text('{"collec')
     for name in ("file", "damaged"):
-        with pytest.raises(StoreError, match=f"{name} cannot be opened as a Qdrant store"):
+        with pytest.raises(StoreError, match=f"{name}.*(cannot be opened as a Qdrant store|is damaged)"):
             open_client(tmp_path / name)
 
 
@@ -307,3 +308,17 @@ def test_a_damaged_embedded_store_is_reported(tmp_path: Path, embedder: StandIn)
     database.write_bytes(b"not a database at all" * 500)
     with pytest.raises(StoreError, match="store"):
         _search(open_client(tmp_path / "store"), embedder)
+
+
+@pytest.mark.parametrize("make", [_ingest, lambda client, embedder: create_collection(client, "docs", embedder)])
+def test_a_server_without_collection_metadata_is_noticed_before_anything_is_embedded(
+    embedder: StandIn, make: Use
+) -> None:
+    with Shim() as shim:
+        shim.version = "1.15.4"
+        for _ in range(2):
+            with pytest.raises(StoreError, match=rf"{shim.url}.*version is 1\.15\.4.*use a server of version 1\.16"):
+                make(shim.client(), embedder)
+        assert embedder.embedded == [] and not shim.client().collection_exists("docs")
+        shim.version = "1.16.0"
+        make(shim.client(), embedder)

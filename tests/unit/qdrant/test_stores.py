@@ -133,6 +133,8 @@ class _Recorder(BaseHTTPRequestHandler):
         self.requests.append((self.command, self.path, json.loads(body or b"null"), dict(self.headers)))
         exists = self.path.endswith("/exists")
         result: Any = {"exists": False} if exists else True
+        if (self.command, self.path) == ("GET", "/collections/docs"):
+            result = _describe_collection(self.requests)
         if "/index" in self.path or "/points" in self.path:
             result = {"operation_id": 1, "status": "completed"}
         data = json.dumps({"result": result, "status": "ok", "time": 0.0}).encode()
@@ -146,6 +148,16 @@ class _Recorder(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+def _describe_collection(requests: list[Any]) -> dict[str, Any]:
+    """The description of a collection, with its metadata and only the fields that the client needs."""
+    (metadata,) = [body["metadata"] for method, _, body, _ in requests if method == "PUT" and "metadata" in body]
+    hnsw = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10_000}
+    optimizer = {"deleted_threshold": 0.2, "vacuum_min_vector_number": 1000, "default_segment_number": 0}
+    optimizer["flush_interval_sec"] = 5
+    config = {"params": {}, "hnsw_config": hnsw, "optimizer_config": optimizer, "metadata": metadata}
+    return {"status": "green", "optimizer_status": "ok", "segments_count": 1, "payload_schema": {}, "config": config}
 
 
 @pytest.fixture
@@ -364,7 +376,7 @@ def test_a_folder_is_opened_by_its_own_engine(tmp_path: Path) -> None:
 def test_a_damaged_edge_store_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
     (tmp_path / "edge.json").write_text("{")
-    with pytest.raises(StoreError, match="cannot be opened as an edge store"):
+    with pytest.raises(StoreError, match=r"edge\.json is damaged .*restore it"):
         open_client(tmp_path)
 
 

@@ -104,6 +104,8 @@ def test_reading_goes_on_while_a_batch_is_embedded(client: QdrantClient, monkeyp
 def test_an_error_while_reading_is_raised_and_leaves_no_thread(client: QdrantClient, embedder: StandIn) -> None:
     def documents() -> Iterator[Document]:
         yield from _documents(200)
+        while not client.count("docs").count:  # until the first batch is written
+            time.sleep(0.001)
         raise OSError("the network share is gone")
 
     with pytest.raises(OSError, match="network share"):

@@ -1,0 +1,325 @@
+"""Check what a collection holds against the checksums that were stored with it: `verify`.
+
+    each point      id, record, text, metadata and vector      against the record's checksums
+    each document   positions 0 .. chunks-1, of one version     against its other points
+
+The collection is read once, in pages. What is known about documents is in a temporary file, not in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient, models
+
+from gircse_rag.qdrant.checksums import fingerprint, hash_vector, matches_content
+from gircse_rag.qdrant.local import find_file_damage
+from gircse_rag.qdrant.points import Points, Record, covered_fields, is_intact, point_id, read_pages, read_record
+from gircse_rag.qdrant.retry import Retry
+from gircse_rag.qdrant.schema import RECORD, VECTOR, read_stamp, stores_exactly
+from gircse_rag.qdrant.stores import store_errors, store_name
+
+_PAGE = 256
+_NOT_UNIT = 1e-3
+"""Largest deviation of a squared length from 1, for vectors without a checksum."""
+_MAX_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A point, a document or a collection that is not as it was written.
+
+    Attributes:
+        document: id of the document; None if the point does not tell, or if the collection itself is damaged.
+        point: id of the point in Qdrant; None if the whole document is meant, or the collection.
+        chunk: position of the point in the document; None if it is unknown or no point is meant.
+        reason: what differs, for people to read.
+    """
+
+    document: str | None
+    point: str | None
+    chunk: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        name = f"point {self.point}" if self.document is None else self.document
+        if self.document is None and self.point is None:
+            return self.reason
+        return f"{name}{'' if self.chunk is None else f', chunk {self.chunk}'}: {self.reason}"
+
+
+@dataclass
+class VerifyReport:
+    """The result of `verify`.
+
+    Attributes:
+        points: number of points that `ingest` wrote.
+        documents: number of documents they belong to.
+        damaged: what is not as it was written.
+        unchecked: number of points that an earlier version wrote, without checksums. Only their ids, their texts and
+            the length of their vectors were checked.
+        foreign: number of points that other tools wrote; they have no checksums and were not checked.
+        vectors_checked: False if the collection stores vectors in less than 32 bits, which changes them.
+        repaired: with `repair`, number of points that were marked or deleted.
+    """
+
+    points: int = 0
+    documents: int = 0
+    damaged: list[Damage] = field(default_factory=list)
+    unchecked: int = 0
+    foreign: int = 0
+    vectors_checked: bool = True
+    repaired: int = 0
+
+    def __repr__(self) -> str:
+        vectors = "" if self.vectors_checked else ", vectors_checked=False"
+        return (
+            f"VerifyReport(points={self.points}, documents={self.documents}, damaged={len(self.damaged)}, "
+            f"unchecked={self.unchecked}, foreign={self.foreign}, repaired={self.repaired}{vectors})"
+        )
+
+
+def verify(
+    collection: str,
+    client: QdrantClient,
+    *,
+    repair: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Read every point of a collection once and find what is not as it was written. Needs no model.
+
+    A document whose points are all gone leaves no trace here: `ingest` finds and adds it. Do not verify while something
+    writes to the collection: a document that is being replaced looks damaged.
+
+    Args:
+        collection: its name, or an alias.
+        repair: mark what differs, so that the next `ingest` of these documents embeds and writes it again. Points that
+            cannot be assigned to a document are deleted. Everything else stays as it is, and can be searched meanwhile.
+        progress: called after every page with the number of points read and the total.
+
+    Raises:
+        InputError: no collection can have this name.
+        StoreError: the collection does not exist or was not made by gircse, the store cannot be read, or its spec is
+            damaged.
+    """
+    retry = Retry(store_name(client))
+    with store_errors(client):
+        info, spec, stamped = retry(read_stamp, client, collection)
+        report = VerifyReport(vectors_checked=stores_exactly(info))
+        if stamped != spec.fingerprint:
+            reason = f"its spec has the fingerprint {spec.fingerprint}, not {stamped} as recorded"
+            report.damaged.append(Damage(None, None, None, f"collection {collection!r}: {reason}"))
+        report.damaged += [Damage(None, None, None, problem) for problem in find_file_damage(client, collection)]
+        with closing(_Documents()) as documents:
+            check = _Check(report, documents)
+            for page in _read(retry, client, collection, report, progress):
+                check.add(page)
+            check.finish()
+            if repair:
+                report.repaired = check.repair(client, collection, retry)
+    return report
+
+
+def _read(
+    retry: Retry,
+    client: QdrantClient,
+    collection: str,
+    report: VerifyReport,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[list[models.Record]]:
+    total, done = retry(client.count, collection).count, 0
+    for page in read_pages(retry, client, collection, _PAGE, with_payload=True, with_vectors=[VECTOR]):
+        yield page
+        done += len(page)
+        if progress is not None:
+            progress(min(done, total), total)
+    if done != total:
+        reason = f"the collection counts {total} points, but {done} can be read"
+        report.damaged.append(Damage(None, None, None, reason))
+
+
+class _Check:
+    """The state of one pass: compares points, and remembers how to repair what differs."""
+
+    def __init__(self, report: VerifyReport, documents: _Documents) -> None:
+        self._report = report
+        self._documents = documents
+        self._repairs: dict[str, _Repair] = {}  # by point id
+
+    def add(self, page: Iterable[models.Record]) -> None:
+        """Compare the points of a page with their own checksums."""
+        rows = []
+        for point in page:
+            payload, key = point.payload or {}, str(point.id)
+            record, place = read_record(payload), _find_place(key, payload)
+            if record is None and RECORD not in payload and place is None:
+                self._report.foreign += 1
+                continue
+            self._report.points += 1
+            reason, trusted = self._find_difference(key, record, payload, point.vector)
+            if reason is None and record is not None:
+                rows.append(record)
+                continue
+            mark = None
+            if place is not None:
+                mark = replace(record, **_MARK) if trusted and record is not None else _new_mark(*place)
+                rows.append(mark)
+            self._repairs[key] = _Repair(payload.get(RECORD), mark)
+            document, number = place or (None, None)
+            self._report.damaged.append(Damage(document, key, number, str(reason)))
+        self._documents.add(rows)
+
+    def _find_difference(
+        self, key: str, record: Record | None, payload: dict[str, Any], vectors: Any
+    ) -> tuple[str | None, bool]:
+        """What of a point differs, or None; and whether its record can be trusted."""
+        if record is None:
+            return "its record cannot be read", False
+        old = record.content is None and record.vector is None and "check" not in payload[RECORD]
+        if not old and not is_intact(record, payload):
+            return "its record differs", False
+        if not isinstance(record.document, str) or key != point_id(record.document, record.number):
+            return f"it is stored under another id than that of chunk {record.number} of {record.document!r}", False
+        self._report.unchecked += old
+        text = payload.get("page_content")
+        if not isinstance(text, str) or fingerprint(text) != record.text:
+            return "its text differs", True
+        if record.content is not None and not matches_content(covered_fields(payload), record.content):
+            return "its metadata differs", True
+        values = vectors.get(VECTOR) if isinstance(vectors, dict) else None
+        if values is None:
+            return "it has no vector", True
+        return self._find_vector_difference(record, np.asarray(values, dtype=np.float32)), True
+
+    def _find_vector_difference(self, record: Record, vector: NDArray[np.float32]) -> str | None:
+        if not self._report.vectors_checked:
+            return None
+        if record.vector is not None:
+            return None if hash_vector(vector) == record.vector else "its vector differs"
+        exact = vector.astype(np.float64)
+        return None if abs(exact @ exact - 1) <= _NOT_UNIT else "its vector does not have the length 1"
+
+    def finish(self) -> None:
+        """Compare the points of each document with each other."""
+        self._report.documents = self._documents.count()
+        reported = {damage.document for damage in self._report.damaged}
+        for document, records in self._documents.incomplete():
+            numbers = {record.number for record in records}
+            missing = [each for each in range(max(record.chunks for record in records)) if each not in numbers]
+            if missing:
+                self._report.damaged.append(Damage(document, None, None, _describe_missing(missing)))
+            elif document not in reported:
+                reason = "an ingest of it was interrupted: it holds points of two versions, or staged ones"
+                self._report.damaged.append(Damage(document, None, None, reason))
+            self._plan_reach(document, records)
+
+    def _plan_reach(self, document: str, records: list[Record]) -> None:
+        """Let the next ingest find all points of an incomplete document, or delete those that it could not find."""
+        end = max(record.number for record in records) + 1
+        head = records[0] if records[0].number == 0 else None
+        for record in records:
+            key = point_id(document, record.number)
+            seen = self._repairs.get(key, _Repair(record.to_payload(), None)).seen
+            if head is None:
+                self._repairs[key] = _Repair(seen, None, without_head=point_id(document, 0))
+            elif record is head and end > max(head.reach, head.chunks):
+                self._repairs[key] = _Repair(seen, replace(head, reach=end))
+
+    def repair(self, client: QdrantClient, collection: str, retry: Retry) -> int:
+        """Mark or delete what differs, unless it has changed meanwhile. Returns the number of points."""
+        points, repaired = Points(client, collection, retry), 0
+        for key, repair in self._repairs.items():
+            keys = [key] if repair.without_head is None else [key, repair.without_head]
+            found = {str(each.id): each.payload or {} for each in retry(client.retrieve, collection, keys, [RECORD])}
+            if key not in found or len(found) == 2 or found[key].get(RECORD) != repair.seen:
+                continue
+            if repair.mark is None:
+                retry(client.delete, collection, models.PointIdsList(points=[key]), wait=True)
+            else:
+                points.set_record(repair.mark)
+            repaired += 1
+        return repaired
+
+
+@dataclass(frozen=True)
+class _Repair:
+    """How to repair a point.
+
+    Attributes:
+        seen: the point's record as it was stored, JSON; if it is another now, the point is left alone.
+        mark: the record to set, or None to delete the point.
+        without_head: id of a point; if it exists by now, the point is left alone.
+    """
+
+    seen: Any
+    mark: Record | None
+    without_head: str | None = None
+
+
+_MARK: dict[str, Any] = {"version": "", "text": "", "content": None, "vector": None}
+"""Fields of a record that no version of a document has, so the next ingest writes the point again."""
+
+
+def _new_mark(document: str, number: int) -> Record:
+    """A marked record in place of one that is damaged."""
+    return Record(document, number=number, chunks=number + 1, reach=0 if number else 1, **_MARK)
+
+
+def _find_place(key: str, payload: dict[str, Any]) -> tuple[str, int] | None:
+    """The document and position of a point, as its record or the rest of its payload says and its id confirms."""
+    record, metadata = payload.get(RECORD), payload.get("metadata")
+    chunk = metadata.get("_chunk") if isinstance(metadata, dict) else None
+    candidates = []
+    if isinstance(record, dict):
+        candidates.append((record.get("document"), record.get("number")))
+    if isinstance(chunk, dict):
+        candidates.append((payload.get("doc_id"), chunk.get("number")))
+    for document, number in candidates:
+        if isinstance(document, str) and isinstance(number, int) and number >= 0 and key == point_id(document, number):
+            return document, number
+    return None
+
+
+def _describe_missing(numbers: list[int]) -> str:
+    listed = ", ".join(map(str, numbers[:_MAX_LISTED])) + (", ..." if len(numbers) > _MAX_LISTED else "")
+    return f"chunk {listed} is missing" if len(numbers) == 1 else f"{len(numbers)} chunks are missing ({listed})"
+
+
+class _Documents:
+    """The records of all points of a pass, in a temporary SQLite file."""
+
+    def __init__(self) -> None:
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("CREATE TABLE records (document, version, number INT, chunks INT, reach INT, fields)")
+        self._database.execute("BEGIN")
+
+    def add(self, records: Iterable[Record]) -> None:
+        rows = [(r.document, r.version, r.number, r.chunks, r.reach, json.dumps(vars(r))) for r in records]
+        self._database.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def count(self) -> int:
+        """The number of documents. Call it once all records are added."""
+        self._database.execute("CREATE INDEX by_document ON records (document, number)")
+        ((count,),) = self._database.execute("SELECT count(DISTINCT document) FROM records")
+        return int(count)
+
+    def incomplete(self) -> Iterator[tuple[str, list[Record]]]:
+        """Yield the documents that are not whole: (id, records in order of their positions)."""
+        names = self._database.execute(
+            "SELECT document FROM records GROUP BY document HAVING count(*) <> max(chunks) "
+            "OR count(DISTINCT version) > 1 OR max(number) >= max(chunks) OR max(reach) > max(chunks)"
+        )
+        for (name,) in names.fetchall():
+            rows = self._database.execute("SELECT fields FROM records WHERE document = ? ORDER BY number", (name,))
+            yield name, [Record(**json.loads(fields)) for (fields,) in rows]
+
+    def close(self) -> None:
+        self._database.close()
