@@ -38,6 +38,9 @@ def ingest(
     source: Annotated[str | None, Option(metavar="NAME", help=_SOURCE)] = None,
     text_field: Annotated[str, Option(metavar="NAME", help="Column or JSON field that holds the text.")] = "text",
     id_field: Annotated[str | None, Option(metavar="NAME", help="Column or JSON field of ids (default: `id`).")] = None,
+    follow_symlinks: Annotated[
+        bool, Option("--follow-symlinks", help="Follow symbolic links that lead out of their folder.")
+    ] = False,
     chunk_by: Annotated[
         Literal["tokens", "sentences", "headings"], Option(help="Boundaries at which documents are cut.")
     ] = "tokens",
@@ -70,7 +73,7 @@ def ingest(
         if runner == "ray" and (path or not (url or os.environ.get("QDRANT_URL"))):
             reason = "--runner ray runs several processes, and only one can open an embedded store"
             raise InputError(f"{reason}; run a Qdrant server and give its --url")
-        fields: dict[str, Any] = {"text_field": text_field, "id_field": id_field}
+        fields: dict[str, Any] = {"text_field": text_field, "id_field": id_field, "follow_symlinks": follow_symlinks}
         documents = read_documents(paths, **fields)
         load = partial(options.load, model, lazy=True)
         make_chunker = partial(Chunker, by=chunk_by, max_tokens=chunk_tokens)

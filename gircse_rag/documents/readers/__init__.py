@@ -21,7 +21,11 @@ _READABLE = (str, os.PathLike, Document, SkippedFile, LangChainDocument, LlamaIn
 
 
 def read_documents(
-    items: Iterable[Readable] | Readable, *, text_field: str = "text", id_field: str | None = None
+    items: Iterable[Readable] | Readable,
+    *,
+    text_field: str = "text",
+    id_field: str | None = None,
+    follow_symlinks: bool = False,
 ) -> Iterator[Document | SkippedFile]:
     """Read files, and folders with everything below them, one document at a time.
 
@@ -32,14 +36,16 @@ def read_documents(
     Each row of a .jsonl, .csv, .tsv or .parquet file is a document: `text_field` holds its text, the other fields are
     metadata. Its id is "faq.csv#7" if `id_field` holds 7, else "faq.csv:12" for row 12 (of a .jsonl: line 12).
 
-    Folders are read in sorted order. Names that start with a dot are left out. Symbolic links are followed, but every
-    real folder is read once, so link loops end. docs/guides/documents.md describes each format.
+    Folders are read in sorted order. Names that start with a dot are left out. Symbolic links that stay in their folder
+    are followed, and every real folder is read once, so link loops end. A link that leads out of the folder is skipped.
+    docs/guides/documents.md describes each format.
 
     Args:
         items: one or several of: paths; LangChain or LlamaIndex documents, which keep their ids and metadata; our own
             documents, which are returned unchanged. Iterators are consumed lazily.
         text_field: field or column that holds a row's text.
         id_field: field or column that holds a row's id, required in every row. None: "id", optional.
+        follow_symlinks: also follow links that lead out of their folder. A link in `items` is always followed.
 
     Raises:
         InputError: a path does not exist, or an item has another type (`index` says which). For a sequence this is
@@ -53,11 +59,15 @@ def read_documents(
             _check_item(item, index)
             if isinstance(item, str | os.PathLike) and not os.path.lexists(item):
                 raise InputError(f"{os.fspath(item)} does not exist; give an existing file or folder", index=index)
-    return _read(items, text_field, id_field)
+    return _read(items, text_field, id_field, follow_symlinks)
 
 
 def count_documents(
-    paths: Sequence[str | os.PathLike[str]], *, text_field: str = "text", id_field: str | None = None
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    text_field: str = "text",
+    id_field: str | None = None,
+    follow_symlinks: bool = False,
 ) -> int:
     """Estimate how many documents `read_documents` will return, for a progress bar.
 
@@ -66,17 +76,19 @@ def count_documents(
     read_folders: set[tuple[int, int]] = set()
     count = 0
     for path in paths:
-        for entry in walk(Path(path), read_folders):
+        for entry in walk(Path(path), read_folders, follow_symlinks=follow_symlinks):
             if isinstance(entry, SkippedFile):
                 continue
             if entry.suffix.lower() in ROW_SUFFIXES:
-                count += sum(isinstance(row, Document) for row in _read([entry], text_field, id_field))
+                count += sum(isinstance(row, Document) for row in _read([entry], text_field, id_field, False))
             else:
                 count += entry.suffix.lower() in SUFFIXES
     return count
 
 
-def _read(items: Iterable[Readable], text_field: str, id_field: str | None) -> Iterator[Document | SkippedFile]:
+def _read(
+    items: Iterable[Readable], text_field: str, id_field: str | None, follow_symlinks: bool
+) -> Iterator[Document | SkippedFile]:
     read_folders: set[tuple[int, int]] = set()
     for index, item in enumerate(items):
         _check_item(item, index)
@@ -84,7 +96,7 @@ def _read(items: Iterable[Readable], text_field: str, id_field: str | None) -> I
             yield item
         elif isinstance(item, str | os.PathLike):
             root = Path(item)
-            for entry in walk(root, read_folders):
+            for entry in walk(root, read_folders, follow_symlinks=follow_symlinks):
                 if isinstance(entry, SkippedFile):
                     yield entry
                 else:

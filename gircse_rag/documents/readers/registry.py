@@ -36,6 +36,9 @@ ROW_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 """Suffixes of files in which every row is a document."""
 # Skipped rows reported per file. Further ones are only counted, because there may be millions.
 _NAMED_ROWS = 1000
+_LEADS_OUT = (
+    "a symbolic link out of the folder, to {}; to follow such links, pass --follow-symlinks (follow_symlinks=True)"
+)
 # O_NONBLOCK exists only on Unix, O_BINARY only on Windows.
 _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -50,12 +53,23 @@ class _NonBlockingFile(io.FileIO):
         return count
 
 
-def walk(root: Path, read_folders: set[tuple[int, int]]) -> Iterator[Path | SkippedFile]:
-    """Yield the files at and below `root` in sorted order; every real folder once, under the first path to it."""
+def walk(
+    root: Path, read_folders: set[tuple[int, int]], *, follow_symlinks: bool = False
+) -> Iterator[Path | SkippedFile]:
+    """Yield the files at and below `root` in sorted order; every real folder once, under the first path to it.
+
+    `root` may be a symbolic link. Links below it that lead out of it are skipped, unless `follow_symlinks`.
+    """
+    real_root = os.path.realpath(root)
     stack = [root]
     while stack:
         path = stack.pop()
         try:
+            if path != root and not follow_symlinks and path.is_symlink():
+                target = os.path.realpath(path, strict=True)
+                if not Path(target).is_relative_to(real_root):
+                    yield SkippedFile(_display_path(path), _LEADS_OUT.format(_display_path(Path(target))))
+                    continue
             status = path.stat()
             if not stat.S_ISDIR(status.st_mode):
                 yield path

@@ -60,6 +60,19 @@ def test_ingest_search_and_ingest_again(gircse: Gircse, tiny_model: list[str], n
     assert sum(name in table.out for name in hits) == 1
 
 
+def test_a_link_out_of_the_folder_is_named_and_nothing_is_deleted_because_of_it(
+    gircse: Gircse, tiny_model: list[str], notes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "key.txt").write_text("secret")
+    (notes / "link.txt").symlink_to(tmp_path / "key.txt")
+    followed = gircse("ingest", notes, *STORE, "--follow-symlinks", "--json", *tiny_model)
+    assert (followed.code, followed.json["added"]) == (0, 4)
+    result = gircse("ingest", notes, *STORE, "--sync", "--json", *tiny_model)
+    assert result.code == 1 and result.json["gone"] == ["link.txt"] and result.json["removed"] == 0
+    assert [Path(skip["path"]).name for skip in result.json["skipped"]] == ["link.txt"]
+    assert "--follow-symlinks" in result.err and str(tmp_path / "key.txt") in result.err
+
+
 def test_unreadable_files_are_reported_and_the_rest_is_ingested(
     gircse: Gircse, tiny_model: list[str], notes: Path
 ) -> None:

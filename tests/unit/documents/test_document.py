@@ -90,6 +90,53 @@ def test_a_loop_of_symbolic_links_ends_and_each_folder_is_read_once(tmp_path: Pa
     assert [d.id for d in documents] == ["a/one.txt", "a/zb/two.txt"] and skipped == []
 
 
+@pytest.mark.parametrize("link", ["file", "folder", "relative", "chain", "through a linked folder", "parent"])
+def test_a_link_out_of_the_folder_is_skipped_unless_it_may_be_followed(tmp_path: Path, link: str) -> None:
+    _write(tmp_path, {"in/a.txt": "mine", "in/sub/b.txt": "mine too", "outside/key.txt": "secret"})
+    root, outside = tmp_path / "in", tmp_path / "outside"
+    made = root / "link.txt"
+    match link:
+        case "file":
+            made.symlink_to(outside / "key.txt")
+        case "folder":
+            made.symlink_to(outside)
+        case "relative":
+            (made := root / "sub" / "link.txt").symlink_to("../../outside/key.txt")
+        case "chain":
+            (root / "hop.txt").symlink_to(outside / "key.txt")
+            made.symlink_to("hop.txt")
+        case "through a linked folder":
+            (root / "sub" / "link.txt").symlink_to(outside / "key.txt")
+            (made := root / "near").symlink_to("sub")
+        case "parent":
+            made.symlink_to("..")
+    documents, skipped = _read(root)
+    assert {d.text for d in documents} == {"mine", "mine too"}
+    assert skipped and all("a symbolic link out of the folder, to " in s.reason for s in skipped)
+    assert all("--follow-symlinks (follow_symlinks=True)" in s.reason for s in skipped)
+    followed = list(read_documents(root, follow_symlinks=True))
+    assert {found.text for found in followed if isinstance(found, Document)} == {"mine", "mine too", "secret"}
+    assert count_documents([root]) == len(documents)
+    assert count_documents([root], follow_symlinks=True) == len(followed)
+
+
+def test_links_that_stay_in_the_folder_or_are_the_given_path_are_followed(tmp_path: Path) -> None:
+    _write(tmp_path, {"in/sub/b.txt": "text", "outside/key.txt": "given", "in/..data/config.txt": "hidden"})
+    root = tmp_path / "in"
+    (root / "a.txt").symlink_to("sub/b.txt")
+    (root / "c.txt").symlink_to(root / "sub" / ".." / "sub" / "b.txt")
+    (root / "config.txt").symlink_to("..data/config.txt")  # as Kubernetes mounts a ConfigMap
+    (tmp_path / "folder").symlink_to("in")
+    (tmp_path / "file.txt").symlink_to("outside/key.txt")
+    for given in (root, tmp_path / "folder"):
+        documents, skipped = _read(given)
+        assert [d.id for d in documents] == ["a.txt", "c.txt", "config.txt", "sub/b.txt"] and skipped == []
+    assert _read(tmp_path / "file.txt") == ([Document("file.txt", "given")], [])
+    (root / "sibling").symlink_to(tmp_path / "in2")  # its path begins like that of the folder
+    _write(tmp_path, {"in2/d.txt": "other"})
+    assert len(_read(root)[1]) == 1
+
+
 def test_a_file_name_that_is_not_utf_8_is_skipped_with_an_escaped_name(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w") as file:  # noqa: PTH123 (a Path cannot hold the name)
         file.write("text")
