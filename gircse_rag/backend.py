@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,6 +58,21 @@ class Refinement:
     def steps(self) -> int:
         """The number of refinement steps used."""
         return len(self.trajectory)
+
+
+def check_process(process: int) -> None:
+    """Refuse to work in another process than `process`, the id of the one that loaded the model.
+
+    After a fork, locks may be held by threads that the new process lacks, and connections belong to both processes.
+
+    Raises:
+        GircseError: this is another process.
+    """
+    if os.getpid() != process:
+        raise GircseError(
+            "this embedder was loaded before the process forked; load it in the new process, or start the process with "
+            "the spawn method: multiprocessing.get_context('spawn')"
+        )
 
 
 def check_request(request: Request, vocabulary: int, window: int) -> None:

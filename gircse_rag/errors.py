@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from gircse_rag.redaction import redact
+
 
 class GircseError(Exception):
-    """Base class of every error this library raises on purpose.
+    """Base class of every error this library raises on purpose. Credentials of URLs in its message are hidden.
 
     Attributes:
         index: position of the offending input in the sequence the caller passed, or None.
     """
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(redact(message))
         self.index = index
 
 
@@ -41,7 +43,10 @@ class MissingExtraError(GircseError, ImportError):
 
 
 class GircseWarning(UserWarning):
-    """Something is allowed but probably unintended."""
+    """Something is allowed but probably unintended. Credentials of URLs in its message are hidden."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 def first_line(error: BaseException) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
-from gircse_rag.backend import CLOSED, Backend, Refinement, Request
+from gircse_rag.backend import CLOSED, Backend, Refinement, Request, check_process
 from gircse_rag.errors import CheckpointError, GircseError
 from gircse_rag.spec import EmbeddingSpec
 
 
 class LazyBackend:
     """Delays loading until the first `refine`.
+
+    A process that forks before loading begins loads its own copy. One that forks while another thread loads gets the
+    error of `check_process`, as after loading.
 
     Args:
         load: loads the model; returns its backend and its actual spec.
@@ -24,6 +29,8 @@ class LazyBackend:
         self._backend: Backend | None = None
         self._closed = False
         self._lock = threading.Lock()
+        self._process = os.getpid()
+        _backends.add(self)
 
     @property
     def dimension(self) -> int:
@@ -34,7 +41,9 @@ class LazyBackend:
 
         Raises:
             CheckpointError: the model cannot be loaded, or its files changed after the spec was read.
+            GircseError: the backend is closed, or the process forked while another thread loaded the model.
         """
+        check_process(self._process)
         with self._lock:
             if self._closed:
                 raise GircseError(CLOSED)
@@ -50,8 +59,27 @@ class LazyBackend:
         return backend.refine(requests)
 
     def close(self) -> None:
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._closed = True
             if self._backend is not None:
                 self._backend.close()
                 self._backend = None
+
+    def after_fork(self) -> None:
+        """Adopt the backend in a new process, unless a thread of the old process holds its lock."""
+        if not self._lock.locked():
+            self._process = os.getpid()
+
+
+_backends: weakref.WeakSet[LazyBackend] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for backend in list(_backends):
+        backend.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from gircse_rag.backend import CLOSED, Refinement, Request, check_request
+from gircse_rag.backend import CLOSED, Refinement, Request, check_process, check_request
 from gircse_rag.engine.attention import has_paged_kernel
 from gircse_rag.engine.block_manager import BlockManager
 from gircse_rag.engine.engine import Engine, Outcome
@@ -214,11 +214,7 @@ class PagedBackend:
             engine.undelivered.popleft()
 
     def _check_open(self) -> None:
-        if os.getpid() != self._process:
-            raise GircseError(
-                "this embedder was loaded before the process forked; load it in the new process, or start the process "
-                "with the spawn method: multiprocessing.get_context('spawn')"
-            )
+        check_process(self._process)
         if self._closed:
             raise GircseError(CLOSED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from gircse_rag.backend import CLOSED, NOT_FINITE, Refinement, Request, check_request
+from gircse_rag.backend import CLOSED, NOT_FINITE, Refinement, Request, check_process, check_request
 from gircse_rag.errors import GircseError
 from gircse_rag.refinement import pool, settled, soft_token
 
@@ -33,6 +34,7 @@ class ReferenceBackend:
         # handler may call close() during a forward.
         self._lock = threading.RLock()
         self._closed = False
+        self._process = os.getpid()
 
     @property
     def dimension(self) -> int:
@@ -40,6 +42,7 @@ class ReferenceBackend:
 
     def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
         for index, request in enumerate(requests):
+            check_process(self._process)
             with self._lock:
                 if self._closed:
                     raise GircseError(CLOSED)
@@ -54,6 +57,8 @@ class ReferenceBackend:
             yield index, outcome
 
     def close(self) -> None:
+        if os.getpid() != self._process:
+            return
         self._closed = True  # before taking the lock: calls of other threads then end after their current text
         with self._lock:
             if hasattr(self, "_model"):

@@ -19,6 +19,7 @@ import gircse_rag
 from gircse_rag.cli import options
 from gircse_rag.cli.output import ExitCode, emit, emit_json, only_results_on_stdout
 from gircse_rag.errors import GircseError
+from gircse_rag.redaction import redact
 
 LIBRARIES = ("torch", "transformers", "peft", "qdrant-client", "semantic-text-splitter", "numpy")
 # One distribution per extra whose presence means that the extra is installed.
@@ -92,7 +93,7 @@ def doctor(model: options.Model = options.DEFAULT_MODEL, as_json: options.AsJson
                 checks += check()
             except Exception as error:  # the other checks still run
                 kind = "" if isinstance(error, GircseError) else f"{type(error).__name__}: "
-                checks.append(Check(name, "broken", f"{kind}{error}"))
+                checks.append(Check(name, "broken", redact(f"{kind}{error}")))
         checks += map(_extra, EXTRAS)
     ok = all(done.state != "broken" for done in checks)
     if as_json:
@@ -177,7 +178,7 @@ def _qdrant() -> list[Check]:
     if not url:
         return [Check("qdrant", "ok", "embedded store, because QDRANT_URL is not set")]
     from gircse_rag.qdrant import open_client
-    from gircse_rag.qdrant.stores import store_errors
+    from gircse_rag.qdrant.stores import store_errors, store_name
 
     with closing(open_client(url=url)) as client, store_errors(client):
-        return [Check("qdrant", "ok", f"{url}, {len(client.get_collections().collections)} collections")]
+        return [Check("qdrant", "ok", f"{store_name(client)}, {len(client.get_collections().collections)} collections")]

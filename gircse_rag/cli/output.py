@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from gircse_rag.errors import GircseWarning, InputError
+from gircse_rag.redaction import redact
 
 _MAX_NOTES = 20
 
@@ -35,10 +36,10 @@ class ExitCode(enum.IntEnum):
 
 
 def note(kind: str, message: str) -> None:
-    """Print `kind: message` to stderr."""
+    """Print `kind: message` to stderr, without the credentials of URLs in it."""
     colour = {"error": "bold red", "warning": "yellow"}.get(kind, "cyan")
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text.assemble((f"{kind}:", colour), f" {message}"))
+    console.print(Text.assemble((f"{kind}:", colour), f" {redact(message)}"))
 
 
 def note_some(kind: str, messages: Sequence[object], count: int) -> None:

@@ -27,6 +27,8 @@ from gircse_rag.errors import GircseWarning, InputError, StoreError, first_line
 from gircse_rag.qdrant import local
 from gircse_rag.qdrant.local import serialize_access
 from gircse_rag.qdrant.retry import answer_text
+from gircse_rag.redaction import redact
+from gircse_rag.urls import read_credentials
 
 DEFAULT_PATH = "./qdrant"
 TIMEOUT = 60
@@ -72,7 +74,8 @@ def open_client(
         path: folder of an embedded store (default "./qdrant"). One process at a time can have it open. Opening a local
             store unpickles its points, which can run code. So the default folder must be a store that you made there;
             a folder that you name only warns once (GircseWarning) if you did not make the store.
-        url: URL of a server or cluster; the API key is read from QDRANT_API_KEY.
+        url: URL of a server or cluster; the API key is read from QDRANT_API_KEY. A user and password in it are sent as
+            HTTP basic authentication, and hidden in messages. Secrets over plain HTTP warn once (GircseWarning).
         create: whether to create a missing embedded store. A search passes False.
         engine: engine of a new embedded store (default "local"). An existing store is opened with its own engine.
         prefer_grpc: use gRPC where the server supports it.
@@ -97,11 +100,15 @@ def open_client(
             raise InputError(f"engine={engine!r} is for an embedded store, but {url} is a server; give a path")
         if write_ordering is not None and write_ordering not in list(models.WriteOrdering):
             raise InputError(f"write_ordering must be weak, medium or strong, not {write_ordering!r}")
+        url, basic, key = read_credentials(url, "QDRANT_API_KEY")
+        # As a header, because the client warns of any `api_key` over plain HTTP, even on this machine.
+        headers = {name: value for name, value in (("authorization", basic), ("api-key", key)) if value}
         try:
             return _ServerClient(
                 write_ordering,
                 url=url,
-                api_key=os.environ.get("QDRANT_API_KEY"),
+                https=True if key else None,  # as with `api_key`, if the url has no scheme
+                headers=headers,
                 prefer_grpc=prefer_grpc,
                 grpc_port=grpc_port,
                 timeout=TIMEOUT,
@@ -171,7 +178,7 @@ def warn_if_outgrown(client: QdrantClient, name: str, info: models.CollectionInf
 
 def store_name(client: QdrantClient) -> str:
     """The store's name in messages: its url or path."""
-    return str(client.init_options.get("url") or client.init_options.get("path") or "the store")
+    return redact(str(client.init_options.get("url") or client.init_options.get("path") or "the store"))
 
 
 @contextmanager

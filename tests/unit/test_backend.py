@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,7 @@ from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.backends.reference import ReferenceBackend
 from gircse_rag.errors import GircseError, InputError
 from tests import tiny
+from tests.processes import run_in_fork
 from tests.unit.backends.test_paged import SPEC, assert_same, requests
 
 BackendFactory = Callable[[Any], PagedBackend | ReferenceBackend | LazyBackend]
@@ -82,3 +85,55 @@ def test_a_forward_error_in_the_reference_fails_only_its_text(monkeypatch: pytes
     assert "out of memory" in str(found[1])
     assert isinstance(found[0], Refinement)
     assert isinstance(found[2], Refinement)
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def _assert_refused(backend: PagedBackend | ReferenceBackend | LazyBackend) -> None:
+    with pytest.raises(GircseError, match="loaded before the process forked; load it in the new process"):
+        list(backend.refine([Request((1, 2), 2)]))
+    backend.close()
+
+
+@needs_fork
+@pytest.mark.parametrize("factory", [paged, ReferenceBackend, lazy])
+def test_a_loaded_backend_is_refused_in_a_fork(factory: BackendFactory) -> None:
+    backend = factory(tiny.model())
+    before = dict(backend.refine([Request((1, 2), 2)]))
+    run_in_fork(lambda: _assert_refused(backend))
+    assert_same(dict(backend.refine([Request((1, 2), 2)])), before)  # the fork closed nothing here
+
+
+@needs_fork
+def test_a_fork_while_a_lazy_backend_loads_does_not_hang() -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load() -> Any:
+        loading.set()
+        go_on.wait()
+        return ReferenceBackend(tiny.model()), SPEC
+
+    backend = LazyBackend(load, SPEC)
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.extend(backend.refine([Request((1, 2), 2)])))
+    thread.start()
+    loading.wait()
+    try:
+        run_in_fork(lambda: _assert_refused(backend))
+    finally:
+        go_on.set()
+        thread.join()
+    assert len(results) == 1
+
+
+@needs_fork
+def test_a_lazy_backend_that_was_not_loading_loads_in_each_process() -> None:
+    backend = LazyBackend(lambda: (ReferenceBackend(tiny.model()), SPEC), SPEC)
+
+    def check() -> None:
+        assert len(list(backend.refine([Request((1, 2), 2)]))) == 1
+        run_in_fork(lambda: _assert_refused(backend))  # loaded here by now
+
+    run_in_fork(check)
+    check()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from transformers import AutoConfig
 
-from gircse_rag.backend import CLOSED, NOT_FINITE, Refinement, Request
+from gircse_rag.backend import CLOSED, NOT_FINITE, Refinement, Request, check_process
 from gircse_rag.backends.vllm.plugin.settings import STEPS
 from gircse_rag.errors import GircseError, InputError, first_line, require
 from gircse_rag.spec import MAX_STEPS, EmbeddingSpec
@@ -60,6 +60,7 @@ class VllmBackend:
         self._dimension = spec.dimension
         self._lock = threading.Lock()
         self._closed = False
+        self._process = os.getpid()
 
     @property
     def dimension(self) -> int:
@@ -75,6 +76,8 @@ class VllmBackend:
                 yield index, last_step_refinement(vector, request.steps)
 
     def close(self) -> None:
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -82,6 +85,7 @@ class VllmBackend:
                 del self._llm
 
     def _embed(self, requests: list[Request]) -> list[NDArray[np.float32]]:
+        check_process(self._process)
         with self._lock:
             if self._closed:
                 raise GircseError(CLOSED)

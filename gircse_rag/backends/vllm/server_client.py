@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import tenacity
 
-from gircse_rag.backend import CLOSED, Refinement, Request
+from gircse_rag.backend import CLOSED, Refinement, Request, check_process
 from gircse_rag.backends.vllm.in_process import Numbered, Outcomes, last_step_refinement, split_supported
 from gircse_rag.backoff import (
     CLIENT_FAULTS,
@@ -28,6 +28,7 @@ from gircse_rag.backoff import (
 )
 from gircse_rag.errors import GircseError, InputError, SpecMismatchError
 from gircse_rag.spec import EmbeddingSpec
+from gircse_rag.urls import read_credentials
 
 BATCH = 64
 """Inputs per HTTP request."""
@@ -46,24 +47,31 @@ class ServerBackend:
     changes, calls end with SpecMismatchError.
 
     Args:
-        url: the server's address, with or without /v1. If the server requires a key, set VLLM_API_KEY here too.
+        url: the server's address, with or without /v1. If the server requires a key, set VLLM_API_KEY here too. A user
+            and password in it are sent as HTTP basic authentication, instead of the key.
 
     Attributes:
         spec: the server's vector space.
 
     Raises:
+        InputError: `url` is not a URL.
         GircseError: nothing answers at `url`, or a server without GIRCSE.
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1")
-        key = os.environ.get("VLLM_API_KEY")
-        self._http = httpx.Client(
-            base_url=self._url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(600, connect=10),
-        )
+        address, basic, key = read_credentials(url, "VLLM_API_KEY")
+        self._url = address.rstrip("/").removesuffix("/v1")
+        authorization = basic or (f"Bearer {key}" if key else None)
+        try:
+            self._http = httpx.Client(
+                base_url=self._url,
+                headers={"Authorization": authorization} if authorization else {},
+                timeout=httpx.Timeout(600, connect=10),
+            )
+        except httpx.InvalidURL as error:
+            raise InputError(f"{self._url!r} is no URL ({error}); write http://host:8000") from error
         self._closed = threading.Event()
+        self._process = os.getpid()
         self._failing_since: float | None = None
         self._last_failure = 0.0
         self._model_confirmed = 0.0  # time at which the server was last known to have this model
@@ -89,6 +97,7 @@ class ServerBackend:
         waiting = 0
         try:
             while True:
+                check_process(self._process)
                 if self._closed.is_set():
                     raise GircseError(CLOSED)
                 while waiting < IN_FLIGHT and (batch := list(islice(numbered, BATCH))):
@@ -106,6 +115,8 @@ class ServerBackend:
             abandoned.set()
 
     def close(self) -> None:
+        if os.getpid() != self._process:  # the connections are the other process's too
+            return
         self._closed.set()
         self._http.close()
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -174,7 +176,10 @@ def _cluster(ray: Any, workers: int, gpus: float) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # hides complaints about Ray Data's own actors
         cpus = None if os.environ.get("RAY_ADDRESS") else max(os.cpu_count() or 1, workers)
+        on_terminate = signal.getsignal(signal.SIGTERM)
         ray.init(num_cpus=cpus, include_dashboard=False, logging_level="error", log_to_driver=False)
+        if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray replaced it by one that exits with code 15
     try:
         available = ray.cluster_resources()
         for kind, needed in (("CPU", workers), ("GPU", workers * gpus)):

@@ -43,7 +43,7 @@ class Work:
     batch_size: int
     source: str | None
     deadline: float
-    api_key: str | None
+    api_key: str | None = field(repr=False)
     documents_per_part: int
 
     def open_client(self) -> QdrantClient:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from gircse_rag.engine.sequence import Sequence
 from gircse_rag.errors import GircseError
 from gircse_rag.refinement import pool
 from tests import tiny
+from tests.processes import run_in_fork
 from tests.unit.backends.test_paged import SPEC, assert_idle
 
 
@@ -222,18 +222,10 @@ def test_closing_in_the_middle_of_a_forward(make_backend: Callable[..., Any], mo
 def test_using_the_backend_in_a_forked_process_raises() -> None:
     paged = PagedBackend(tiny.model(), SPEC)
     paged._engine_busy = True  # as if another thread ran the engine; the child lacks that thread
-    child = os.fork()
-    if not child:
-        try:
+
+    def check() -> None:
+        with pytest.raises(GircseError, match="forked"):
             list(paged.refine([Request((1, 2), 2)]))
-        except GircseError as error:
-            paged.close()
-            os._exit(0 if "forked" in str(error) else 1)
-        os._exit(1)
-    deadline = time.monotonic() + 60
-    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if not ended[0]:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert ended == (child, 0)
+        paged.close()
+
+    run_in_fork(check)

@@ -105,7 +105,6 @@ def test_every_bad_file_is_reported_and_the_rest_is_ingested(
     assert again.json["added"] == 604 - result.json["added"]
 
 
-@pytest.mark.filterwarnings("ignore:Api key")
 def test_a_wrong_api_key_is_reported_and_not_retried(
     gircse: Gircse, tiny_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

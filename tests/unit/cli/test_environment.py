@@ -10,6 +10,7 @@ import pytest
 from gircse_rag.checkpoint.bundled import BUNDLED
 from gircse_rag.cli.options import needs_fetching
 from tests import tiny
+from tests.qdrant_shim import Shim
 from tests.unit.cli.conftest import Gircse
 
 
@@ -81,6 +82,25 @@ def test_doctor_names_broken_parts_and_exits_1(
     assert str(damaged) in broken["model"]
     assert "does not answer" in broken["qdrant"]
     assert "BROKEN" in gircse("doctor", "--model", damaged).out
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_password_in_the_url_is_never_printed(
+    gircse: Gircse, tiny_model: list[str], monkeypatch: pytest.MonkeyPatch, debug: bool
+) -> None:
+    if debug:
+        monkeypatch.setenv("GIRCSE_DEBUG", "1")
+    with Shim() as shim:
+        for url in (shim.url, "http://127.0.0.1:1", "http://host:port", "ftp://host"):
+            secret = url.replace("://", "://me:pa/S3CRET@")
+            monkeypatch.setenv("QDRANT_URL", secret)
+            results = [gircse("doctor", *tiny_model[:2], *json) for json in ([], ["--json"])]
+            monkeypatch.delenv("QDRANT_URL")
+            results.append(gircse("search", "x", "--collection", "docs", "--url", secret, *tiny_model))
+            for result in results:
+                assert "S3CRET" not in result.out + result.err and "pa/" not in result.out + result.err
+            host = url.partition("://")[2]
+            assert all(host in result.out + result.err for result in results)
 
 
 def test_doctor_reports_a_cache_that_is_not_a_folder(gircse: Gircse, empty_cache: Path) -> None:

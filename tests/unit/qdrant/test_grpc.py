@@ -134,7 +134,6 @@ def test_every_point_is_sent_with_confirmation_and_ordering(served: tuple[Server
         assert point.payload["metadata"].struct_value.fields["n"].integer_value == int(document.id)
 
 
-@pytest.mark.filterwarnings("ignore:Api key")
 def test_the_settings_of_a_collection_and_the_key_are_sent(
     served: tuple[Server, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +163,13 @@ def test_the_settings_of_a_collection_and_the_key_are_sent(
     (index,) = server.requests(qdrant.CreateFieldIndexCollection)
     assert (index.field_name, index.wait) == ("metadata.kind", True)
     assert {metadata.get("api-key") for _, metadata in server.calls} == {"s3cret"}
+
+
+def test_the_password_in_the_url_is_sent(served: tuple[Server, int]) -> None:
+    server, port = served
+    client = open_client(url="http://me:word@127.0.0.1:1", prefer_grpc=True, grpc_port=port)
+    assert ingest(DOCUMENTS, collection="docs", embedder=StandIn(), client=client).added == 20
+    assert {metadata.get("authorization") for _, metadata in server.calls} == {"Basic bWU6d29yZA=="}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from gircse_rag.backends.vllm import server_client as client
 from gircse_rag.backends.vllm.server_client import ServerBackend
 from gircse_rag.errors import GircseError, SpecMismatchError
 from gircse_rag.spec import EmbeddingSpec
+from tests.processes import run_in_fork
 
 SPEC = EmbeddingSpec(base_model="stub", base_hash="0", tokenizer_hash="0", dimension=4)
 Reply = Callable[["Handler"], None]
@@ -255,3 +257,17 @@ list(backend.refine([Request((1, 2), 3)]))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
     assert "KeyboardInterrupt" in done.stderr
     assert stub.paths[-1] == "/v1/embeddings"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_does_not_share_the_connections(stub: Stub) -> None:
+    backend = ServerBackend(stub.url)
+
+    def check() -> None:
+        with pytest.raises(GircseError, match="loaded before the process forked"):
+            list(backend.refine(requests(1)))
+        backend.close()
+
+    run_in_fork(check)
+    assert_correct(dict(backend.refine(requests(1))), 1)
+    backend.close()
