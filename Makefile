@@ -6,13 +6,15 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 KILLS ?= 334
 SEED ?= 1
+# Where `make lock` finds torch without CUDA. Offline: make lock TORCH="--find-links FOLDER", with its wheel in FOLDER.
+TORCH ?= --torch-backend cpu
 VLLM_SHORT := checks congruence scheduler server
 PACKAGES := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # One thread per worker: two OpenMP threads on a busy 2-core machine run ten times slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help install demo unit test test/integrations one coverage test-vllm test-vllm-short soak lint docs format clean
+.PHONY: help install demo unit test test/integrations one coverage test-vllm test-vllm-short soak lint lock docs format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -64,6 +66,11 @@ lint: $(READY)  ## ruff, mypy and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 	set -e; for package in $(PACKAGES); do (cd $$package && $(CURDIR)/$(BIN)/mypy); done
+
+lock:  ## requirements-cpu.txt: the versions of constraints.txt with hashes, for Linux without a GPU (needs uv)
+	uv pip compile pyproject.toml --extra readers --extra edge --extra eval --extra train -c constraints.txt $(TORCH) \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" --quiet -o requirements-cpu.txt
 
 docs: $(READY)  ## the documentation site in build/site; a broken link is an error
 	$(BIN)/mkdocs build --strict --quiet
