@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,7 @@ class Embedder:
         steps: int | None = None,
         url: str | None = None,
         lazy: bool = False,
+        revision: str | None = None,
     ) -> Embedder:
         """Load a checkpoint.
 
@@ -100,6 +101,8 @@ class Embedder:
                 chooses device and dtype; this process only tokenises.
             lazy: load the weights when the first text is embedded, if the spec is known without them, as for the
                 bundled models. Errors in the weights then appear at that point.
+            revision: branch, tag or commit of a Hub id; None is its main branch, which may change. The spec records
+                the commit.
 
         Raises:
             CheckpointError: the model cannot be loaded; says why and what to do.
@@ -114,19 +117,22 @@ class Embedder:
         if url is not None and backend != "vllm":
             raise InputError(f"url is for backend='vllm'; the backend {backend!r} computes in this process")
         if backend == "vllm":
-            return cls._from_vllm(os.fspath(name), device, dtype, steps, url)
+            return cls._from_vllm(os.fspath(name), device, dtype, steps, url, revision)
         from gircse_rag.checkpoint import load_checkpoint, load_spec
 
         torch_device = device_of(device)
-        if lazy and (loaded := load_spec(os.fspath(name), dtype=dtype_of(dtype, torch_device))) is not None:
+        options: dict[str, Any] = {"dtype": dtype_of(dtype, torch_device), "revision": revision}
+        if lazy and (loaded := load_spec(os.fspath(name), **options)) is not None:
             tokenizer, spec = loaded[0], loaded[1] if steps is None else replace(loaded[1], document_steps=steps)
 
             def load() -> tuple[Backend, EmbeddingSpec]:
-                embedder = cls.from_pretrained(name, backend=backend, device=device, dtype=dtype, steps=steps)
+                embedder = cls.from_pretrained(
+                    name, backend=backend, device=device, dtype=dtype, steps=steps, revision=revision
+                )
                 return embedder.backend, embedder.spec
 
             return cls(LazyBackend(load, spec), tokenizer, spec)
-        checkpoint = load_checkpoint(os.fspath(name), dtype=dtype_of(dtype, torch_device), device=torch_device)
+        checkpoint = load_checkpoint(os.fspath(name), device=torch_device, **options)
         spec = checkpoint.spec if steps is None else replace(checkpoint.spec, document_steps=steps)
         if backend == "paged":
             from gircse_rag.backends.paged import PagedBackend
@@ -137,15 +143,17 @@ class Embedder:
         return cls(ReferenceBackend(checkpoint.model, temperature=spec.temperature), checkpoint.tokenizer, spec)
 
     @classmethod
-    def _from_vllm(cls, name: str, device: str, dtype: str, steps: int | None, url: str | None) -> Embedder:
+    def _from_vllm(
+        cls, name: str, device: str, dtype: str, steps: int | None, url: str | None, revision: str | None
+    ) -> Embedder:
         from gircse_rag.backends.vllm import connect
 
         if device != "auto" or (url is not None and dtype != "auto"):
             raise InputError("vLLM chooses its device, and a server also its dtype: leave device and dtype at 'auto'")
         backend, tokenizer, spec = (
-            connect.load_in_process(name, dtype=dtype_of(dtype, device_of("auto")))
+            connect.load_in_process(name, dtype=dtype_of(dtype, device_of("auto")), revision=revision)
             if url is None
-            else connect.connect_to_server(name, url)
+            else connect.connect_to_server(name, url, revision)
         )
         return cls(backend, tokenizer, spec if steps is None else replace(spec, document_steps=steps))
 

@@ -22,9 +22,12 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DEFAULT_STEPS = 5
 MAX_STEPS = 256
 
-# Names are for people; the hashes determine the space. A moved folder is still the same model.
+# Names and revisions are for people; the hashes determine the space. A moved folder is still the same model, and so is
+# a later commit that changes only its README.
 _FIELD_TYPES = {"str": (str,), "int": (int,), "float": (float,), "bool": (bool,), "str | None": (str, type(None))}
-_NOT_IN_FINGERPRINT = frozenset({"base_model", "adapter", "default_instruction", "dtype"})
+_NOT_IN_FINGERPRINT = frozenset(
+    {"base_model", "adapter", "default_instruction", "dtype", "base_revision", "adapter_revision"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class EmbeddingSpec:
         document_steps: K for documents, and for queries by default.
         default_instruction: instruction of a query that has none.
         dtype: dtype of the weights that computed the vectors ("float32", "bfloat16", "float16").
+        base_revision, adapter_revision: commit on the Hugging Face Hub that the files came from, or None for other
+            files. Provenance only: loading them again by this commit gives the same hashes.
     """
 
     base_model: str
@@ -66,6 +71,8 @@ class EmbeddingSpec:
     document_steps: int = DEFAULT_STEPS
     default_instruction: str = DEFAULT_INSTRUCTION
     dtype: str = "float32"
+    base_revision: str | None = None
+    adapter_revision: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.temperature, int):  # 1 and 1.0 are the same space and must have the same fingerprint

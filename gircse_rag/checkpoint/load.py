@@ -41,7 +41,11 @@ class Checkpoint:
 
 
 def load_hf(
-    name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer as plain transformers objects, with the adapter merged.
 
@@ -51,35 +55,39 @@ def load_hf(
         name: a bundled name, a folder or a Hub id.
         dtype: of the parameters.
         device: of the model.
+        revision: branch, tag or commit of a Hub id (default: its main branch).
 
     Raises:
-        CheckpointError: as `load_checkpoint`.
+        CheckpointError, InputError: as `load_checkpoint`.
     """
-    checkpoint = load_checkpoint(name, dtype=dtype, device=device)
+    checkpoint = load_checkpoint(name, dtype=dtype, device=device, revision=revision)
     return checkpoint.model, checkpoint.tokenizer
 
 
-def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device) -> Checkpoint:
+def load_checkpoint(
+    name: str, *, dtype: torch.dtype, device: str | torch.device, revision: str | None = None
+) -> Checkpoint:
     """Load base model, adapter, tokenizer and spec. Merges in float32, then converts to `dtype`.
 
     Raises:
         CheckpointError: no such model; a file is missing, truncated or tampered with; the family or a setting of
             config.json is not supported; the adapter does not fit; the weights hold NaN. The message names the file or
             layer.
+        InputError: there is a `revision`, and `name` is no Hub id.
     """
-    located = locate(name)
-    base = located.base
+    located = locate(name, revision)
+    base = located.base.folder
     model = _load_model(base)
     with ThreadPoolExecutor(1) as pool:  # hashing half a gigabyte takes as long as parsing the tokenizer
         hashing = pool.submit(hash_model, model)
         tokenizer = _load_tokenizer(located.adapter, base)
         tokenizer_hash, base_hash = hash_tokenizer(tokenizer), hashing.result()
     _check_bundled(located, base_hash, tokenizer_hash)
-    origin = _read_origin(model, base, located.base_name, base_hash)
+    origin = _read_origin(model, located.base, base_hash)
     if located.adapter is not None:
         config, weights = read_json(located.adapter / ADAPTER_CONFIG), read_lora(located.adapter)
         model = merge_lora(model, located.adapter, config, weights, dtype)
-        origin |= {"adapter": name, "adapter_hash": hash_lora(config, weights)}
+        origin |= {"adapter": name, "adapter_hash": hash_lora(config, weights), "adapter_revision": located.revision}
     _check_finite(model)
     vocabulary, dimension = model.get_input_embeddings().weight.shape
     if len(tokenizer) > vocabulary:
@@ -102,7 +110,7 @@ def load_checkpoint(name: str, *, dtype: torch.dtype, device: str | torch.device
     return Checkpoint(model.eval().requires_grad_(False), tokenizer, spec)
 
 
-def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | None]]:
+def load_tokenizer(name: str, revision: str | None = None) -> tuple[PreTrainedTokenizerBase, dict[str, str | None]]:
     """Load a checkpoint's tokenizer, and the spec hashes that need no base weights.
 
     Returns:
@@ -110,15 +118,16 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, dict[str, str | 
 
     Raises:
         CheckpointError: no such model, or a file is missing or damaged.
+        InputError: there is a `revision`, and `name` is no Hub id.
     """
-    return _load_tokenizer_and_hashes(locate(name))
+    return _load_tokenizer_and_hashes(locate(name, revision))
 
 
 def _load_tokenizer_and_hashes(located: Located) -> tuple[PreTrainedTokenizerBase, dict[str, str | None]]:
     hashes: dict[str, str | None] = {"adapter_hash": None}
     if located.adapter is not None:
         hashes["adapter_hash"] = hash_lora(read_json(located.adapter / ADAPTER_CONFIG), read_lora(located.adapter))
-    tokenizer = _load_tokenizer(located.adapter, located.base)
+    tokenizer = _load_tokenizer(located.adapter, located.base.folder)
     if located.adapter is None and (entry := read_json(located.folder / "config.json").get(EXPORT_KEY)):
         origin = read_export(located.folder, entry)[1]
         hashes |= {field: origin[field] for field in ("base_hash", "adapter_hash")}
@@ -127,13 +136,15 @@ def _load_tokenizer_and_hashes(located: Located) -> tuple[PreTrainedTokenizerBas
     return tokenizer, {**hashes, "tokenizer_hash": hash_tokenizer(tokenizer)}
 
 
-def load_spec(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, EmbeddingSpec] | None:
+def load_spec(
+    name: str, *, dtype: torch.dtype, revision: str | None = None
+) -> tuple[PreTrainedTokenizerBase, EmbeddingSpec] | None:
     """Load tokenizer and spec without the model; None unless the base model is bundled, because of its known hash.
 
     Raises:
-        CheckpointError: as `load_tokenizer`.
+        CheckpointError, InputError: as `load_tokenizer`.
     """
-    located = locate(name)
+    located = locate(name, revision)
     if located.base_name not in BUNDLED:
         return None
     tokenizer, hashes = _load_tokenizer_and_hashes(located)
@@ -143,21 +154,23 @@ def load_spec(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase
         located.folder,
         base_model=located.base_name,
         adapter=None if located.adapter is None else name,
-        dimension=read_json(located.base / "config.json").get("hidden_size"),
+        adapter_revision=None if located.adapter is None else located.revision,
+        dimension=read_json(located.base.folder / "config.json").get("hidden_size"),
         dtype=_dtype_name(dtype),
         **hashes,  # base_hash is among them: the base is bundled
     )
     return tokenizer, spec
 
 
-def checkpoint_state(name: str) -> str:
+def checkpoint_state(name: str, revision: str | None = None) -> str:
     """Return 32 hex digits that change with the files of `load_checkpoint(name)` (weights: their size and mtime).
 
     Raises:
         CheckpointError: no such model.
+        InputError: there is a `revision`, and `name` is no Hub id.
     """
-    located = locate(name)
-    folders = [located.folder] if located.adapter is None else [located.folder, located.base]
+    located = locate(name, revision)
+    folders = [located.folder] if located.adapter is None else [located.folder, located.base.folder]
     digest = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.iterdir()):
         if path.suffix == ".json":
@@ -176,21 +189,21 @@ def _check_bundled(located: Located, base_hash: str, tokenizer_hash: str) -> Non
     bundled = BUNDLED.get(located.base_name)
     if bundled and (base_hash, tokenizer_hash) != (bundled.base_hash, bundled.tokenizer_hash):
         raise CheckpointError(
-            f"the cached base model in {located.base} is damaged or modified (weights {base_hash[:12]}, tokenizer "
-            f"{tokenizer_hash[:12]}; expected {bundled.base_hash[:12]}, {bundled.tokenizer_hash[:12]}); "
+            f"the cached base model in {located.base.folder} is damaged or modified (weights {base_hash[:12]}, "
+            f"tokenizer {tokenizer_hash[:12]}; expected {bundled.base_hash[:12]}, {bundled.tokenizer_hash[:12]}); "
             "delete that folder, and it will be fetched again"
         )
 
 
-def _read_origin(model: PreTrainedModel, folder: Path, name: str, weights_hash: str) -> dict[str, Any]:
+def _read_origin(model: PreTrainedModel, base: Located, weights_hash: str) -> dict[str, Any]:
     """Spec fields for the origin of the weights: the base model, or the models that `gircse export` merged."""
     entry = getattr(model.config, EXPORT_KEY, None)
     if entry is None:
-        return {"base_model": name, "base_hash": weights_hash}
-    exported_hash, origin = read_export(folder, entry)
+        return {"base_model": base.name, "base_hash": weights_hash, "base_revision": base.revision}
+    exported_hash, origin = read_export(base.folder, entry)
     if exported_hash != weights_hash:
         raise CheckpointError(
-            f"the weights in {folder} differ from those that `gircse export` wrote ({weights_hash[:12]}, expected "
+            f"the weights in {base.folder} differ from those that `gircse export` wrote ({weights_hash[:12]}, expected "
             f"{exported_hash[:12]}): they are damaged or modified; export the model again"
         )
     return origin

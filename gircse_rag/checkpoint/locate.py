@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from gircse_rag.checkpoint.bundled import BUNDLED, base_folder, ensure_base
 from gircse_rag.checkpoint.spec_file import read_json
-from gircse_rag.errors import CheckpointError, first_line
+from gircse_rag.errors import CheckpointError, InputError, first_line
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -25,10 +26,12 @@ class Located:
     Attributes:
         name: as given to `locate`.
         folder: local folder of the full model or the adapter.
+        revision: commit of the Hub repository that the files came from, or None.
     """
 
     name: str
     folder: Path
+    revision: str | None = None
 
     @property
     def adapter(self) -> Path | None:
@@ -51,13 +54,13 @@ class Located:
         return base
 
     @cached_property
-    def base(self) -> Path:
-        """Local folder of the base model, fetched if necessary.
+    def base(self) -> Located:
+        """The base model, fetched if necessary: the one the adapter's config names, or this one.
 
         Raises:
             CheckpointError: there is no such model, or it cannot be fetched.
         """
-        return self.folder if self.adapter is None else locate(self.base_name, self._base_revision).folder
+        return self if self.adapter is None else _locate(self.base_name, self._base_revision)
 
     @property
     def _base_revision(self) -> str | None:
@@ -73,12 +76,23 @@ def locate(name: str, revision: str | None = None) -> Located:
 
     Args:
         name: as in `Embedder.from_pretrained`.
-        revision: branch, tag or commit of a Hub id, by default its main branch. A folder or bundled model has only one
-            version, so `revision` is ignored there, as in PEFT.
+        revision: branch, tag or commit of a Hub id, by default its main branch.
 
     Raises:
+        InputError: `revision` is not a name, or `name` is no Hub id.
         CheckpointError: no such model, or the download failed.
     """
+    if revision is not None:
+        if not isinstance(revision, str) or not revision:
+            raise InputError(f"revision must be a branch, tag or commit of a Hub repository, not {revision!r}")
+        if name in BUNDLED or _local_folder(name) is not None:
+            kind = "a bundled model" if name in BUNDLED else "a local folder"
+            raise InputError(f"revision {revision!r} is for Hub ids, but {name} is {kind}; leave it out")
+    return _locate(name, revision)
+
+
+def _locate(name: str, revision: str | None) -> Located:
+    """As `locate`, but ignore the revision of folders and bundled models, as PEFT does for an adapter's base."""
     if name in BUNDLED:
         return Located(name, BUNDLED[name].adapter or ensure_base())
     folder = _local_folder(name)
@@ -93,7 +107,8 @@ def locate(name: str, revision: str | None = None) -> Located:
         raise CheckpointError(
             f"no model {name!r}: no such folder, no Hub id (owner/name) and no bundled name ({', '.join(BUNDLED)})"
         )
-    return Located(name, _download(name, revision))
+    folder = _download(name, revision)
+    return Located(name, folder, folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else None)
 
 
 def local_base_name(name: str) -> str:

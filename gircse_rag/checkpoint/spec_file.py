@@ -82,13 +82,14 @@ def read_export(folder: Path, entry: Any) -> tuple[str, dict[str, Any]]:
     """Parse the entry that `gircse export` stored under EXPORT_KEY.
 
     Returns:
-        The hash of the exported weights, and the spec fields of their origin: base model, adapter and their hashes.
+        The hash of the exported weights, and the spec fields of their origin: names, hashes and revisions.
 
     Raises:
         CheckpointError: the entry is damaged.
     """
     try:
         origin = {field: entry["spec"][field] for field in ("base_model", "base_hash", "adapter", "adapter_hash")}
+        origin |= {field: entry["spec"].get(field) for field in ("base_revision", "adapter_revision")}
         return entry["weights"], origin
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {EXPORT_KEY!r} is damaged; export the model again") from error

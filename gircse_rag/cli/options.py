@@ -36,6 +36,9 @@ def _parse_steps(value: str) -> int | str:
 
 
 Model = Annotated[str, Option("--model", help="Bundled model (`gircse models`), folder or Hub id.")]
+Revision = Annotated[
+    str | None, Option(metavar="NAME", help="Branch, tag or commit of a Hub id (default: its main branch).")
+]
 Backend = Annotated[Literal["paged", "reference"] | None, Option(help="Execution backend (default: automatic).")]
 Device = Annotated[str, Option(metavar="NAME", help="Device: auto, cpu, cuda, cuda:1, mps, ...")]
 Dtype = Annotated[
@@ -53,9 +56,10 @@ AsJson = Annotated[bool, Option("--json", help="Print one JSON document.")]
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The model to load and how to run it: --model, --backend, --device and --dtype."""
+    """The model to load and how to run it: --model, --revision, --backend, --device and --dtype."""
 
     name: Model = DEFAULT_MODEL
+    revision: Revision = None
     backend: Backend = None
     device: Device = "auto"
     dtype: Dtype = "auto"
@@ -78,11 +82,12 @@ def load(model: ModelOptions, *, lazy: bool = False) -> Embedder:
     from gircse_rag.embedder import Embedder
 
     choice: dict[str, Any] = {} if model.backend is None else {"backend": model.backend}
-    return Embedder.from_pretrained(model.name, device=model.device, dtype=model.dtype, lazy=lazy, **choice)
+    options: dict[str, Any] = {"device": model.device, "dtype": model.dtype, "revision": model.revision}
+    return Embedder.from_pretrained(model.name, lazy=lazy, **options, **choice)
 
 
 def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: replace a command's parameter `model: ModelOptions` by its four command-line options."""
+    """Decorator: replace a command's parameter `model: ModelOptions` by its command-line options."""
     fields = inspect.signature(ModelOptions, eval_str=True).parameters
 
     @functools.wraps(command)

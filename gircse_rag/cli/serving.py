@@ -22,6 +22,7 @@ ExportDtype = Annotated[Literal["float32", "bfloat16", "float16"], Option(help="
 def export(
     folder: Annotated[Path, Argument(help="Target folder; must be empty or not exist yet.")],
     model: options.Model = options.DEFAULT_MODEL,
+    revision: options.Revision = None,
     dtype: ExportDtype = "float32",
     as_json: options.AsJson = False,
 ) -> None:
@@ -36,7 +37,7 @@ def export(
         from gircse_rag.backends.vllm.export import export as write
         from gircse_rag.checkpoint import load_checkpoint
 
-        write(model, folder, dtype=getattr(torch, dtype))
+        write(model, folder, dtype=getattr(torch, dtype), revision=revision)
         # Loading the folder checks it.
         spec = load_checkpoint(str(folder), dtype=getattr(torch, dtype), device="cpu").spec
     if as_json:
@@ -48,6 +49,7 @@ def export(
 def serve(
     context: typer.Context,
     model: options.Model = options.DEFAULT_MODEL,
+    revision: options.Revision = None,
     backend: Annotated[Literal["vllm"], Option(help="Server to run.")] = "vllm",
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port to listen on.")] = 8000,
@@ -63,7 +65,7 @@ def serve(
     """
     with only_results_on_stdout():
         require("vllm", "vllm")
-        folder = _ensure_exported(model)
+        folder = _ensure_exported(model, revision)
     command = [sys.executable, "-m", SERVER, "--model", str(folder), "--served-model-name", model]
     command += ["--runner", "pooling", "--host", host, "--port", str(port), *context.args]
     if not any(option.split("=")[0] == "--dtype" for option in context.args):
@@ -73,7 +75,7 @@ def serve(
     os.execve(sys.executable, command, environment)
 
 
-def _ensure_exported(model: str) -> Path:
+def _ensure_exported(model: str, revision: str | None) -> Path:
     """Return `model` if it is an exported folder, else its export in the cache, written on first use."""
     from gircse_rag.backends.vllm.export import export as write
     from gircse_rag.backends.vllm.export import is_exported
@@ -83,11 +85,11 @@ def _ensure_exported(model: str) -> Path:
     if is_exported(Path(model).expanduser()):
         return Path(model).expanduser()
     options.announce(model)
-    folder = cache_folder() / "exported" / f"{Path(model).name}-{checkpoint_state(model)}"
+    folder = cache_folder() / "exported" / f"{Path(model).name}-{checkpoint_state(model, revision)}"
     if not is_exported(folder):
         note("note", f"first use: exporting {model} to {folder}")
         try:
-            write(model, folder)
+            write(model, folder, revision=revision)
         except InputError:
             if not is_exported(folder):  # else another process wrote it at the same time
                 raise

@@ -147,7 +147,7 @@ def _add_adapter(model: Any, config: TrainConfig) -> Any:
 def _save_checkpoint(config: TrainConfig, model: Any, batches: Batches, rows_seen: int) -> None:
     rank = next(iter(model.peft_config.values())).r
     with replacing(Path(config.output), "checkpoint") as fresh:
-        save_adapter(fresh, model, config.model, torch.bfloat16)
+        save_adapter(fresh, model, config.model, revision=batches.spec.base_revision, dtype=torch.bfloat16)
         batches.tokenizer.save_pretrained(fresh)
         save_spec(fresh, batches.spec, config.pooling)
         save_record(fresh, config, batches, rows_seen)

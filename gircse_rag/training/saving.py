@@ -25,12 +25,22 @@ from gircse_rag.training.config import TrainConfig
 RECORD = "training.json"
 
 
-def save_adapter(folder: Path, model: Any, base_name: str, dtype: torch.dtype | None = None) -> None:
-    """Write a PEFT folder (adapter_config.json, adapter_model.safetensors); `dtype` converts the saved copy."""
+def save_adapter(
+    folder: Path, model: Any, base_name: str, *, revision: str | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Write a PEFT folder (adapter_config.json, adapter_model.safetensors).
+
+    Args:
+        folder: exists.
+        model: the PEFT model.
+        base_name: name of the base model.
+        revision: commit of the base model on the Hub, or None. PEFT and `load_checkpoint` load that commit again.
+        dtype: dtype of the saved copy, or None for the model's.
+    """
     model.save_pretrained(folder)
     config_path = folder / "adapter_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
-    config.update(base_model_name_or_path=base_name, inference_mode=True)
+    config.update(base_model_name_or_path=base_name, revision=revision, inference_mode=True)
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if dtype is not None:
         weights = folder / "adapter_model.safetensors"
@@ -53,7 +63,7 @@ def save_state(folder: Path, model: Any, optimizer: Any, config: TrainConfig, ba
         CheckpointError: it cannot be written, for example on a full disk. The previous state stays intact.
     """
     with replacing(folder, "state") as fresh:
-        save_adapter(fresh, model, config.model)
+        save_adapter(fresh, model, config.model, revision=batches.spec.base_revision)
         save_spec(fresh, batches.spec, config.pooling)
         buffer = io.BytesIO()  # torch.save to a path reports a full disk as an "unexpected pos"
         torch.save({"optimizer": optimizer.state_dict(), "cursor": cursor}, buffer)

@@ -28,6 +28,8 @@ SAME_SPACE: dict[str, Any] = {
     "adapter": "a",
     "default_instruction": "Find it",
     "dtype": "bfloat16",
+    "base_revision": "c" * 40,
+    "adapter_revision": "d" * 40,
 }
 ONLY_VALUE = {"pooling", "normalize"}
 
@@ -49,7 +51,7 @@ def test_fields_that_define_the_space_change_the_fingerprint(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAME_SPACE)
-def test_names_instruction_and_dtype_keep_the_fingerprint(name: str) -> None:
+def test_provenance_instruction_and_dtype_keep_the_fingerprint(name: str) -> None:
     assert replace(SPEC, **{name: SAME_SPACE[name]}).fingerprint == SPEC.fingerprint
 
 

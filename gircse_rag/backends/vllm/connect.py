@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Loaded = tuple[Backend, "PreTrainedTokenizerBase", EmbeddingSpec]
 
 
-def load_in_process(name: str, *, dtype: torch.dtype) -> Loaded:
+def load_in_process(name: str, *, dtype: torch.dtype, revision: str | None = None) -> Loaded:
     """Load a checkpoint into a vLLM engine in this process, on the device that vLLM chooses.
 
     Raises:
@@ -31,7 +31,7 @@ def load_in_process(name: str, *, dtype: torch.dtype) -> Loaded:
         GircseError: vLLM cannot run it.
     """
     require("vllm", "vllm")
-    checkpoint = load_checkpoint(name, dtype=dtype, device="cpu")
+    checkpoint = load_checkpoint(name, dtype=dtype, device="cpu", revision=revision)
     with tempfile.TemporaryDirectory(prefix="gircse-") as scratch:
         folder = write(checkpoint, Path(scratch) / "merged")
         tokenizer, spec = checkpoint.tokenizer, checkpoint.spec
@@ -40,7 +40,7 @@ def load_in_process(name: str, *, dtype: torch.dtype) -> Loaded:
     return backend, tokenizer, spec
 
 
-def connect_to_server(name: str, url: str) -> Loaded:
+def connect_to_server(name: str, url: str, revision: str | None = None) -> Loaded:
     """Connect to a running server. Reads only the tokenizer of checkpoint `name`, and its adapter's hash if any.
 
     Raises:
@@ -50,7 +50,7 @@ def connect_to_server(name: str, url: str) -> Loaded:
     """
     backend = ServerBackend(url)
     try:
-        tokenizer, known = load_tokenizer(name)
+        tokenizer, known = load_tokenizer(name, revision)
         spec = backend.spec
         for field, value in known.items():
             if getattr(spec, field) != value:

@@ -26,18 +26,18 @@ from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.files import rust_errors
 
 
-def export(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+def export(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, revision: str | None = None) -> Path:
     """Write the checkpoint `name` to `folder`, which must be new or empty. The write is atomic.
 
     Args:
-        name: as in `Embedder.from_pretrained`.
+        name, revision: as in `Embedder.from_pretrained`.
         dtype: dtype of the written weights.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
         InputError: the folder is not empty, or cannot be written.
     """
-    return write(load_checkpoint(name, dtype=dtype, device="cpu"), folder)
+    return write(load_checkpoint(name, dtype=dtype, device="cpu", revision=revision), folder)
 
 
 def is_exported(folder: Path) -> bool:

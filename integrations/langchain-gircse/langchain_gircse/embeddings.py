@@ -14,7 +14,7 @@ from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.runnables.config import run_in_executor
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-_EMBEDDER_FIELDS = {"model_name", "backend", "device", "dtype", "steps"}
+_EMBEDDER_FIELDS = {"model_name", "revision", "backend", "device", "dtype", "steps"}
 
 
 class GircseInvalidRequestError(ModelInvalidRequestError, InputError):
@@ -48,6 +48,8 @@ class GircseEmbeddings(BaseModel, Embeddings):
 
     model_name: str = Field(default="smollm2-135m", alias="model")
     """A bundled name, a local folder (merged model or PEFT adapter), or a Hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id. None: its main branch."""
     query_instruction: str | None = None
     """Instruction for queries that are given none. None: the checkpoint's default."""
     steps: int | None = None
@@ -60,7 +62,7 @@ class GircseEmbeddings(BaseModel, Embeddings):
     dtype: str = "auto"
     """"auto" (bfloat16 where the hardware multiplies it natively), "float32", "bfloat16" or "float16"."""
     embedder: Embedder = Field(default=None, exclude=True, repr=False)  # type: ignore[assignment]
-    """A loaded embedder to share. It fixes model, steps, backend, device and dtype, so do not pass those."""
+    """A loaded embedder to share. It fixes model, revision, steps, backend, device and dtype, so do not pass those."""
 
     @field_validator("query_instruction")
     @classmethod
@@ -77,7 +79,12 @@ class GircseEmbeddings(BaseModel, Embeddings):
         options = {} if self.backend is None else {"backend": self.backend}
         try:
             self.embedder = Embedder.from_pretrained(
-                self.model_name, device=self.device, dtype=self.dtype, steps=self.steps, **options
+                self.model_name,
+                device=self.device,
+                dtype=self.dtype,
+                steps=self.steps,
+                revision=self.revision,
+                **options,
             )
         except GircseError as error:
             raise ValueError(str(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,6 +26,8 @@ _CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 class GircseModule(InputModule):
     """Embed texts with a GIRCSE checkpoint. Inference only: no gradients.
 
+    A copy, also by pickle for another process (`encode` with a pool), loads the checkpoint again.
+
     A prompt is the query template up to its text: `Instruct: {instruction}\\nQuery:`. Other prompts are rejected.
     `encode_query` without a prompt uses the checkpoint's default instruction, `encode_document` rejects a prompt, and
     plain `encode` without a prompt embeds documents. `prompts` also has gircse-rag's named instructions.
@@ -35,6 +38,7 @@ class GircseModule(InputModule):
         device: the device the model stays on. None: the default of Sentence Transformers.
         dtype: "auto", "float32", "bfloat16" or "float16", or the torch dtype.
         backend: execution backend. None: the default of `Embedder.from_pretrained`.
+        revision: branch, tag or commit of a Hub id. None: its main branch.
 
     Raises:
         ValueError: an argument is invalid, or the model cannot be loaded.
@@ -51,20 +55,24 @@ class GircseModule(InputModule):
         device: str | None = None,
         dtype: str | torch.dtype = "auto",
         backend: str | None = None,
+        revision: str | None = None,
     ) -> None:
         super().__init__()
-        options: dict[str, Any] = {} if backend is None else {"backend": backend}
-        device = device or get_device_name()
+        self._settings: dict[str, Any] = {"steps": steps, "device": device or get_device_name(), "revision": revision}
+        self._settings["dtype"] = str(dtype).removeprefix("torch.")
+        if backend is not None:
+            self._settings["backend"] = backend
         try:
-            self.embedder = Embedder.from_pretrained(
-                name, steps=steps, device=device, dtype=str(dtype).removeprefix("torch."), **options
-            )
+            self.embedder = Embedder.from_pretrained(name, **self._settings)
         except GircseError as error:
             raise ValueError(str(error)) from error
         self.name = name
         self.tokenizer = self.embedder.tokenizer
         # Sentence Transformers reads its device here; `_apply` detects attempts to move the model by it.
-        self.register_buffer("_device_marker", torch.empty(0, device=device), persistent=False)
+        self.register_buffer("_device_marker", torch.empty(0, device=self._settings["device"]), persistent=False)
+
+    def __reduce__(self) -> tuple[Callable[..., GircseModule], tuple[Any, ...]]:
+        return partial(type(self), self.name, **self._settings), ()
 
     @property
     def max_seq_length(self) -> int:
@@ -125,6 +133,8 @@ class GircseModule(InputModule):
                     for path in (path for pattern in _CHECKPOINT_FILES for path in source.glob(pattern)):
                         shutil.copy(path, fresh)
         config = {"name": name, "steps": self.embedder.spec.document_steps}
+        if self._settings["revision"] is not None:
+            config["revision"] = self._settings["revision"]
         (folder / self.config_file_name).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     @classmethod

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gircse_rag import INSTRUCTIONS, Embedder
+from gircse_rag.errors import GircseError
 from integrations.fixtures import INSTRUCTION, ROOT, TEXTS, RecordingBackend, render_query, run_page
 from sentence_transformers import SentenceTransformer
 
@@ -39,6 +42,28 @@ def test_vectors_are_the_embedders(model: SentenceTransformer, tiny_embedder: Em
     )
     assert np.abs(queries - documents).max() > 1e-2
     assert len(model.encode([])) == 0
+
+
+def test_copies_load_the_checkpoint_again(tiny_folder: Path, tiny_embedder: Embedder) -> None:
+    module = GircseModule(str(tiny_folder), steps=3, dtype="float32", device="cpu", backend="reference")
+    model = SentenceTransformer(modules=[module], device="cpu", prompts={"query": PROMPT})
+    expected = model.encode_query(TEXTS)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied[0].embedder is not module.embedder
+        assert copied[0].embedder.fingerprint == module.embedder.fingerprint
+        assert type(copied[0].embedder.backend) is type(module.embedder.backend)
+        np.testing.assert_allclose(copied.encode_query(TEXTS), expected, atol=1e-6, rtol=0)
+    with pytest.raises(GircseError, match=r"cannot be pickled or copied.*from_pretrained in the other"):
+        copy.deepcopy(module.embedder)
+
+
+def test_a_pool_of_processes_encodes(model: SentenceTransformer) -> None:
+    pool = model.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        vectors = model.encode_document(TEXTS, pool=pool, chunk_size=2)
+    finally:
+        model.stop_multi_process_pool(pool)
+    np.testing.assert_allclose(vectors, model.encode_document(TEXTS), atol=1e-6, rtol=0)
 
 
 def test_model_properties(model: SentenceTransformer, tiny_embedder: Embedder) -> None:

@@ -16,7 +16,7 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from llama_index.embeddings.gircse.cache import QUESTION, Question, SeparateKeys, Steps
 
-_EMBEDDER_FIELDS = {"model_name", "backend", "device", "dtype", "steps"}
+_EMBEDDER_FIELDS = {"model_name", "revision", "backend", "device", "dtype", "steps"}
 
 
 class GircseEmbedding(BaseEmbedding):
@@ -45,6 +45,9 @@ class GircseEmbedding(BaseEmbedding):
         frozen=True,
         description="A bundled name, a local folder (merged model or PEFT adapter), or a Hub id.",
     )
+    revision: str | None = Field(
+        default=None, frozen=True, description="Branch, tag or commit of a Hub id. None: its main branch."
+    )
     embed_batch_size: int = Field(
         default=1024, gt=0, le=2048, description="Texts per call to the engine, which forms its own batches."
     )
@@ -66,7 +69,7 @@ class GircseEmbedding(BaseEmbedding):
         frozen=True,
         exclude=True,
         repr=False,
-        description="A loaded embedder to share. It fixes model_name, steps, backend, device and dtype.",
+        description="A loaded embedder to share. It fixes model_name, revision, steps, backend, device and dtype.",
     )
 
     @classmethod
@@ -86,7 +89,12 @@ class GircseEmbedding(BaseEmbedding):
             options: dict[str, Any] = {} if self.backend is None else {"backend": self.backend}
             try:
                 fields["embedder"] = Embedder.from_pretrained(
-                    self.model_name, device=self.device, dtype=self.dtype, steps=self.steps, **options
+                    self.model_name,
+                    device=self.device,
+                    dtype=self.dtype,
+                    steps=self.steps,
+                    revision=self.revision,
+                    **options,
                 )
             except GircseError as error:
                 raise ValueError(str(error)) from error

@@ -20,13 +20,20 @@ class GircseComponent:
     """Loads the model on first use and shares it between components with the same settings."""
 
     def __init__(
-        self, model: str, steps: int | None, backend: str | None, device: ComponentDevice | None, dtype: str
+        self,
+        model: str,
+        steps: int | None,
+        backend: str | None,
+        device: ComponentDevice | None,
+        dtype: str,
+        revision: str | None,
     ) -> None:
         self.model = model
         self.steps = steps
         self.backend = backend
         self.device = device
         self.dtype = dtype
+        self.revision = revision
         self._embedder: Embedder | None = None
 
     @property
@@ -37,14 +44,19 @@ class GircseComponent:
         """
         if self._embedder is None:
             device = "auto" if self.device is None else self.device.to_torch_str()
-            key = (self.model, self.steps, self.backend, device, self.dtype)
+            key = (self.model, self.steps, self.backend, device, self.dtype, self.revision)
             options: dict[str, Any] = {} if self.backend is None else {"backend": self.backend}
             with _lock:
                 embedder = _embedders.get(key)
                 if embedder is None:
                     try:
                         embedder = Embedder.from_pretrained(
-                            self.model, steps=self.steps, device=device, dtype=self.dtype, **options
+                            self.model,
+                            steps=self.steps,
+                            device=device,
+                            dtype=self.dtype,
+                            revision=self.revision,
+                            **options,
                         )
                     except GircseError as error:
                         raise ValueError(str(error)) from error

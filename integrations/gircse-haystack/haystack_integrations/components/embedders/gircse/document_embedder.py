@@ -33,6 +33,7 @@ class GircseDocumentEmbedder(GircseComponent):
         dtype: str = "auto",
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
+        revision: str | None = None,
     ) -> None:
         """Creates the component. `warm_up` or the first `run` loads the model.
 
@@ -43,8 +44,9 @@ class GircseDocumentEmbedder(GircseComponent):
         :param dtype: "auto", "float32", "bfloat16" or "float16".
         :param meta_fields_to_embed: metadata fields to embed along with the document text.
         :param embedding_separator: string between the metadata fields and the document text.
+        :param revision: branch, tag or commit of a Hub id. None: its main branch.
         """
-        super(GircseDocumentEmbedder, self).__init__(model, steps, backend, device, dtype)  # noqa: UP008 # @component replaces the class
+        super(GircseDocumentEmbedder, self).__init__(model, steps, backend, device, dtype, revision)  # noqa: UP008 # @component replaces the class
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
 

@@ -32,6 +32,7 @@ class GircseTextEmbedder(GircseComponent):
         backend: str | None = None,
         device: ComponentDevice | None = None,
         dtype: str = "auto",
+        revision: str | None = None,
     ) -> None:
         """Creates the component. `warm_up` or the first `run` loads the model.
 
@@ -41,11 +42,12 @@ class GircseTextEmbedder(GircseComponent):
         :param backend: execution backend. None: the default of `gircse_rag.Embedder.from_pretrained`.
         :param device: None: CUDA if available, else Apple's GPU, else the CPU.
         :param dtype: "auto", "float32", "bfloat16" or "float16".
+        :param revision: branch, tag or commit of a Hub id. None: its main branch.
         :raises ValueError: the instruction is invalid.
         """
         if query_instruction is not None:
             check_text(query_instruction)
-        super(GircseTextEmbedder, self).__init__(model, steps, backend, device, dtype)  # noqa: UP008 # @component replaces the class
+        super(GircseTextEmbedder, self).__init__(model, steps, backend, device, dtype, revision)  # noqa: UP008 # @component replaces the class
         self.query_instruction = query_instruction
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
