@@ -3,7 +3,7 @@
 Such points have no `gircse` record, so `ingest` ignores them. They keep the id that their library gave them:
 
     id        that id if it is a UUID in its canonical spelling, else a uuid5 of it
-    payload   the fields common to all points (see `points`), and that id as own_id
+    payload   the fields common to all points (see `points`), and that id as own_id; LlamaIndex adds its node
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qdrant_client import QdrantClient
 
 from gircse_rag.documents.metadata import json_text
 from gircse_rag.errors import InputError
-from gircse_rag.qdrant.points import shared_payload
+from gircse_rag.qdrant.points import read_record, shared_payload
 
 _NAMESPACE = uuid.UUID("0c9d5f53-5a2e-5d0f-8f0e-3f6f1f1f7c55")
 _OWN_ID = "own_id"
@@ -57,19 +57,33 @@ def foreign_payload(own: str, text: str, metadata: dict[str, Any]) -> dict[str, 
         own.encode()
     except ValueError as error:  # InputError, or UnicodeEncodeError for a lone surrogate
         raise InputError(f"{own!r} cannot be stored: {error}") from error
-    return payload_of(own, text, metadata)
+    return {**shared_payload(own, text, metadata), _OWN_ID: own}
 
 
-def payload_of(own: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Build the same payload without checks, for a point that exists already."""
+def make_node(point_id: object, payload: dict[str, Any] | None) -> dict[str, Any]:
+    """Build the LlamaIndex TextNode, as a dictionary, of a point that has none in its payload.
+
+    A chunk of `ingest` gets its document as the source, and its place in the document.
+    """
+    _, text, metadata = read_payload(point_id, payload)
     node = {
-        "id_": foreign_id(own),
+        "id_": str(point_id),
         "metadata": metadata,
         "excluded_embed_metadata_keys": list(metadata),
         "text": text,
         "class_name": "TextNode",
     }
-    return {**shared_payload(own, node), _OWN_ID: own}
+    record, chunk = read_record(payload), metadata.get("_chunk")
+    if record is None or not isinstance(chunk, dict):
+        return node
+    return {
+        **node,
+        "excluded_llm_metadata_keys": ["_chunk"],
+        "relationships": {"1": {"node_id": record.document, "node_type": "4", "class_name": "RelatedNodeInfo"}},
+        "mimetype": "text/plain",
+        "start_char_idx": chunk.get("start"),
+        "end_char_idx": chunk.get("end"),
+    }
 
 
 def read_payload(point_id: object, payload: dict[str, Any] | None) -> tuple[str, str, dict[str, Any]]:

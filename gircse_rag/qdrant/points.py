@@ -2,9 +2,9 @@
 
     id        uuid5 of document id and position
     vector    {"gircse": [d floats, unit length]}
-    payload   page_content, metadata                                         read by LangChain
-              _node_content, _node_type, doc_id, document_id, ref_doc_id     read by LlamaIndex
-              gircse                                                         `Record`, read by later ingests
+    payload   page_content, metadata    read by LangChain, and by the stores of our integrations
+              doc_id                    the document's id, by which LlamaIndex deletes
+              gircse                    `Record`, read by later ingests
 
 The collection is the only record of what was ingested. A document has points at positions 0 .. chunks-1, one per chunk.
 While it is being replaced, further positions up to reach-1 hold points of the old version and staged vectors.
@@ -37,7 +37,8 @@ _POINTS_PER_REQUEST = 128
 _POINTS_PER_PAGE = 1000
 _CHARACTERS_PER_REQUEST = 4_000_000  # of payload; a server takes 32 MiB, and a character takes up to 4 bytes
 _REFUSED = (400, 413, 422)
-_SHARED = ("page_content", "metadata", "_node_content", "_node_type", "doc_id", "document_id", "ref_doc_id")
+_COVERED = ("page_content", "metadata", "doc_id", "_node_content", "_node_type", "document_id", "ref_doc_id")
+"""Payload fields with a checksum. Earlier versions also wrote the last four, which repeat the first three."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -128,41 +129,17 @@ def make_payload(record: Record, chunk: Chunk, metadata: dict[str, Any]) -> dict
         **({} if chunk.page is None else {"page": chunk.page}),
     }
     metadata = {"source": record.document, **metadata, "_chunk": place}
-    node = {
-        "id_": point_id(record.document, chunk.number),
-        "metadata": metadata,
-        "excluded_embed_metadata_keys": list(metadata),
-        "excluded_llm_metadata_keys": ["_chunk"],
-        "relationships": {"1": {"node_id": record.document, "node_type": "4", "class_name": "RelatedNodeInfo"}},
-        "text": chunk.text,
-        "mimetype": "text/plain",
-        "start_char_idx": chunk.start,
-        "end_char_idx": chunk.end,
-        "class_name": "TextNode",
-    }
-    return shared_payload(record.document, node)
+    return shared_payload(record.document, chunk.text, metadata)
+
+
+def shared_payload(document: str, text: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    """The payload fields of every writer's points. Text and metadata are stored once."""
+    return {"page_content": text, "metadata": metadata, "doc_id": document}
 
 
 def covered_fields(payload: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a payload that `Record.content` covers: those of `shared_payload`."""
-    return {name: payload[name] for name in _SHARED if name in payload}
-
-
-def shared_payload(document: str, node: dict[str, Any]) -> dict[str, Any]:
-    """The payload fields that LangChain and LlamaIndex read; `node` is a LlamaIndex TextNode as a dictionary.
-
-    Raises:
-        TypeError, ValueError: the node contains a value without a JSON form.
-    """
-    return {
-        "page_content": node["text"],
-        "metadata": node["metadata"],
-        "_node_content": json.dumps(node, ensure_ascii=False),
-        "_node_type": node["class_name"],
-        "doc_id": document,
-        "document_id": document,
-        "ref_doc_id": document,
-    }
+    """The fields of a payload that `Record.content` covers."""
+    return {name: payload[name] for name in _COVERED if name in payload}
 
 
 def collection_gone(collection: str) -> StoreError:
@@ -301,8 +278,5 @@ def _requests(points: Iterable[models.PointStruct]) -> Iterator[list[models.Poin
 
 
 def _characters(payload: dict[str, Any]) -> int:
-    """Approximate length of a payload as JSON."""
-    node = payload.get("_node_content")
-    if isinstance(node, str):  # holds text and metadata again; encoding the payload would slow ingestion
-        return 2 * len(node)
+    """Length of a payload as JSON."""
     return len(json.dumps(payload, ensure_ascii=False, default=str))

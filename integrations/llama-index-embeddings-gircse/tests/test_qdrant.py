@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from gircse_rag import Embedder
 from gircse_rag.qdrant import Document, ingest, open_client, search
+from gircse_rag.qdrant.foreign import make_node
+from gircse_rag.qdrant.points import point_id
 from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_query
 from llama_index.core import Document as LlamaDocument
 from llama_index.core import StorageContext, VectorStoreIndex
@@ -52,15 +54,36 @@ def test_reads_what_gircse_ingested(index: VectorStoreIndex, client: QdrantClien
     assert [hit.score for hit in ours] == pytest.approx([node.score for node in theirs], abs=1e-6)
 
 
-def test_llama_indexs_own_store_reads_and_writes(
+def test_llama_indexs_own_store_reads_texts_and_writes(
     store: GircseQdrantVectorStore, client: QdrantClient, embed_model: GircseEmbedding
 ) -> None:
-    plain = QdrantVectorStore("docs", client=client, dense_vector_name="gircse")
+    plain = QdrantVectorStore("docs", client=client, dense_vector_name="gircse", text_key="page_content")
     index = VectorStoreIndex.from_vector_store(plain, embed_model=embed_model)
     index.insert(LlamaDocument(text="written by LlamaIndex", metadata={"by": "llama"}))
     nodes = index.as_retriever(similarity_top_k=9).retrieve("x")
     assert {node.text for node in nodes} == {*TEXTS, "written by LlamaIndex"}
     assert len(search("x", collection="docs", embedder=embed_model.embedder, client=client)) == 4
+
+
+@pytest.mark.parametrize("key", ["doc_id", "document_id", "ref_doc_id"])
+def test_a_document_is_found_by_each_of_llama_indexs_names(index: VectorStoreIndex, key: str) -> None:
+    filters = MetadataFilters(filters=[MetadataFilter(key=key, value="d1")])
+    assert [node.text for node in index.as_retriever(filters=filters).retrieve("x")] == [TEXTS[1]]
+
+
+def test_an_ingested_document_is_deleted_by_its_id(index: VectorStoreIndex, store: GircseQdrantVectorStore) -> None:
+    index.delete_ref_doc("d1")
+    assert {node.text for node in store.get_nodes()} == {*TEXTS} - {TEXTS[1]}
+
+
+def test_points_of_an_earlier_version_with_a_node_are_read(store: GircseQdrantVectorStore) -> None:
+    """They hold text and metadata a second time, in the node, and are not embedded again."""
+    (point,) = store.client.retrieve("docs", [point_id("d1", 0)], with_vectors=True)
+    node = make_node(point.id, point.payload)
+    former = {"_node_content": json.dumps(node), "_node_type": "TextNode", "document_id": "d1", "ref_doc_id": "d1"}
+    store.client.set_payload("docs", former, points=[point.id])
+    (found,) = store.get_nodes([str(point.id)])
+    assert (found.text, found.ref_doc_id, found.metadata["number"]) == (TEXTS[1], "d1", 1)
 
 
 def test_gircse_reads_inserted_nodes_and_ingest_keeps_them(

@@ -7,7 +7,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from gircse_rag.errors import InputError
-from gircse_rag.qdrant.foreign import find_former_ids, foreign_id, foreign_payload, payload_of, read_payload
+from gircse_rag.qdrant.foreign import find_former_ids, foreign_id, foreign_payload, make_node, read_payload
 
 
 def test_a_payload_round_trips() -> None:
@@ -27,8 +27,15 @@ def test_an_id_that_is_not_valid_unicode_is_refused() -> None:
 
 
 def test_stored_metadata_is_read_even_if_it_is_not_json() -> None:
-    payload = payload_of("mine", "text", {"x": float("inf")})
+    payload = {"own_id": "mine", "page_content": "text", "metadata": {"x": float("inf")}}
     assert read_payload("id", payload) == ("mine", "text", {"x": float("inf")})
+    assert make_node("id", payload)["metadata"] == {"x": float("inf")}
+
+
+@pytest.mark.parametrize("payload", [None, {}, {"gircse": 5}, {"metadata": {"_chunk": 1}}, {"page_content": ["x"]}])
+def test_any_payload_becomes_a_node(payload: Any) -> None:
+    node = make_node("id", payload)
+    assert (node["id_"], node["text"]) == ("id", "") and "relationships" not in node
 
 
 UUID = "550e8400-e29b-41d4-a716-446655440000"

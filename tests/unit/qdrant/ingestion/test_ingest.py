@@ -15,6 +15,7 @@ from qdrant_client import QdrantClient, models
 
 from gircse_rag.errors import GircseWarning, InputError, StoreError
 from gircse_rag.qdrant import Document, IngestReport, Progress, SkippedFile, ingest, open_client, read_documents
+from gircse_rag.qdrant.foreign import make_node
 from gircse_rag.qdrant.points import point_id
 from tests.stand_in import POISON, StandIn
 
@@ -308,19 +309,20 @@ def _one_chunk(_: object, document: Document) -> list[Any]:
     return [Chunk(0, document.text, 0, len(document.text))]
 
 
-def test_the_payload_reads_the_same_for_langchain_llama_index_and_us(client: QdrantClient, embedder: StandIn) -> None:
+def test_the_payload_holds_text_and_metadata_once(client: QdrantClient, embedder: StandIn) -> None:
     _ingest(client, embedder, Document("guide.md", "# One\n\nFirst.", {"lang": "en", "source": "web"}, markdown=True))
     ((key, (payload, _)),) = _state(client).items()
     place = {"number": 0, "chunks": 1, "start": 0, "end": 13, "headings": ["One"]}
     assert key == point_id("guide.md", 0)
     assert payload["page_content"] == "# One\n\nFirst."
     assert payload["metadata"] == {"source": "web", "lang": "en", "_chunk": place}
-    node = json.loads(payload["_node_content"])
+    assert payload["doc_id"] == "guide.md"
+    assert payload.keys() == {"page_content", "metadata", "doc_id", "gircse"}
+    assert json.dumps(payload).count("First.") == 1
+    node = make_node(key, payload)
     assert (node["id_"], node["text"], node["metadata"]) == (key, payload["page_content"], payload["metadata"])
     assert (node["start_char_idx"], node["end_char_idx"]) == (0, 13)
     assert node["relationships"]["1"]["node_id"] == "guide.md"
-    assert payload["_node_type"] == "TextNode"
-    assert payload["doc_id"] == payload["document_id"] == payload["ref_doc_id"] == "guide.md"
 
 
 def test_an_unconfirmed_write_is_an_error(

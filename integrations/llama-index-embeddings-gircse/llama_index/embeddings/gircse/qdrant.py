@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from gircse_rag.errors import GircseError
 from gircse_rag.qdrant.filters import field_path
-from gircse_rag.qdrant.foreign import foreign_payload, payload_of, read_payload
+from gircse_rag.qdrant.foreign import foreign_payload, make_node
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import store_errors
 from llama_index.core.schema import BaseNode, MetadataMode
@@ -22,6 +22,8 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from llama_index.embeddings.gircse.base import GircseEmbedding
 
 _NODE_KEYS = ("_node_content", "_node_type", "doc_id", "document_id", "ref_doc_id")
+_DOCUMENT_KEYS = ("doc_id", "document_id", "ref_doc_id")
+"""LlamaIndex's names for the id of a node's document. All points have the first."""
 
 
 class GircseQdrantVectorStore(QdrantVectorStore):
@@ -75,17 +77,23 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         return points, ids
 
     def parse_to_query_result(self, response: list[Any]) -> VectorStoreQueryResult:
-        """Convert points to nodes, including points without a node, such as those of LangChain's own store."""
+        """Convert points to nodes, including points that other tools wrote, without a node."""
         for point in response:
             if "_node_content" not in (point.payload or {}):
-                point.payload = payload_of(*read_payload(point.id, point.payload))
+                node = make_node(point.id, point.payload)
+                point.payload = {"_node_content": json.dumps(node), "_node_type": node["class_name"]}
         return super().parse_to_query_result(response)
 
     def _build_subfilter(self, filters: MetadataFilters) -> models.Filter:
         conditions: list[Any] = [
-            each.model_copy(update={"key": field_path(each.key)})
-            if isinstance(each, MetadataFilter) and each.key not in _NODE_KEYS
-            else each
+            each.model_copy(update={"key": _payload_key(each.key)}) if isinstance(each, MetadataFilter) else each
             for each in filters.filters
         ]
         return cast(models.Filter, super()._build_subfilter(filters.model_copy(update={"filters": conditions})))
+
+
+def _payload_key(key: str) -> str:
+    """The payload field of a filter's key: a metadata field, or a field of the node."""
+    if key in _DOCUMENT_KEYS:
+        return _DOCUMENT_KEYS[0]
+    return key if key in _NODE_KEYS else field_path(key)
