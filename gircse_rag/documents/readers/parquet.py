@@ -29,6 +29,9 @@ def read_parquet(source: Source) -> Iterator[Document | SkippedFile]:
     source.file.seek(0)
     try:
         file = pq.ParquetFile(source.file, buffer_size=2**20, pre_buffer=False)
+        if repeated := _repeated_strings(file.schema):
+            options = {"buffer_size": 2**20, "pre_buffer": False, "read_dictionary": repeated}
+            file = pq.ParquetFile(source.file, metadata=file.metadata, **options)
     except Exception as error:  # a damaged footer makes pyarrow raise many types
         raise InputError(f"not readable as Parquet: {first_line(error)}") from error
     check_columns(file.schema_arrow.names, source)
@@ -47,6 +50,15 @@ def read_parquet(source: Source) -> Iterator[Document | SkippedFile]:
                         yield source.skip(f"row {number}: {error}")
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"damaged after row {number}: {first_line(error)}") from error
+
+
+def _repeated_strings(schema: Any) -> list[str]:
+    """The paths of strings inside lists. They are decoded to a dictionary and numbers, whatever the file has.
+
+    In a file, one long string may be repeated without end in a few bytes.
+    """
+    columns = [schema.column(number) for number in range(len(schema))]
+    return [each.path for each in columns if each.physical_type == "BYTE_ARRAY" and each.max_repetition_level]
 
 
 def _rows_at_once(file: Any, number: int, file_size: int) -> int:
@@ -91,9 +103,24 @@ def _make_document(batch: Any, row: int, source: Source, number: int, pa: Any) -
 
 def _check_row_size(batch: Any, row: int) -> None:
     """Reject a row of more than `MAX_BYTES`, such as an endless list, before it becomes Python objects."""
-    if batch.nbytes <= MAX_BYTES:
+    if sum(map(_unpacked_bytes, batch.columns)) <= MAX_BYTES:
         return
-    # A dictionary counts in full in every slice; one of its values is checked as text.
-    columns = [column for column in batch.columns if not hasattr(column, "dictionary")]
-    if (size := sum(column.slice(row, 1).nbytes for column in columns)) > MAX_BYTES:
+    if (size := sum(_unpacked_bytes(column.slice(row, 1)) for column in batch.columns)) > MAX_BYTES:
         raise InputError(f"too large ({size:,} bytes): the limit is {MAX_BYTES // 2**20} MiB per document")
+
+
+def _unpacked_bytes(array: Any) -> int:
+    """Bytes of an Arrow array's values, each value of a dictionary counted as often as it is used."""
+    compute, types = require("pyarrow.compute", "parquet"), require("pyarrow.types", "parquet")
+    kind = array.type
+    if types.is_dictionary(kind):
+        if types.is_string(kind.value_type) or types.is_binary(kind.value_type):
+            lengths = compute.binary_length(array.dictionary).take(array.indices)
+            return int(compute.sum(lengths).as_py() or 0)
+        return int(array.indices.nbytes)  # numbers
+    if types.is_map(kind):
+        start, end = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return sum(_unpacked_bytes(part.slice(start, end - start)) for part in (array.keys, array.items))
+    if types.is_nested(kind):
+        return sum(map(_unpacked_bytes, array.flatten() if types.is_struct(kind) else [array.flatten()]))
+    return int(array.nbytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ logging.getLogger("pypdf").addHandler(logging.NullHandler())
 # Limit on the unpacked contents of all pages and of the forms (XObjects) drawn on them, each counted as often as it is
 # drawn. Contents are 3 to 4 times as large as their text. pypdf parses a megabyte in 1.5 s (one AMD EPYC core).
 _MAX_CONTENTS = 16 * MAX_BYTES
+# Seconds per document: within the limit on contents, a small file with many forms takes minutes. A page is parsed to
+# its end, in at most 12 s (AMD EPYC).
+_MAX_SECONDS = 120.0
 # Glyphs that the font maps to no letter.
 _UNMAPPED = re.compile("[\x01-\x08\x0e-\x1b\x7f]")
 
@@ -30,7 +34,7 @@ def read_pdf(source: Source) -> Iterator[Document]:
     Glyphs without a letter are left out. A page that has more of them than letters counts as a page without text.
 
     Raises:
-        InputError: the file has a password, has no text, is damaged, or unpacks to more than the limit.
+        InputError: the file has a password, has no text, is damaged, unpacks to more than the limit, or takes too long.
     """
     pypdf = require("pypdf", "pdf")
     try:
@@ -75,10 +79,11 @@ def _extract_pages(reader: Any) -> list[str]:
 
 
 class _Contents:
-    """Extracts the text of pages, and refuses the document if their contents add up to more than `_MAX_CONTENTS`."""
+    """Extracts the text of pages, within `_MAX_CONTENTS` and `_MAX_SECONDS` for all of them."""
 
     def __init__(self) -> None:
         self._left = _MAX_CONTENTS
+        self._deadline = time.monotonic() + _MAX_SECONDS
 
     def check(self, page: Any, number: int) -> None:
         contents = page.get_contents()
@@ -108,6 +113,8 @@ class _Contents:
                 f"the pages together unpack to more than {_MAX_CONTENTS // 2**20} MiB; "
                 "split the file, or save only its text"
             )
+        if time.monotonic() > self._deadline:
+            raise InputError(f"takes more than {_MAX_SECONDS:.0f} s to read; split the file, or save only its text")
 
 
 def _clean(text: str) -> str:

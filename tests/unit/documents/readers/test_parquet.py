@@ -49,6 +49,25 @@ def test_a_parquet_gives_one_document_per_row_with_json_values(tmp_path: Path) -
     ]
 
 
+def test_nested_strings_are_read_as_they_are(tmp_path: Path) -> None:
+    """Strings inside lists and maps are decoded as dictionaries; equal ones, none and slices must not matter."""
+    tags = [["a", "b", None, "a"], [], None, ["b"]] * 20
+    people = [[{"name": "x", "tags": ["t", "t"]}], [{"name": None, "tags": None}], None, []] * 20
+    maps = [[("k", "v"), ("l", None)], [], None, [("k", "w")]] * 20
+    columns = {
+        "text": [f"text {n}" for n in range(80)],
+        "tags": tags,
+        "people": people,
+        "map": pa.array(maps, pa.map_(pa.string(), pa.string())),
+    }
+    documents, skipped = read(_parquet(tmp_path / "a.parquet", columns, row_group_size=30))
+    assert skipped == []
+    assert [dict(each.metadata) for each in documents] == [
+        {"tags": tags[n], "people": people[n], "map": None if maps[n] is None else dict(maps[n] or [])}
+        for n in range(80)
+    ]
+
+
 def test_a_row_with_a_value_that_json_cannot_hold_is_skipped(tmp_path: Path) -> None:
     columns = {
         "text": ["bytes", "good", "endless", None],
@@ -154,10 +173,18 @@ def test_a_value_of_the_text_column_that_is_not_text_is_refused(tmp_path: Path, 
     assert "not a string" in reason(_parquet(tmp_path / "a.parquet", {"text": [value]}))
 
 
+def _many_maps(count: int) -> Any:
+    return pa.array([[(f"{n}", "b" * 500_000) for n in range(count)]], pa.map_(pa.string(), pa.string()))
+
+
 _BOMBS: dict[str, tuple[dict[str, Any], str]] = {
     "compression": ({"text": ["a" * 7_000_000 + str(n) for n in range(16)]}, "more than 100 times the file"),
     "dictionary": ({"text": ["a" * 26_000_000] * 8}, "row 8: too large (26,000,"),
     "a row's list": ({"text": ["a"], "n": [[7] * 3_000_000]}, "row 1: too large (2"),
+    "strings in a list": ({"text": ["a"], "tags": [["a" * 500_000] * 1_000]}, "row 1: too large (500,0"),
+    "strings in lists": ({"text": ["a"] * 9, "tags": [["a" * 500_000] * 100] * 9}, "row 9: too large (50,0"),
+    "strings in maps": ({"text": ["a"], "tags": _many_maps(300)}, "row 1: too large (150,0"),
+    "strings in structs": ({"text": ["a"], "tags": [[{"t": "a" * 500_000}] * 300]}, "row 1: too large (150,0"),
     "lists": ({"text": ["a"] * 4, "n": [[7] * 3_000_000] * 4}, "more than 100 times the file"),
 }
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.readers import pdf
 from gircse_rag.documents.readers.source import MAX_BYTES
+from gircse_rag.errors import InputError
 from gircse_rag.tokens import check_text
 from tests.pdfs import encrypt, make_pdf, show, with_contents, with_operators
 from tests.unit.documents.readers import read, read_one, reason
@@ -94,6 +96,31 @@ def test_surrogates_in_a_font_are_joined_or_left_out(tmp_path: Path, monkeypatch
     monkeypatch.setattr(pypdf.DocumentInformation, "title", "T\udc52\x7fitle")
     document = read_one(path)
     assert check_text(document.text) == "a\U0001d452 b c" and document.metadata["title"] == "Title"
+
+
+@pytest.mark.parametrize("begins", ["pages", "forms"])
+def test_a_pdf_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: str) -> None:
+    """The time may run out before a page, or before a form, inside which pypdf ignores errors."""
+    form = b"BT /F1 12 Tf (form) Tj ET"
+    path = with_operators(tmp_path / "slow.pdf", b"/X Do /X Do", form=form)
+    parse, begun = pypdf.PageObject.extract_text, []
+
+    def run_out_of_time(page: Any, *arguments: Any) -> Any:
+        begun.append(page)
+        contents._deadline = 0.0
+        return parse(page, *arguments)
+
+    if begins == "pages":
+        monkeypatch.setattr(pdf, "_MAX_SECONDS", 0.0)
+        assert reason(path).startswith("takes more than 0 s to read")
+        monkeypatch.undo()
+        assert read_one(path).text.count("form") == 2
+        return
+    contents = pdf._Contents()
+    monkeypatch.setattr(pypdf.PageObject, "extract_text", run_out_of_time)
+    with pytest.raises(InputError, match="takes more than 120 s to read"):
+        contents.extract_text(pypdf.PdfReader(path).pages[0])
+    assert len(begun) == 1
 
 
 @pytest.mark.parametrize("drawn", ["pages", "forms"])
