@@ -54,6 +54,14 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def without_index(error: GircseError) -> str:
+    """The message without the position of the text, which says nothing to whoever did not make the batch."""
+    message, label = str(error), f"text {error.index}"
+    if message.startswith(f"{label}: "):
+        return message.removeprefix(f"{label}: ")
+    return f"its text{message.removeprefix(label)}" if message.startswith(f"{label} ") else message
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, which only the optional dependency group `extra` installs.
 

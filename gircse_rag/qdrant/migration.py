@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from gircse_rag.backoff import DEADLINE
-from gircse_rag.errors import InputError, StoreError
+from gircse_rag.errors import InputError, StoreError, without_index
 from gircse_rag.qdrant.checksums import hash_vector, unit_vector
 from gircse_rag.qdrant.foreign import read_payload
 from gircse_rag.qdrant.limits import check_count, check_name
@@ -172,7 +172,7 @@ class _Migration:
         made = []
         for row, point in enumerate(chosen):
             if row in result.errors:
-                report.failed[str(point.id)] = str(result.errors[row])
+                report.failed[str(point.id)] = without_index(result.errors[row])
             else:
                 vector = unit_vector(result.vectors[row])
                 payload = _with_checksum(point.payload or {}, vector)

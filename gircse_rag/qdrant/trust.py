@@ -40,8 +40,9 @@ def check_trust(folder: Path, *, implicit: bool) -> None:
     by_user, by_folder = _is_marked(folder)
     if implicit and not by_folder:
         raise StoreError(
-            f"the default folder {folder} holds a store that was not made here by you, and opening it unpickles its "
-            f"points, which can run code; if you trust it, name the folder (--path {folder}, path={str(folder)!r})"
+            f"gircse does not know who made the store in the default folder {folder}, and opening it unpickles its "
+            "points, which can run code; if you made it or trust it, name the folder once "
+            f"(--path {folder}, path={str(folder)!r})"
         )
     if not implicit and not by_user:
         warnings.warn(

@@ -23,7 +23,7 @@ from qdrant_client import QdrantClient
 from gircse_rag.backoff import DEADLINE
 from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document, SkippedFile
-from gircse_rag.errors import InputError
+from gircse_rag.errors import InputError, without_index
 from gircse_rag.qdrant.ingestion.checking import Checker
 from gircse_rag.qdrant.ingestion.intake import Intake
 from gircse_rag.qdrant.ingestion.job import Job
@@ -149,7 +149,7 @@ class _Pipeline:
         failed: dict[Job, str] = {}
         for row, (job, number) in enumerate(batch):
             if (error := result.errors.get(row)) is not None:
-                failed.setdefault(job, _describe_chunk(job, number) + str(error))
+                failed.setdefault(job, _describe_chunk(job, number) + without_index(error))
             elif result.truncated[row]:
                 failed.setdefault(job, _describe_chunk(job, number) + "longer than the model reads: please report it")
             else:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from qdrant_client import QdrantClient, models
 
 from gircse_rag.errors import GircseWarning, StoreError
 from gircse_rag.qdrant import Document, ingest, open_client
@@ -73,7 +74,7 @@ def test_a_default_store_that_somebody_else_made_is_not_unpickled(
     elif mark == "of another user":
         _become_another_user(home, monkeypatch)
     before = sorted(Path("qdrant").rglob("*"))
-    with pytest.raises(StoreError, match=r"default folder qdrant .*run code.*--path qdrant, path='qdrant'"):
+    with pytest.raises(StoreError, match=r"default folder qdrant, .*run code.*--path qdrant, path='qdrant'"):
         open_client(create=create)
     assert not Path("exploded").exists() and sorted(Path("qdrant").rglob("*")) == before
 
@@ -82,7 +83,7 @@ def test_points_that_wait_in_a_default_folder_without_a_store_are_not_unpickled(
     _make(home / "made")
     _plant_bomb(home / "made")
     shutil.copytree(home / "made/collection", "qdrant/collection")
-    with pytest.raises(StoreError, match="was not made here by you"):
+    with pytest.raises(StoreError, match=r"does not know who made the store .* name the folder once"):
         _make()
     assert not Path("exploded").exists()
 
@@ -99,6 +100,17 @@ def test_a_named_folder_is_consent_and_warns_once(home: Path, monkeypatch: pytes
         open_client().close()
         monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
         open_client().close()  # the first user's mark is still there
+
+
+def test_a_store_that_the_user_made_with_qdrant_client_is_named_once(home: Path) -> None:
+    client = QdrantClient(path="qdrant")
+    client.create_collection("mine", vectors_config=models.VectorParams(size=2, distance=models.Distance.COSINE))
+    client.close()
+    with pytest.raises(StoreError, match=r"if you made it or trust it, name the folder once \(--path qdrant"):
+        open_client()
+    with pytest.warns(GircseWarning, match="was not made by gircse for this user"):
+        open_client("qdrant").close()
+    open_client().close()
 
 
 def test_a_copy_of_ones_own_store_does_not_warn(home: Path) -> None:
