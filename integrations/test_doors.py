@@ -120,6 +120,21 @@ def test_same_batch_same_vectors(door: Door, tiny_folder: Path) -> None:
         np.testing.assert_allclose(door.query(text), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda folder: GircseEmbeddings(model=folder, revision="v1"),
+        lambda folder: GircseEmbedding(model_name=folder, revision="v1"),
+        lambda folder: GircseModule(folder, revision="v1"),
+        lambda folder: GircseDocumentEmbedder(folder, revision="v1").warm_up(),
+        lambda folder: GircseTextEmbedder(folder, revision="v1").warm_up(),
+    ],
+)
+def test_the_revision_reaches_the_embedder(load: Callable[[str], object], tiny_folder: Path) -> None:
+    with pytest.raises(ValueError, match="revision 'v1' is for Hub ids"):
+        load(str(tiny_folder))
+
+
 def test_queries_are_instructed_and_documents_are_not(door: Door) -> None:
     recording_backend = door.embedder.backend = RecordingBackend(door.embedder.backend, door.embedder)
     door.documents(TEXTS)
