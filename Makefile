@@ -58,7 +58,7 @@ test-vllm-short:  ## a part of it: vectors, preemption and aborts, the server, t
 	GIRCSE_VLLM_TEXTS=45 $(VENV)-vllm/bin/python -m pytest $(VLLM_SHORT:%=tests/vllm/test_%.py) --durations=10
 
 soak: $(READY)  ## 1,000 kills of an ingest over all kinds of stores, and 5 with the real model (KILLS= per store, SEED=)
-	GIRCSE_SOAK_KILLS=$(KILLS) GIRCSE_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak -s
+	GIRCSE_SOAK_KILLS=$(KILLS) GIRCSE_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak tests/unit/cli/test_signals.py -s
 
 lint: $(READY)  ## ruff, mypy and import-linter
 	$(BIN)/ruff check .
