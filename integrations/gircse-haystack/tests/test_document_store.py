@@ -188,9 +188,16 @@ def test_filters_match_points_of_any_writer(ingested: GircseQdrantDocumentStore)
     assert found({"field": "content", "operator": "==", "value": TEXTS[0]}) == {TEXTS[0]}
     with pytest.raises(FilterError, match="Unknown operator"):
         ingested.filter_documents({"field": "meta.number", "operator": "~", "value": 1})
-    for value, message in ([], "the list is empty"), ([1.5], "floats only with =="):
+    for operator, value, message in (
+        ("in", [], "the list is empty"),
+        ("not in", [1.5], "floats only with =="),
+        ("==", float("nan"), "'number': nan is not a JSON number"),
+        ("in", [1, 2**70], "'number': .* does not fit into 64 bits"),
+        (">", 2**53 + 1, "'number': Qdrant compares ranges as floats"),
+    ):
         with pytest.raises(FilterError, match=message):
-            ingested.filter_documents({"field": "meta.number", "operator": "in", "value": value})
+            ingested.filter_documents({"field": "meta.number", "operator": operator, "value": value})
+    assert found({"field": "meta.number", "operator": "in", "value": [1.0, 2, True]}) == {*TEXTS[1:], "a new text"}
     ingested.write_documents([Document(content="a text with a score", meta={"score": 0.1})])
     for value, expected in (0.1, {"a text with a score"}), (0.2, set()):
         assert found({"field": "meta.score", "operator": "==", "value": value}) == expected

@@ -6,6 +6,7 @@ import datetime
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gircse_rag import Embedder
@@ -16,7 +17,7 @@ from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_q
 from llama_index.core import Document as LlamaDocument
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import NodeRelationship, QueryBundle, RelatedNodeInfo, TextNode
-from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
 from qdrant_client.models import PointStruct
@@ -182,3 +183,44 @@ def test_points_of_other_writers_with_invalid_json_are_read(index: VectorStoreIn
     client.upsert("docs", [PointStruct(id=7, vector={"gircse": vector}, payload=payload)])
     (best, *_) = index.as_retriever().retrieve("x")
     assert (best.text, best.metadata) == ("x", {"score": float("inf")})
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "found"),
+    [
+        (FilterOperator.EQ, 1, {1}),
+        (FilterOperator.EQ, 1.0, {1}),
+        (FilterOperator.NE, 1, {0, 2}),
+        (FilterOperator.GT, 0, {1, 2}),
+        (FilterOperator.LTE, 1.5, {0, 1}),
+        (FilterOperator.IN, [0, 2.0], {0, 2}),
+        (FilterOperator.NIN, [0, 2], {1}),
+    ],
+)
+@pytest.mark.parametrize("condition", list(FilterCondition))
+def test_comparisons_with_numbers(
+    index: VectorStoreIndex, operator: FilterOperator, value: Any, found: set[int], condition: FilterCondition
+) -> None:
+    comparison = MetadataFilter(key="number", operator=operator, value=value)
+    filters = MetadataFilters(filters=[comparison], condition=condition)
+    nodes = index.as_retriever(filters=filters, similarity_top_k=9).retrieve("x")
+    expected = {0, 1, 2} - found if condition == FilterCondition.NOT else found
+    assert {node.metadata["number"] for node in nodes} == expected
+
+
+def test_a_range_of_dates(index: VectorStoreIndex) -> None:
+    for year in (2019, 2021):
+        index.insert(LlamaDocument(text=f"of {year}", metadata={"day": f"{year}-05-01"}))
+    after = MetadataFilter(key="day", operator=FilterOperator.GTE, value="2020-01-01")
+    named = MetadataFilter(key="day", operator=FilterOperator.IN, value=["2019-05-01", "2021-05-01"])
+    nested = MetadataFilters(filters=[after, MetadataFilters(filters=[named])])
+    assert [node.text for node in index.as_retriever(filters=nested).retrieve("x")] == ["of 2021"]
+
+
+@pytest.mark.parametrize(("operator", "value"), [(FilterOperator.EQ, float("nan")), (FilterOperator.GT, 2**53 + 1)])
+def test_numbers_that_qdrant_would_round_are_refused(
+    index: VectorStoreIndex, operator: FilterOperator, value: float
+) -> None:
+    filters = MetadataFilters(filters=[MetadataFilter(key="number", operator=operator, value=value)])
+    with pytest.raises(ValueError, match="query_filter 'number'"):
+        index.as_retriever(filters=filters).retrieve("x")

@@ -10,12 +10,18 @@ import json
 from typing import Any, cast
 
 from gircse_rag.errors import GircseError
-from gircse_rag.qdrant.filters import field_path
+from gircse_rag.qdrant.filters import as_filter, field_path
 from gircse_rag.qdrant.foreign import foreign_payload, make_node
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import store_errors
 from llama_index.core.schema import BaseNode, MetadataMode
-from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters, VectorStoreQueryResult
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+    VectorStoreQueryResult,
+)
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
@@ -24,6 +30,13 @@ from llama_index.embeddings.gircse.base import GircseEmbedding
 _NODE_KEYS = ("_node_content", "_node_type", "doc_id", "document_id", "ref_doc_id")
 _DOCUMENT_KEYS = ("doc_id", "document_id", "ref_doc_id")
 """LlamaIndex's names for the id of a node's document. All points have the first."""
+_BOUNDS = {
+    FilterOperator.GT: "gt",
+    FilterOperator.GTE: "gte",
+    FilterOperator.LT: "lt",
+    FilterOperator.LTE: "lte",
+}
+_CLAUSES = {FilterCondition.AND: "must", FilterCondition.OR: "should", FilterCondition.NOT: "must_not"}
 
 
 class GircseQdrantVectorStore(QdrantVectorStore):
@@ -85,11 +98,34 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         return super().parse_to_query_result(response)
 
     def _build_subfilter(self, filters: MetadataFilters) -> models.Filter:
-        conditions: list[Any] = [
-            each.model_copy(update={"key": _payload_key(each.key)}) if isinstance(each, MetadataFilter) else each
-            for each in filters.filters
-        ]
-        return cast(models.Filter, super()._build_subfilter(filters.model_copy(update={"filters": conditions})))
+        """Build a Qdrant filter. Comparisons of metadata are those of `gircse_rag.qdrant.search`.
+
+        Raises:
+            ValueError: a value that cannot be compared, such as NaN or an integer that Qdrant would round.
+        """
+        ours: list[Any] = []
+        rest: list[Any] = []
+        for each in filters.filters:
+            if not isinstance(each, MetadataFilter):
+                rest.append(each)
+            elif (comparison := _comparison(each)) is not None:
+                ours += comparison.must or []
+            else:
+                rest.append(each.model_copy(update={"key": _payload_key(each.key)}))
+        combined = cast(models.Filter, super()._build_subfilter(filters.model_copy(update={"filters": rest})))
+        clause = _CLAUSES.get(filters.condition, "must")
+        setattr(combined, clause, [*(getattr(combined, clause) or []), *ours])
+        return combined
+
+
+def _comparison(condition: MetadataFilter) -> models.Filter | None:
+    """The condition as gircse makes it, or None if LlamaIndex makes it: other operators, and fields of the node."""
+    value, operator = condition.value, condition.operator or FilterOperator.EQ
+    if condition.key in _NODE_KEYS or (operator == FilterOperator.IN) != isinstance(value, list):
+        return None
+    if operator in _BOUNDS:
+        return as_filter({condition.key: {_BOUNDS[operator]: value}})
+    return as_filter({condition.key: value}) if operator in (FilterOperator.EQ, FilterOperator.IN) else None
 
 
 def _payload_key(key: str) -> str:
