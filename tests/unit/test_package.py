@@ -21,6 +21,12 @@ def test_importing_the_package_imports_nothing_heavy(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_signals_are_handled_before_anything_slow_is_imported() -> None:
+    program = "import sys, gircse_rag.cli; print(sorted({'typer', 'rich', 'asyncio'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_engine_limits_kernel_caches_unless_the_user_did() -> None:
     program = "import os, gircse_rag.engine; print(*map(os.environ.get, {names}))"
     names = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"]
