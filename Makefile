@@ -68,7 +68,7 @@ lint: $(READY)  ## ruff, mypy and import-linter
 	set -e; for package in $(PACKAGES); do (cd $$package && $(CURDIR)/$(BIN)/mypy); done
 
 lock:  ## requirements-cpu.txt: the versions of constraints.txt with hashes, for Linux without a GPU (needs uv)
-	uv pip compile pyproject.toml --extra readers --extra edge --extra eval --extra train -c constraints.txt $(TORCH) \
+	echo hatchling | uv pip compile pyproject.toml - --extra readers --extra edge --extra eval --extra train -c constraints.txt $(TORCH) \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate \
 	  --custom-compile-command "make lock" --quiet -o requirements-cpu.txt
 
