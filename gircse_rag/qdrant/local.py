@@ -172,7 +172,8 @@ def find_file_damage(client: QdrantClient, collection: str) -> list[str]:
         found = [str(row[0]) for row in storage.storage.execute("PRAGMA integrity_check(10)")]
     except sqlite3.DatabaseError as error:
         found = [str(error)]
-    return [f"{storage.location}: {problem}" for problem in found if problem != "ok"]
+    advice = "restore the file from a backup, or delete it and ingest its documents again"
+    return [f"{storage.location} is damaged ({problem}); {advice}" for problem in found if problem != "ok"]
 
 
 class _SerializedLocal(QdrantLocal):

@@ -286,7 +286,23 @@ def test_collections_that_gircse_did_not_make_are_refused(client: QdrantClient, 
         verify(name, client)
 
 
-# Bit flips in the files
+# Damaged files
+
+
+def test_a_row_that_disappears_from_a_local_file_is_found(tmp_path: Path, embedder: StandIn) -> None:
+    """Documents of one chunk, so no other point tells that one is missing."""
+    with closing(open_client(tmp_path / "store")) as client:
+        _ingest(client, embedder, [Document(str(n), f"text {n}") for n in range(20)])
+    file = tmp_path / "store" / "collection" / "docs" / "storage.sqlite"
+    data = bytearray(file.read_bytes())
+    pages = range(4096, len(data), 4096)
+    leaf = next(page for page in pages if data[page] == 13 and data[page + 4] > 1)  # a leaf of the table
+    data[leaf + 4] -= 1  # its number of rows
+    file.write_bytes(data)
+    with closing(open_client(tmp_path / "store")) as client:
+        assert client.count("docs").count == 19
+        found = _check(client)
+    assert found and all(line.startswith(f"{file} is damaged (") for line in found)
 
 
 @contextmanager
