@@ -7,6 +7,7 @@
     ingesting.py     ingest
     searching.py     search
     migrating.py     migrate
+    verifying.py     verify
     training.py      train
     evaluation.py    eval
     serving.py       export, serve
@@ -22,15 +23,15 @@ from __future__ import annotations
 from gircse_rag.cli import interrupts
 
 
-def main() -> None:
-    """Run the command in sys.argv and exit."""
-    interrupts.current.run(_run)
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command in `arguments` (None: in sys.argv) and exit."""
 
+    def command() -> None:
+        from gircse_rag.cli.app import run
 
-def _run() -> None:
-    from gircse_rag.cli.app import run
+        run(arguments)
 
-    run()
+    interrupts.current.run(command)
 
 
 __all__ = ["main"]
