@@ -8,8 +8,6 @@ The collection is read once, in pages. What is known about documents is in a tem
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -22,6 +20,7 @@ from qdrant_client import QdrantClient, models
 from gircse_rag.qdrant.checksums import fingerprint, hash_vector, matches_content
 from gircse_rag.qdrant.local import find_file_damage
 from gircse_rag.qdrant.points import Points, Record, covered_fields, is_intact, point_id, read_pages, read_record
+from gircse_rag.qdrant.record_table import RecordTable
 from gircse_rag.qdrant.retry import Retry
 from gircse_rag.qdrant.schema import RECORD, VECTOR, read_stamp, stores_exactly
 from gircse_rag.qdrant.stores import store_errors, store_name
@@ -117,7 +116,7 @@ def verify(
             reason = f"its spec has the fingerprint {spec.fingerprint}, not {stamped} as recorded"
             report.damaged.append(Damage(None, None, None, f"collection {collection!r}: {reason}"))
         report.damaged += [Damage(None, None, None, problem) for problem in find_file_damage(client, collection)]
-        with closing(_Documents()) as documents:
+        with closing(RecordTable()) as documents:
             check = _Check(report, documents)
             for page in _read(retry, client, collection, report, progress):
                 check.add(page)
@@ -148,7 +147,7 @@ def _read(
 class _Check:
     """The state of one pass: compares points, and remembers how to repair what differs."""
 
-    def __init__(self, report: VerifyReport, documents: _Documents) -> None:
+    def __init__(self, report: VerifyReport, documents: RecordTable) -> None:
         self._report = report
         self._documents = documents
         self._repairs: dict[str, _Repair] = {}  # by point id
@@ -185,11 +184,11 @@ class _Check:
         old = record.content is None and record.vector is None and "check" not in payload[RECORD]
         if not old and not is_intact(record, payload):
             return "its record differs", False
-        if not isinstance(record.document, str) or key != point_id(record.document, record.number):
+        if not _is_place(key, record.document, record.number):
             return f"it is stored under another id than that of chunk {record.number} of {record.document!r}", False
         self._report.unchecked += old
         text = payload.get("page_content")
-        if not isinstance(text, str) or fingerprint(text) != record.text:
+        if not isinstance(text, str) or not _is_unicode(text) or fingerprint(text) != record.text:
             return "its text differs", True
         if record.content is not None and not matches_content(covered_fields(payload), record.content):
             return "its metadata differs", True
@@ -208,9 +207,9 @@ class _Check:
 
     def finish(self) -> None:
         """Compare the points of each document with each other."""
-        self._report.documents = self._documents.count()
+        self._report.documents = self._documents.count_documents()
         reported = {damage.document for damage in self._report.damaged}
-        for document, records in self._documents.incomplete():
+        for document, records in self._documents.incomplete_documents():
             numbers = {record.number for record in records}
             missing = [each for each in range(max(record.chunks for record in records)) if each not in numbers]
             if missing:
@@ -226,7 +225,7 @@ class _Check:
         head = records[0] if records[0].number == 0 else None
         for record in records:
             key = point_id(document, record.number)
-            seen = self._repairs.get(key, _Repair(record.to_payload(), None)).seen
+            seen = self._repairs[key].seen if key in self._repairs else record
             if head is None:
                 self._repairs[key] = _Repair(seen, None, without_head=point_id(document, 0))
             elif record is head and end > max(head.reach, head.chunks):
@@ -238,7 +237,7 @@ class _Check:
         for key, repair in self._repairs.items():
             keys = [key] if repair.without_head is None else [key, repair.without_head]
             found = {str(each.id): each.payload or {} for each in retry(client.retrieve, collection, keys, [RECORD])}
-            if key not in found or len(found) == 2 or found[key].get(RECORD) != repair.seen:
+            if key not in found or len(found) == 2 or not repair.still_applies(found[key]):
                 continue
             if repair.mark is None:
                 retry(client.delete, collection, models.PointIdsList(points=[key]), wait=True)
@@ -253,7 +252,8 @@ class _Repair:
     """How to repair a point.
 
     Attributes:
-        seen: the point's record as it was stored, JSON; if it is another now, the point is left alone.
+        seen: the point's record as it was read, or, if damaged, the JSON value in its place. If it is another now, the
+            point is left alone.
         mark: the record to set, or None to delete the point.
         without_head: id of a point; if it exists by now, the point is left alone.
     """
@@ -261,6 +261,10 @@ class _Repair:
     seen: Any
     mark: Record | None
     without_head: str | None = None
+
+    def still_applies(self, payload: dict[str, Any]) -> bool:
+        """Whether the point is as it was when it was compared."""
+        return bool(self.seen == (read_record(payload) if isinstance(self.seen, Record) else payload.get(RECORD)))
 
 
 _MARK: dict[str, Any] = {"version": "", "text": "", "content": None, "vector": None}
@@ -276,50 +280,37 @@ def _find_place(key: str, payload: dict[str, Any]) -> tuple[str, int] | None:
     """The document and position of a point, as its record or the rest of its payload says and its id confirms."""
     record, metadata = payload.get(RECORD), payload.get("metadata")
     chunk = metadata.get("_chunk") if isinstance(metadata, dict) else None
-    candidates = []
+    candidates: list[tuple[Any, Any]] = []
     if isinstance(record, dict):
         candidates.append((record.get("document"), record.get("number")))
     if isinstance(chunk, dict):
         candidates.append((payload.get("doc_id"), chunk.get("number")))
     for document, number in candidates:
-        if isinstance(document, str) and isinstance(number, int) and number >= 0 and key == point_id(document, number):
+        if _is_place(key, document, number):
             return document, number
     return None
+
+
+def _is_place(key: str, document: Any, number: Any) -> bool:
+    """Whether `key` is the id of this position of this document; a damaged record may hold anything."""
+    return (
+        isinstance(document, str)
+        and _is_unicode(document)
+        and isinstance(number, int)
+        and number >= 0
+        and key == point_id(document, number)
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates, which a flipped bit of a pickle can give."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _describe_missing(numbers: list[int]) -> str:
     listed = ", ".join(map(str, numbers[:_MAX_LISTED])) + (", ..." if len(numbers) > _MAX_LISTED else "")
     return f"chunk {listed} is missing" if len(numbers) == 1 else f"{len(numbers)} chunks are missing ({listed})"
-
-
-class _Documents:
-    """The records of all points of a pass, in a temporary SQLite file."""
-
-    def __init__(self) -> None:
-        self._database = sqlite3.connect("", isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.execute("CREATE TABLE records (document, version, number INT, chunks INT, reach INT, fields)")
-        self._database.execute("BEGIN")
-
-    def add(self, records: Iterable[Record]) -> None:
-        rows = [(r.document, r.version, r.number, r.chunks, r.reach, json.dumps(vars(r))) for r in records]
-        self._database.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
-
-    def count(self) -> int:
-        """The number of documents. Call it once all records are added."""
-        self._database.execute("CREATE INDEX by_document ON records (document, number)")
-        ((count,),) = self._database.execute("SELECT count(DISTINCT document) FROM records")
-        return int(count)
-
-    def incomplete(self) -> Iterator[tuple[str, list[Record]]]:
-        """Yield the documents that are not whole: (id, records in order of their positions)."""
-        names = self._database.execute(
-            "SELECT document FROM records GROUP BY document HAVING count(*) <> max(chunks) "
-            "OR count(DISTINCT version) > 1 OR max(number) >= max(chunks) OR max(reach) > max(chunks)"
-        )
-        for (name,) in names.fetchall():
-            rows = self._database.execute("SELECT fields FROM records WHERE document = ? ORDER BY number", (name,))
-            yield name, [Record(**json.loads(fields)) for (fields,) in rows]
-
-    def close(self) -> None:
-        self._database.close()

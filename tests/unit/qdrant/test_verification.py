@@ -185,6 +185,14 @@ def test_a_damaged_first_chunk_leaves_nothing_behind_when_the_document_got_short
         assert again.removed == 11, "a repaired document lost its source"
 
 
+def test_texts_and_ids_that_are_no_unicode_are_damaged(client: QdrantClient, embedder: StandIn) -> None:
+    """A flipped bit of a pickle can give a lone surrogate."""
+    _ingest(client, embedder)
+    _set(page_content="\ud800")(client, client.retrieve("docs", [point_id("d1", 1)])[0])
+    _set_record(document="\ud800")(client, client.retrieve("docs", [point_id("d2", 1)])[0])
+    assert sorted(_check(client)) == ["d1, chunk 1: its text differs", "d2, chunk 1: its record differs"]
+
+
 def test_a_damaged_vector_is_not_used_again(opener: Open, embedder: StandIn) -> None:
     with closing(opener()) as client:
         _ingest(client, embedder)
@@ -233,7 +241,12 @@ def test_points_of_an_earlier_version_are_counted_and_not_embedded_again(opener:
         assert _ingest(client, embedder, documents, source="mine").embedded <= 2
         assert verify("docs", client).damaged == []
         client.set_payload("docs", {"page_content": "?"}, points=[point_id("d2", 1)])
-        assert _check(client) == ["d2, chunk 1: its text differs"]
+        client.delete("docs", models.PointIdsList(points=[point_id("d5", 0), point_id("d8", 1)]))
+        expected = ["d2, chunk 1: its text differs", "d5: chunk 0 is missing", "d8: chunk 1 is missing"]
+        assert _check(client) == expected
+        verify("docs", client, repair=True)
+        _ingest(client, embedder, documents, source="mine")
+        assert _check(client) == []
 
 
 def test_vectors_in_less_than_32_bits_are_not_compared(client: QdrantClient, embedder: StandIn) -> None:
