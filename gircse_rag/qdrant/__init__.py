@@ -20,13 +20,14 @@ Vectors are NumPy arrays here, never tensors. `gircse_rag.documents` reads and c
 
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.documents.readers import read_documents
+from gircse_rag.qdrant.damage import Damage, VerifyReport
 from gircse_rag.qdrant.ingestion.ingest import ingest
 from gircse_rag.qdrant.ingestion.report import FailedDocument, IngestReport, Progress
 from gircse_rag.qdrant.migration import MigrationReport, migrate
 from gircse_rag.qdrant.schema import create_collection
 from gircse_rag.qdrant.search import Hit, search, search_batch, search_coarse_to_fine
 from gircse_rag.qdrant.stores import open_client
-from gircse_rag.qdrant.verification import Damage, VerifyReport, verify
+from gircse_rag.qdrant.verification import verify
 
 __all__ = [
     "Damage",
