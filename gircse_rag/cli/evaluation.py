@@ -60,15 +60,22 @@ def eval_(
         Path | None,
         Option("--plot", callback=_check_suffix, dir_okay=False, help="File for a plot (.png, .svg or .pdf)."),
     ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        Option(exists=True, dir_okay=False, help="Earlier report to draw into the same plot (repeatable)."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Score a model on retrieval, similarity, classification, clustering and instruction contrast."""
+    if compare and figure is None:
+        raise typer.BadParameter("--compare draws into a plot: add --plot FILE")
     with only_results_on_stdout():
         for module in ("sklearn", "scipy", "pytrec_eval", *(["matplotlib"] if figure else [])):
             require(module, "eval")
-        from gircse_rag.evaluation import evaluate, load_sets, plot
+        from gircse_rag.evaluation import Report, evaluate, load_sets, plot
         from gircse_rag.training.baseline import trained_pooling
 
+        earlier = [Report.load(path) for path in compare or []]
         chosen = load_sets(folder, sets, limit=limit)  # before the model, so that a bad set fails fast
         if trained_pooling(model.name) in ("last", "mean"):
             report = evaluate(_baseline(model.name, model.dtype), chosen, (0,), limit=limit, model=model.name)
@@ -84,7 +91,7 @@ def eval_(
         emit(report.table())
     with only_results_on_stdout():
         _write(report.save, output)
-        _write(lambda path: plot([report], path), figure)
+        _write(lambda path: plot([*earlier, report], path), figure)
 
 
 def _baseline(model: str, dtype: str) -> Baseline:

@@ -40,15 +40,18 @@ def train(
         from gircse_rag.training.run import train as run
 
         losses: list[float] = []
+        sizes: set[int] = set()
+        texts = cut = 0
         rows, started = begun, time.perf_counter()
         with progress("training") as update:
 
             def step(record: dict[str, Any]) -> None:
-                nonlocal rows
-                rows = record["cursor"]
+                nonlocal rows, texts, cut
+                rows, texts, cut = record["cursor"], texts + record["texts"], cut + record["truncated"]
+                sizes.add(record["rows"])
                 losses.append(record["loss"])
                 if update is not None:
-                    update(min(rows, chosen.rows), chosen.rows)
+                    update(rows, chosen.rows)
 
             try:
                 folder = run(chosen, on_step=step)
@@ -61,8 +64,11 @@ def train(
     first, last = (sum(part) / tenth if losses else None for part in (losses[:tenth], losses[-tenth:]))
     if as_json:
         result = {"checkpoint": str(folder), "rows_seen": rows, "rows_before": begun, "batches": len(losses)}
+        result |= {"texts": texts, "texts_cut": cut}
         emit_json({**result, "first_loss": first, "last_loss": last, "seconds": round(seconds, 1)})
         return
     emit(f"{folder}: {rows} rows seen, {rows - begun} of them now, in {seconds:.0f} s")
     if losses:
+        span = str(max(sizes)) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
         emit(f"loss {first:.3f} -> {last:.3f} (means of the first and last {tenth} of {len(losses)} batches)")
+        emit(f"batches of {span} rows; {cut} of {texts} texts were cut at max_length, {chosen.max_length} tokens")

@@ -27,7 +27,7 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
     names = [r.name for r in reports[0].sets if r.name in common]
     if not names:
         raise InputError("the reports have no evaluation set in common; evaluate the models on the same sets")
-    figures = require("matplotlib.figure", "eval")
+    figures, ticker = require("matplotlib.figure", "eval"), require("matplotlib.ticker", "eval")
     tasks = list(dict.fromkeys(reports[0][name].task for name in names))
     same_sets = all(len(r.sets) == len(common) for r in reports) and all(r.mean for r in reports)
     panels = (["mean"] if same_sets else []) + tasks
@@ -53,6 +53,7 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
         excluded = _kinds_outside_mean(reports[0]) if panel == "mean" else ""
         axis.set_title(f"mean of all sets except {excluded}" if excluded else panel)
         axis.set_xlabel("refinement steps K")
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_ylabel(f"{' / '.join(measures) or 'main score'} x 100")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)

@@ -31,6 +31,7 @@ class Batch:
         targets: (B,) int64, index of each query's positive among the passages.
         false_negatives: (B, P) bool, passages from other rows that must not count as negatives of the query.
         cursor: rows seen since training began, including this batch.
+        truncated: positions in `texts` of texts that lost their end to `max_length`.
     """
 
     rows: list[Row]
@@ -38,6 +39,16 @@ class Batch:
     targets: np.ndarray
     false_negatives: np.ndarray
     cursor: int
+    truncated: tuple[int, ...] = ()
+
+    def describe_text(self, position: int) -> str:
+        """Name the text at `position` in `texts`: its row's task, its role in the row, and its start."""
+        texts = [("query", row, row.query) for row in self.rows] + [
+            ("positive", row, row.positive) for row in self.rows
+        ]
+        texts += [("negative", row, row.negative) for row in self.rows if row.negative is not None]
+        kind, row, text = texts[position]
+        return f"the {kind} of a row of task {row.task!r}, {text[:80]!r}"
 
 
 class Batches:
@@ -67,6 +78,7 @@ class Batches:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
         self.rows, self.tasks, self.tokenizer, self.spec = list(rows), tasks, tokenizer, spec
         self.batch_size, self.seed = batch_size, seed
+        self._processes = 1
         self._answers = _group_answers(self.rows, tasks)
         members: dict[str, list[int]] = {}
         for index, row in enumerate(self.rows):
@@ -85,11 +97,12 @@ class Batches:
         return digest.hexdigest()[:32]
 
     def check_shares(self, processes: int) -> None:
-        """Check that every process gets a share of every batch.
+        """Check that every process gets a share of every batch, and keep it so for a last batch that is cut.
 
         Raises:
             InputError: a batch has fewer texts than there are processes.
         """
+        self._processes = processes
         for members in self._members:
             smallest = self._smallest_batch(len(members))
             lacks_negatives = any(self.rows[index].negative is None for index in members)
@@ -100,16 +113,26 @@ class Batches:
                     "more rows, or leave it out (mixture: 0)"
                 )
 
-    def start(self, cursor: int = 0) -> Iterator[Batch]:
-        """Yield batches from row `cursor` of the order, endlessly."""
-        while True:
+    def start(self, cursor: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Yield batches from row `cursor` of the order to row `stop`, where the last batch is cut (None: endlessly).
+
+        With several processes, the last batch keeps at least one text per process, and may end after `stop`.
+        """
+        while stop is None or cursor < stop:
             epoch, seen = divmod(cursor, len(self.rows))
             cursor -= seen
             for indices in self._make_epoch(epoch):
                 done, seen = min(seen, len(indices)), max(0, seen - len(indices))
                 cursor += len(indices)
-                if done < len(indices):
-                    yield self.encode([self.rows[i] for i in indices[done:]], cursor)
+                if done == len(indices):
+                    continue
+                left = indices[done:]
+                if stop is not None and cursor >= stop:
+                    wanted = stop - (cursor - len(left))
+                    left = left[: max(wanted, -(-self._processes // 2))]
+                    yield self.encode([self.rows[i] for i in left], stop - wanted + len(left))
+                    return
+                yield self.encode([self.rows[i] for i in left], cursor)
 
     def encode(self, rows: list[Row], cursor: int = 0) -> Batch:
         """Render and tokenise rows of a single task."""
@@ -119,8 +142,10 @@ class Batches:
         instruction = task.instructions[int(draw.integers(len(task.instructions)))]
         passages = [row.positive for row in rows] + [row.negative for row in rows if row.negative is not None]
         queries = [row.query for row in rows]
-        texts = self._encode(queries, "query", instruction)
-        texts += self._encode(passages, *(("symmetric", instruction) if task.symmetric else ("document", None)))
+        encoded = self._encode(queries, "query", instruction)
+        encoded += self._encode(passages, *(("symmetric", instruction) if task.symmetric else ("document", None)))
+        texts = [ids for ids, _ in encoded]
+        truncated = tuple(position for position, (_, cut) in enumerate(encoded) if cut)
         columns: dict[str, list[int]] = {}
         for column, passage in enumerate(passages):
             columns.setdefault(passage, []).append(column)
@@ -133,18 +158,20 @@ class Batches:
             others = np.ones_like(false_negatives)
             others[own, len(rows) + np.arange(len(own))] = False
             false_negatives |= others
-        return Batch(rows, texts, np.arange(len(rows)), false_negatives, cursor)
+        return Batch(rows, texts, np.arange(len(rows)), false_negatives, cursor, truncated)
 
-    def _encode(self, texts: list[str], role: Role, instruction: str | None) -> list[list[int]]:
+    def _encode(self, texts: list[str], role: Role, instruction: str | None) -> list[tuple[list[int], bool]]:
+        """Token ids of each text, and whether its end was cut."""
         template = self.spec.document_template if role == "document" else self.spec.query_template
         head = prefix(template, instruction)
         rendered = [head + text + self.spec.suffix for text in texts]
         encoded: list[list[int]] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        for index, ids in enumerate(encoded):
-            if len(ids) > self.spec.max_length:
+        pairs = [(ids, len(ids) > self.spec.max_length) for ids in encoded]
+        for index, (_, cut) in enumerate(pairs):
+            if cut:
                 prompt = encode(self.tokenizer, self.spec, texts[index], role=role, instruction=instruction)
-                encoded[index] = list(prompt.token_ids)
-        return encoded
+                pairs[index] = list(prompt.token_ids), True
+        return pairs
 
     def _smallest_batch(self, rows: int) -> int:
         """Size of the smallest batch of a task with `rows` rows."""

@@ -36,9 +36,10 @@ class TrainConfig:
         adapter: PEFT folder or bundled name to start from, with its rank and targets; None for a fresh adapter.
         pooling: "refine" is GIRCSE; "last" and "mean" are the encoder-style baselines.
         steps: K, or [low, high]: each batch draws its K from this range.
-        rows: total number of rows to train on, over as many epochs as necessary.
+        rows: total number of rows to train on, over as many epochs as necessary; the last batch is cut there.
         mixture: {task: factor} to thin out or repeat a task's rows; the default factor is 1.
-        batch_size: rows per batch, over all processes: each row's passages are every other row's negatives.
+        batch_size: maximum rows per batch, over all processes: each row's passages are every other row's negatives.
+            A task's rows are cut into batches of nearly equal size: 180 rows at 32 are 6 batches of 30.
         chunk_tokens: prompt tokens per chunk (gradient caching): a larger batch goes through the model in chunks,
             twice, so memory depends on `chunk_tokens` and not on `batch_size`; None for the whole batch at once.
         learning_rate: peak rate; linear warm-up over `warmup_rows` (at most a fifth of `rows`), linear decay to 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gircse_rag.errors import CheckpointError, InputError
+from gircse_rag.errors import CheckpointError, GircseWarning, InputError
 from gircse_rag.training.batches import Batch, Batches
 from gircse_rag.training.config import TrainConfig
 from gircse_rag.training.losses import IcrLoss, icr_loss
@@ -88,15 +89,23 @@ class Trainer:
         self.cursor = load_state(Path(folder), self.module.model, self.optimizer, self.config, self.batches)
 
     def run(self) -> None:
-        """Train until `config.rows` rows have been seen; save every `config.save_rows` rows, and at the end.
+        """Train on rows up to `config.rows`; save every `config.save_rows` rows, and at the end.
+
+        The first text that is longer than `max_length` causes a GircseWarning; the log counts all of them.
 
         Raises:
             GircseError: the loss is not finite; the message names the batch. The last saved state is kept.
         """
-        saved = self.cursor
-        for batch in self.batches.start(self.cursor):
-            if self.cursor >= self.config.rows:
-                break
+        saved, warned = self.cursor, not self._main
+        for batch in self.batches.start(self.cursor, self.config.rows):
+            if batch.truncated and not warned:
+                warned = True
+                warnings.warn(
+                    f"texts are cut at {self.batches.spec.max_length} tokens (max_length); the first is "
+                    f"{batch.describe_text(batch.truncated[0])}; log.jsonl counts them per batch (truncated)",
+                    GircseWarning,
+                    stacklevel=2,
+                )
             self._write_log(self.step(batch))
             if self.cursor - saved >= self.config.save_rows:
                 self.save()
@@ -138,6 +147,8 @@ class Trainer:
             "cursor": batch.cursor,
             "task": batch.rows[0].task,
             "rows": len(batch.rows),
+            "texts": len(batch.texts),
+            "truncated": len(batch.truncated),
             "loss": total,
             "stepwise": stepwise,
             "regularization": regularization,

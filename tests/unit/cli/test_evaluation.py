@@ -30,6 +30,21 @@ def test_eval_scores_the_sets_at_every_k(gircse: Gircse, sets: Path, tiny_model:
     assert "sts/graded" in table.out and "K=3" in table.out and "mean of 3" in table.out
 
 
+def test_earlier_reports_go_into_the_same_plot(gircse: Gircse, sets: Path, tiny_model: list[str]) -> None:
+    chosen = ["--sets", "sts", "--steps", "1,3", *tiny_model]
+    assert gircse("eval", sets, *chosen, "--output", "before.json").code == 0
+    before = Report.load("before.json").to_dict()
+    Path("before.json").write_text(json.dumps({**before, "model": "before training"}))
+    result = gircse("eval", sets, *chosen, "--compare", "before.json", "--plot", "both.svg")
+    assert (result.code, result.err) == (0, "note: wrote both.svg\n")
+    assert "before training" in Path("both.svg").read_text()
+    alone = gircse("eval", sets, *chosen, "--compare", "before.json")
+    assert alone.code == 2 and "add --plot FILE" in alone.err
+    Path("before.json").write_text("{}")
+    bad = gircse("eval", sets, *chosen, "--compare", "before.json", "--plot", "both.svg", "--model", "no-such-model")
+    assert bad.code == 5 and "before.json" in bad.err, "a bad report fails before a model is loaded"
+
+
 def test_eval_scores_a_pooling_baseline_without_steps(gircse: Gircse, sets: Path, tiny_folder: Path) -> None:
     rows = [{"task": "find", "query": f"way {i}", "positive": f"it's {i}", "negative": "no"} for i in range(4)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

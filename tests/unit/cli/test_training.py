@@ -70,6 +70,17 @@ def test_the_same_command_resumes_a_run(gircse: Gircse, config: Path) -> None:
     assert (other.code, other.out) == (3, "") and "made with another seed" in other.err
 
 
+def test_the_summary_agrees_with_the_config(gircse: Gircse, config: Path) -> None:
+    result = gircse("train", write_config(config, rows=16, batch_size=5, max_length=60))
+    assert result.code == 0 and "run/checkpoint: 16 rows seen, 16 of them now" in result.out
+    assert "batches of 4 rows; 0 of 40 texts were cut at max_length, 60 tokens" in result.out
+    more = gircse("train", write_config(config, rows=21, max_length=60), "--json")
+    assert (more.json["rows_seen"], more.json["batches"]) == (21, 2)
+    short = gircse("train", write_config(config, output="other", rows=21, max_length=30))
+    assert short.err.startswith("warning: texts are cut at 30 tokens (max_length); the first is the query of a row")
+    assert "batches of 1 to 4 rows; " in short.out and " texts were cut at max_length, 30 tokens" in short.out
+
+
 def test_a_terminal_sees_progress(gircse: Gircse, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
     monkeypatch.setenv("COLUMNS", "100")

@@ -219,6 +219,17 @@ def test_plots(root: Path, tmp_path: Path, ending: str) -> None:
         assert "fewer words" in path.read_text()
 
 
+def test_the_ticks_of_k_are_integers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    for steps in ((1, 2), (1, 5), (5,), (1, 20)):
+        plot([evaluate(folders.WordVectors(), root, steps, model="words")], tmp_path / "x.png")
+    shown = [label.get_text() for one in drawn for axis in one.axes for label in axis.get_xticklabels()]
+    assert shown and all(label.replace("\N{MINUS SIGN}", "").isdigit() for label in shown)
+
+
 def test_plots_need_a_common_set(root: Path, tmp_path: Path) -> None:
     sts = evaluate(folders.WordVectors(), root, (1,), sets=["sts"])
     retrieval = evaluate(folders.WordVectors(), root, (1,), sets=["retrieval"])

@@ -119,6 +119,38 @@ def test_any_cursor_resumes_the_same_order():
         assert take(source, cursor, 1)[0].cursor > cursor
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_a_run_sees_exactly_the_rows_that_it_asks_for(batch_size):
+    data = [row._replace(negative="n") for row in rows(180)] + [row._replace(negative="m") for row in rows(7, "same")]
+    whole = [row for batch in take(batches(data, batch_size), 0, 400) for row in batch.rows]
+    for stop in (1, 31, 187, 192, 300):
+        seen = list(batches(data, batch_size).start(0, stop))
+        assert [row for batch in seen for row in batch.rows] == whole[:stop]
+        assert seen[-1].cursor == stop and all(len(batch.rows) <= batch_size for batch in seen)
+        longer = [row for batch in batches(data, batch_size).start(stop, stop + 40) for row in batch.rows]
+        assert longer == whole[stop : stop + 40], "a finished run can be continued with more rows"
+        assert list(batches(data, batch_size).start(stop, stop)) == []
+
+
+def test_the_last_batch_keeps_a_text_for_each_process():
+    source = batches([row._replace(negative=None) for row in rows(20)], 10)
+    source.check_shares(8)
+    for stop in range(1, 30):
+        seen = list(source.start(0, stop))
+        assert 0 <= seen[-1].cursor - stop < 4 and all(len(batch.texts) >= 8 for batch in seen)
+
+
+def test_cut_texts_are_counted_and_named():
+    data = [Row("find", "q" * 300, "p", None), Row("find", "r", "s" * 300, "t"), Row("find", "u", "v", "w" * 300)]
+    batch = batches(data).encode(data)
+    assert batch.truncated == (0, 4, 7)
+    names = [batch.describe_text(position).split(",")[0] for position in batch.truncated]
+    assert names == [f"the {kind} of a row of task 'find'" for kind in ("query", "positive", "negative")]
+    starts = [batch.describe_text(position).split("'")[3] for position in batch.truncated]
+    assert starts == ["q" * 80, "s" * 80, "w" * 80]
+    assert batches(rows()).encode(rows()).truncated == ()
+
+
 def test_texts_are_rendered_as_the_embedder_renders_them():
     tokenizer = tiny.tokenizer()
     roles: dict[str, Role] = {"find": "document", "same": "symmetric"}

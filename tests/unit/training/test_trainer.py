@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from gircse_rag.errors import CheckpointError, GircseError, InputError
+from gircse_rag.errors import CheckpointError, GircseError, GircseWarning, InputError
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.training.baseline import Baseline, trained_pooling
 from gircse_rag.training.batches import Batches
@@ -70,10 +70,24 @@ def test_training_lowers_the_loss_and_logs_its_parts(tmp_path):
     trainer = make_trainer(tmp_path, rows=300, save_rows=300, learning_rate=0.003, temperature=0.1)
     trainer.run()
     log = read_log(tmp_path)
-    assert log[-1]["cursor"] >= 300 and sum(record["rows"] for record in log) == log[-1]["cursor"]
+    assert log[-1]["cursor"] == 300 == sum(record["rows"] for record in log)
     assert all(len(record["stepwise"]) in (2, 3) and record["gradient_norm"] > 0 for record in log)
     losses = [record["loss"] for record in log]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_the_first_cut_text_is_named_and_all_are_counted(tmp_path):
+    trainer = make_trainer(tmp_path, rows=24)
+    trainer.batches.spec = replace(SPEC, max_length=30)
+    with pytest.warns(
+        GircseWarning, match=r"cut at 30 tokens \(max_length\); the first is the \w+ of a row of task "
+    ) as all:
+        trainer.run()
+    assert len(all) == 1
+    assert all[0].filename == __file__, "the warning points to the caller"
+    log = read_log(tmp_path)
+    assert [record["truncated"] for record in log] == [len(b.truncated) for b in trainer.batches.start(0, 24)]
+    assert 0 < sum(record["truncated"] for record in log) <= sum(record["texts"] for record in log)
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 60])
