@@ -62,6 +62,11 @@ def without_index(error: GircseError) -> str:
     return f"its text{message.removeprefix(label)}" if message.startswith(f"{label} ") else message
 
 
+def plural(count: int, noun: str, nouns: str | None = None) -> str:
+    """Count and noun in the right number: "1 chunk", "2 chunks"; `nouns` is an irregular plural."""
+    return f"{count} {noun if count == 1 else nouns or noun + 's'}"
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, which only the optional dependency group `extra` installs.
 

@@ -16,6 +16,7 @@ from typer import Argument, Option
 
 from gircse_rag.cli import options
 from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout, progress
+from gircse_rag.errors import plural
 
 if TYPE_CHECKING:
     from gircse_rag.qdrant import IngestReport, Progress
@@ -34,7 +35,7 @@ def ingest(
         Option("--store", help="Type of a new embedded store; edge has an index (default: local)."),
     ] = None,
     sync: Annotated[bool, Option("--sync", help="Delete documents that the source no longer has.")] = False,
-    dry_run: Annotated[bool, Option("--sync-dry-run", help="Report what --sync would delete.")] = False,
+    dry_run: Annotated[bool, Option("--sync-dry-run", help="Report what --sync would change; write nothing.")] = False,
     source: Annotated[str | None, Option(metavar="NAME", help=_SOURCE)] = None,
     text_field: Annotated[str, Option(metavar="NAME", help="Column or JSON field that holds the text.")] = "text",
     id_field: Annotated[str | None, Option(metavar="NAME", help="Column or JSON field of ids (default: `id`).")] = None,
@@ -47,6 +48,9 @@ def ingest(
     chunk_tokens: Annotated[
         int | None, Option(metavar="N", help="Maximum tokens per chunk (default: as many as the model reads).")
     ] = None,
+    chunk_overlap: Annotated[
+        int, Option(metavar="N", min=0, help="Tokens that a chunk repeats from the one before it.")
+    ] = 0,
     runner: Annotated[
         Literal["local", "ray"],
         Option(help="ray uses several processes or machines and needs a server (docs/operate/scale.md)."),
@@ -67,8 +71,8 @@ def ingest(
         from gircse_rag.errors import InputError
         from gircse_rag.qdrant import ingest, open_client, read_documents
         from gircse_rag.qdrant.ingestion.ray_runner import ingest_on_ray
-        from gircse_rag.qdrant.ingestion.sync import is_read_error
-        from gircse_rag.qdrant.stores import build_index
+        from gircse_rag.qdrant.ingestion.sync import DRY_RUN, is_read_error
+        from gircse_rag.qdrant.stores import build_index, open_to_read
 
         if runner == "ray" and (path or not (url or os.environ.get("QDRANT_URL"))):
             reason = "--runner ray runs several processes, and only one can open an embedded store"
@@ -76,7 +80,7 @@ def ingest(
         fields: dict[str, Any] = {"text_field": text_field, "id_field": id_field, "follow_symlinks": follow_symlinks}
         documents = read_documents(paths, **fields)
         load = partial(options.load, model, lazy=True)
-        make_chunker = partial(Chunker, by=chunk_by, max_tokens=chunk_tokens)
+        make_chunker = partial(Chunker, by=chunk_by, max_tokens=chunk_tokens, overlap=chunk_overlap)
         done = 0
         with progress("documents") as update:
             total = count_documents(paths, **fields) if update else 0
@@ -105,24 +109,31 @@ def ingest(
                         **arguments,
                     )
                 else:
-                    with closing(open_client(path, url, engine=engine)) as client:
+                    store = open_to_read(path, url) if dry_run else open_client(path, url, engine=engine)
+                    with closing(store) as client:
                         embedder = load()
                         chunker = make_chunker(embedder.tokenizer, embedder.spec)
                         report = ingest(documents, embedder=embedder, client=client, chunker=chunker, **arguments)
-                        build_index(client, collection)
+                        if not dry_run:
+                            build_index(client, collection)
             except KeyboardInterrupt:
                 note("interrupted", f"{done} documents are stored; run the same command again to continue")
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
     note_some("failed", report.failed, len(report.failed))
     note_some("skipped", report.skipped, len(report.skipped))
     note_some("duplicate", report.duplicates, report.duplicated)
-    note_some("removed" if report.removed else "gone", report.gone, len(report.gone))
-    if report.kept_because and report.gone:
-        note("note", f"nothing was deleted: {report.kept_because}")
+    if dry_run:
+        note_some("would add", report.to_add, len(report.to_add))
+        note_some("would update", report.to_update, len(report.to_update))
+    deletes = report.kept_because is None or report.kept_because == DRY_RUN
+    note_some(("would delete" if dry_run else "removed") if deletes else "gone", report.gone, len(report.gone))
+    if report.gone and not deletes:
+        note("note", f"nothing {'would be' if dry_run else 'was'} deleted: {report.kept_because}")
     if as_json:
         emit_json({"collection": collection, **asdict(report), "seconds": round(time.monotonic() - started, 3)})
     else:
-        emit(_summary(report, collection, time.monotonic() - started))
+        summary = _dry_run_summary(report, deletes) if dry_run else _summary(report, time.monotonic() - started)
+        emit(Text(f"{collection}: {summary}"))
     if report.failed or any(is_read_error(skipped) for skipped in report.skipped):
         raise typer.Exit(ExitCode.INCOMPLETE)
     if not report.documents:
@@ -130,10 +141,18 @@ def ingest(
         raise typer.Exit(ExitCode.INCOMPLETE)
 
 
-def _summary(report: IngestReport, collection: str, seconds: float) -> Text:
+def _dry_run_summary(report: IngestReport, deletes: bool) -> str:
+    return (
+        f"would add {len(report.to_add)}, update {len(report.to_update)}, delete {len(report.gone) if deletes else 0}; "
+        f"{report.unchanged} unchanged, {len(report.failed)} failed, {len(report.skipped)} skipped; "
+        f"{plural(report.to_embed, 'chunk')} to embed; nothing was written"
+    )
+
+
+def _summary(report: IngestReport, seconds: float) -> str:
     removed = f"{report.removed} removed, " if report.gone else ""
-    return Text(
-        f"{collection}: {report.added} added, {report.updated} updated, {report.unchanged} unchanged, {removed}"
-        f"{len(report.failed)} failed, {len(report.skipped)} skipped; {report.embedded} chunks embedded "
-        f"({report.prompt_tokens} tokens), {seconds:.1f} s"
+    return (
+        f"{report.added} added, {report.updated} updated, {report.unchanged} unchanged, {removed}"
+        f"{len(report.failed)} failed, {len(report.skipped)} skipped; {plural(report.embedded, 'chunk')} embedded "
+        f"({plural(report.prompt_tokens, 'token')}), {seconds:.1f} s"
     )

@@ -72,13 +72,16 @@ class Chunker:
         by: "tokens": as much text per chunk as fits. "sentences": whole sentences (extra `sentences`). "headings":
             no chunk spans two Markdown sections (nor with "sentences"). Only what does not fit is cut further.
         max_tokens: limit per chunk; the model's limit if None.
+        overlap: maximum tokens that a chunk repeats from the end of the chunk before it, in whole units (sentences,
+            lines, words). Chunks never overlap across pages, or across sections with "headings" and "sentences".
 
     Attributes:
         capacity: tokens per chunk: `max_tokens`, or what the document template and the suffix leave.
         recipe: changes whenever the same text may be cut differently; a stored document with another one is outdated.
 
     Raises:
-        InputError: template and suffix leave no room or less than `max_tokens`, or `by` is unknown.
+        InputError: template and suffix leave no room or less than `max_tokens`, `by` is unknown, or `overlap` is
+            not below `capacity`.
         MissingExtraError: `by` is "sentences" and the extra is not installed.
     """
 
@@ -89,6 +92,7 @@ class Chunker:
         *,
         by: By = "tokens",
         max_tokens: int | None = None,
+        overlap: int = 0,
     ) -> None:
         if by not in get_args(By):
             raise InputError(f"chunks cannot be cut by {by!r}; choose one of {', '.join(get_args(By))}")
@@ -107,15 +111,19 @@ class Chunker:
         if max_tokens is not None and not 1 <= max_tokens <= room:
             raise InputError(f"max_tokens is {max_tokens}; the model leaves room for 1 to {room}")
         self.capacity = room if max_tokens is None else max_tokens
-        self.recipe = f"1/{self.capacity}" if by == "tokens" else f"1/{self.capacity}/{by}"
+        if isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 <= overlap < self.capacity:
+            raise InputError(f"overlap is {overlap!r}; it must be from 0 to {self.capacity - 1} tokens")
+        settings = [by] * (by != "tokens") + [f"overlap{overlap}"] * (overlap > 0)
+        self.recipe = "/".join(["1", str(self.capacity), *settings])
         self._by = by
+        self._overlap = overlap
         self._tokenizer = fast
         # With such a tokenizer every token covers at least one byte, so a text has no more tokens than bytes.
         level = fast.pre_tokenizer
         self._by_bytes = fast.normalizer is None and isinstance(level, ByteLevel) and not level.add_prefix_space
         self._sentencex = require("sentencex", "sentences") if by == "sentences" else None
-        self._plain = TextSplitter.from_huggingface_tokenizer(fast, self.capacity)
-        self._markdown = MarkdownSplitter.from_huggingface_tokenizer(fast, self.capacity)
+        self._plain = TextSplitter.from_huggingface_tokenizer(fast, self.capacity, overlap)
+        self._markdown = MarkdownSplitter.from_huggingface_tokenizer(fast, self.capacity, overlap)
         self._code: dict[str, CodeSplitter] = {}
 
     def recipe_of(self, document: Document) -> str:
@@ -183,8 +191,8 @@ class Chunker:
         sentences = self._sentences(text, start, end)
         encodings = self._tokenizer.encode_batch([text[a:b] for a, b in sentences], add_special_tokens=False)
         sizes = [len(encoding.ids) for encoding in encodings]
-        first = 0
-        while first < len(sentences):
+        first = packed = 0  # sentences[:packed] are in a chunk
+        while packed < len(sentences):
             last, total = first + 1, sizes[first]
             while last < len(sentences) and total + sizes[last] <= self.capacity:
                 total += sizes[last]
@@ -192,12 +200,18 @@ class Chunker:
             # Joined sentences, with white space between them, may have more tokens than the sum of their sizes.
             while last > first + 1 and self._size(text[sentences[first][0] : sentences[last - 1][1]]) > self.capacity:
                 last -= 1
+            if last <= packed:  # after the repeated sentences there is no room for a new one
+                first += 1
+                continue
             span = sentences[first][0], sentences[last - 1][1]
             if last == first + 1 and sizes[first] > self.capacity:
                 yield from self._split(text, *span, self._plain)
             else:
                 yield span
-            first = last
+            first = packed = last
+            repeated = 0
+            while first > 0 and (repeated := repeated + sizes[first - 1]) <= self._overlap:
+                first -= 1
 
     def _sentences(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
         """(start, end) of each sentence in text[start:end], without surrounding white space."""
@@ -223,6 +237,8 @@ class Chunker:
         if language not in LANGUAGES:
             raise InputError(f"cannot cut code in the language {language!r}; choose one of {', '.join(LANGUAGES)}")
         if language not in self._code:
-            splitter = CodeSplitter.from_huggingface_tokenizer(grammar(language), self._tokenizer, self.capacity)
+            splitter = CodeSplitter.from_huggingface_tokenizer(
+                grammar(language), self._tokenizer, self.capacity, self._overlap
+            )
             self._code[language] = splitter
         return self._code[language]

@@ -18,6 +18,7 @@
 Vectors are NumPy arrays here, never tensors. `gircse_rag.documents` reads and cuts documents.
 """
 
+from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.documents.readers import read_documents
 from gircse_rag.qdrant.damage import Damage, VerifyReport
@@ -30,6 +31,7 @@ from gircse_rag.qdrant.stores import open_client
 from gircse_rag.qdrant.verification import verify
 
 __all__ = [
+    "Chunker",
     "Damage",
     "Document",
     "FailedDocument",

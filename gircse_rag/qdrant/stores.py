@@ -117,7 +117,7 @@ def open_client(
         except ValueError as error:
             raise InputError(f"{url!r} is no URL of a Qdrant server ({error}); write http://host:6333") from error
     folder = Path(DEFAULT_PATH if path is None else path)
-    existing = next((kind for kind, mark in _MARKER_FILES.items() if (folder / mark).exists()), None)
+    existing = _find_engine(folder)
     if existing is None and not create:
         raise StoreError(f"there is no Qdrant store in {folder}; ingest documents first, or give another path or url")
     if engine is not None and existing not in (None, engine):
@@ -125,6 +125,23 @@ def open_client(
     if (existing or engine) == "edge":
         return _open_edge(folder)
     return local.open_local(folder, implicit=path is None, repair=repair)
+
+
+def open_to_read(path: str | os.PathLike[str] | None = None, url: str | None = None) -> QdrantClient:
+    """Open a store without creating one: an empty store in memory stands in for an embedded store that is missing.
+
+    Raises:
+        InputError, StoreError, MissingExtraError: as `open_client`.
+    """
+    embedded = path is not None or not (url or os.environ.get("QDRANT_URL"))
+    if embedded and url is None and _find_engine(Path(DEFAULT_PATH if path is None else path)) is None:
+        return QdrantClient(":memory:")
+    return open_client(path, url, create=False)
+
+
+def _find_engine(folder: Path) -> Engine | None:
+    """The engine of the store in a folder, or None if there is no store."""
+    return next((kind for kind, mark in _MARKER_FILES.items() if (folder / mark).exists()), None)
 
 
 class _ServerClient(QdrantClient):

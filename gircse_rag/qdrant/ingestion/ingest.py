@@ -25,6 +25,7 @@ from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.errors import InputError, without_index
 from gircse_rag.qdrant.ingestion.checking import Checker
+from gircse_rag.qdrant.ingestion.dry_run import plan_ingest
 from gircse_rag.qdrant.ingestion.intake import Intake
 from gircse_rag.qdrant.ingestion.job import Job
 from gircse_rag.qdrant.ingestion.prefetch import Prefetcher
@@ -67,8 +68,9 @@ def ingest(
         batch_size: chunks per embedding batch.
         progress: called after every batch, and after every group of documents that was looked up.
         source: name of the documents' source, recorded with each. A document belongs to the last source to bring it.
-        sync: delete documents that `source` brought in an earlier run but not in this one; "dry-run" only reports them.
-            Nothing is deleted if the run had no document or a file that could not be read.
+        sync: delete documents that `source` brought in an earlier run but not in this one. Nothing is deleted if the
+            run had no document or a file that could not be read. "dry-run" embeds, writes and deletes nothing; it
+            reports what a run would do (`to_add`, `to_update`, `to_embed`, `gone`).
         deadline: seconds for which failing requests to the store are retried, where that helps (`retry`).
 
     Raises:
@@ -83,6 +85,17 @@ def ingest(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
     check_source(source, sync)
+    if sync == "dry-run":
+        return plan_ingest(
+            documents,
+            collection=collection,
+            embedder=embedder,
+            client=client,
+            chunker=chunker or Chunker(embedder.tokenizer, embedder.spec),
+            source=str(source),
+            deadline=deadline,
+            progress=progress,
+        )
     retry = Retry(store_name(client), deadline)
     report = IngestReport()
     with store_errors(client), closing(Seen()) as seen:
@@ -97,7 +110,7 @@ def ingest(
         ):
             _Pipeline(embedder, Writer(points, report), executor, report, batch_size, progress).run(groups)
         if sync:
-            sync_source(points, str(source), seen, report, delete=sync is True)
+            sync_source(points, str(source), seen, report, delete=True)
         report.retries = retry.repeated
     return report
 

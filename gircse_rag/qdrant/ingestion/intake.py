@@ -15,12 +15,16 @@ from gircse_rag.qdrant.points import Points, Stored, point_id
 
 
 class Intake:
-    """Turns documents into jobs. Unchanged and failed documents get no job; the checker's report counts them."""
+    """Turns documents into jobs. Unchanged and failed documents get no job; the checker's report counts them.
 
-    def __init__(self, points: Points, chunker: Chunker, checker: Checker) -> None:
+    An unchanged document that another source brought gets this run's source, unless `write` is False.
+    """
+
+    def __init__(self, points: Points, chunker: Chunker, checker: Checker, *, write: bool = True) -> None:
         self._points = points
         self._chunker = chunker
         self._checker = checker
+        self._write = write
 
     def groups(self, documents: Iterable[Document | SkippedFile]) -> Iterator[list[Job]]:
         """Yield the new and changed documents as chunked jobs, in small groups that may be empty.
@@ -48,7 +52,7 @@ class Intake:
         )
         unchanged = {job for job in same_version if _is_complete(job, tails)}
         for job in unchanged:
-            if job.head is not None and job.head.source != job.source:
+            if self._write and job.head is not None and job.head.source != job.source:
                 self._points.set_record(replace(job.head, source=job.source))
             self._checker.report.unchanged += 1
         return [job for job, document in group if job not in unchanged and self._chunk(job, document)]

@@ -27,6 +27,7 @@ from gircse_rag.backoff import DEADLINE
 from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.errors import GircseError, InputError, require
+from gircse_rag.qdrant.ingestion.dry_run import plan_ingest
 from gircse_rag.qdrant.ingestion.ray_stream import API_KEY_VARIABLE, Part, Work, Worker, read
 from gircse_rag.qdrant.ingestion.report import IngestReport, Progress
 from gircse_rag.qdrant.ingestion.seen import Seen
@@ -84,6 +85,19 @@ def ingest_on_ray(
     if workers < 1:
         raise InputError(f"workers must be at least 1, not {workers}")
     check_source(source, sync)
+    if sync == "dry-run":  # nothing to embed, so no workers
+        model = embedder()
+        with closing(client()) as store:
+            return plan_ingest(
+                documents(),
+                collection=collection,
+                embedder=model,
+                client=store,
+                chunker=chunker(model.tokenizer, model.spec),
+                source=str(source),
+                deadline=deadline,
+                progress=progress,
+            )
     ray = require("ray", "ray")
     require("ray.data", "ray")
     report = IngestReport()
@@ -108,7 +122,7 @@ def ingest_on_ray(
                 if progress is not None:
                     progress(Progress(report.documents, report.embedded, report.prompt_tokens))
         if sync:
-            sync_source(Points(store, collection, retry), str(source), seen, report, delete=sync is True)
+            sync_source(Points(store, collection, retry), str(source), seen, report, delete=True)
     report.retries += retry.repeated
     return report
 

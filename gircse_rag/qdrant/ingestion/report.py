@@ -48,6 +48,8 @@ class DuplicateDocument:
 class IngestReport:
     """The result of an ingest. Every document counts once: as added, updated, unchanged or failed.
 
+    A dry run adds and updates nothing; it lists documents in `to_add` and `to_update` instead.
+
     Attributes:
         added: number of documents that are new in the collection.
         updated: number of documents that replaced another version, or completed a partly written one.
@@ -64,6 +66,9 @@ class IngestReport:
         removed: number of `gone` documents that were deleted.
         kept_because: why `sync` deleted nothing, or None.
         retries: number of requests to the store that were retried.
+        to_add: of a dry run, ids of the documents that a run would add.
+        to_update: of a dry run, ids of the documents that a run would replace.
+        to_embed: of a dry run, number of chunks that a run would embed.
     """
 
     added: int = 0
@@ -81,11 +86,15 @@ class IngestReport:
     removed: int = 0
     kept_because: str | None = None
     retries: int = 0
+    to_add: list[str] = field(default_factory=list)
+    to_update: list[str] = field(default_factory=list)
+    to_embed: int = 0
 
     @property
     def documents(self) -> int:
-        """Number of documents processed: added, updated, unchanged or failed."""
-        return self.added + self.updated + self.unchanged + len(self.failed)
+        """Number of documents processed: added, updated, unchanged or failed, or listed by a dry run."""
+        listed = len(self.to_add) + len(self.to_update)
+        return self.added + self.updated + self.unchanged + len(self.failed) + listed
 
     def add(self, part: IngestReport) -> None:
         """Add the counts and lists of another part of the same run."""

@@ -10,10 +10,13 @@ from pathlib import Path
 
 from gircse_rag.documents.document import SkippedFile
 from gircse_rag.documents.readers import SUFFIXES
-from gircse_rag.errors import InputError
+from gircse_rag.errors import InputError, plural
 from gircse_rag.qdrant.ingestion.report import IngestReport
 from gircse_rag.qdrant.ingestion.seen import Seen
 from gircse_rag.qdrant.points import Points, point_id
+
+DRY_RUN = "this was a dry run"
+"""`IngestReport.kept_because` of a dry run that found no other reason to delete nothing."""
 
 
 def check_source(source: str | None, sync: object) -> None:
@@ -43,9 +46,9 @@ def sync_source(points: Points, source: str, seen: Seen, report: IngestReport, *
     if not report.documents:
         report.kept_because = "the source had no documents; check that it is the right one"
     elif unread := [skipped for skipped in report.skipped if is_read_error(skipped)]:
-        report.kept_because = f"{len(unread)} of its files could not be read, such as {unread[0]}"
+        report.kept_because = f"{plural(len(unread), 'file')} could not be read, such as {unread[0]}"
     elif not delete:
-        report.kept_because = "this was a dry run"
+        report.kept_because = DRY_RUN
     else:
         for head in gone:
             reach = max(head.reach, head.chunks)

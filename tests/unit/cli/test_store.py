@@ -242,10 +242,8 @@ def test_sync_removes_gone_documents_and_a_dry_run_only_lists_them(
     assert gircse("ingest", notes, *STORE, *tiny_model).code == 0
     (notes / "b.txt").unlink()
     dry_run = gircse("ingest", notes, *STORE, "--sync-dry-run", *tiny_model)
-    assert (
-        dry_run.code == 0 and "gone: b.txt" in dry_run.err and "nothing was deleted: this was a dry run" in dry_run.err
-    )
-    assert "0 removed" in dry_run.out
+    assert (dry_run.code, dry_run.err) == (0, "would delete: b.txt\n")
+    assert dry_run.out.startswith("docs: would add 0, update 0, delete 1; 2 unchanged, 0 failed, 0 skipped; 0 chunks")
     elsewhere = gircse("ingest", notes / "a.md", *STORE, "--sync", "--json", *tiny_model)
     assert elsewhere.json["gone"] == [], "another path is another source"
 
@@ -258,6 +256,15 @@ def test_sync_removes_gone_documents_and_a_dry_run_only_lists_them(
     gone = gircse("ingest", notes, *STORE, "--sync", "--json", *tiny_model)
     assert (gone.code, gone.json["gone"], gone.json["removed"]) == (0, ["b.txt"], 1)
     assert "removed: b.txt" in gone.err
+
+
+def test_a_dry_run_writes_no_file(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
+    (notes / "a.md").write_bytes(b"K\xe4fer")
+    result = gircse("ingest", notes, *STORE, "--sync-dry-run", "--json", *tiny_model)
+    assert result.json["to_add"] == ["b.txt", "c.jsonl#7"] and result.json["to_embed"] == 2, result.err
+    assert (result.json["embedded"], result.json["added"]) == (0, 0)
+    assert "would add: b.txt\n" in result.err
+    assert not Path("store").exists()
 
 
 def test_duplicate_texts_are_reported(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:

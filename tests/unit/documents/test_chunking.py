@@ -94,6 +94,51 @@ def test_no_chunk_is_truncated_and_no_text_is_lost(text: str, kind: Any, by: By,
     _check_cover(text, chunker.cut(Document("d", text, **kind)), max_tokens)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=400)
+    | st.lists(st.sampled_from(PIECES), max_size=40).map("".join),
+    st.sampled_from(KINDS),
+    st.sampled_from(["tokens", "sentences", "headings"]),
+    st.integers(4, 40),
+    st.integers(1, 39),
+)
+def test_overlapping_chunks_fit_advance_and_cover_the_text(
+    text: str, kind: Any, by: By, max_tokens: int, overlap: int
+) -> None:
+    chunker = Chunker(TOKENIZER, SPEC, by=by, max_tokens=max_tokens, overlap=overlap % max_tokens)
+    chunks = chunker.cut(Document("d", text, **kind))
+    position = 0
+    for chunk in chunks:
+        assert text[chunk.start : chunk.end] == chunk.text and chunk.text.strip()
+        assert text[position : chunk.start].strip() == "" and chunk.end > position
+        assert len(TOKENIZER(chunk.text)["input_ids"]) <= max_tokens
+        position = chunk.end
+    assert text[position:].strip() == ""
+    for before, after in pairwise(chunks):
+        assert after.start > before.start
+        repeated = text[after.start : before.end] if after.start < before.end else ""
+        assert len(TOKENIZER(repeated)["input_ids"]) <= overlap % max_tokens
+        assert not repeated or before.page == after.page
+
+
+@pytest.mark.parametrize("by", get_args(By))
+def test_chunks_repeat_the_end_of_the_chunk_before(by: By) -> None:
+    chunks = Chunker(TOKENIZER, SPEC, by=by, max_tokens=30, overlap=12).cut(Document("d", "One two. Three. Four. " * 4))
+    pairs = list(pairwise(chunks))
+    assert len(pairs) > 2 and all(0 < before.end - after.start <= 12 for before, after in pairs)
+    whole = Chunker(TOKENIZER, SPEC, by=by, max_tokens=30).cut(Document("d", "One two. Three. Four. " * 4))
+    assert all(after.start >= before.end for before, after in pairwise(whole))
+
+
+def test_the_overlap_is_part_of_the_recipe_and_must_be_below_the_capacity() -> None:
+    recipes = [Chunker(TOKENIZER, SPEC, overlap=overlap).recipe for overlap in (0, 1, 2)]
+    assert recipes[0] == Chunker(TOKENIZER, SPEC).recipe == "1/40" and len(set(recipes)) == 3
+    for overlap in (-1, 40, True, 1.5):
+        with pytest.raises(InputError, match="it must be from 0 to 39 tokens"):
+            Chunker(TOKENIZER, SPEC, overlap=overlap)  # type: ignore[arg-type]
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.text(st.characters(codec="ascii") | st.sampled_from(" \n\r\f\v\x1c\x85\xa0é"), min_size=1, max_size=44)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from qdrant_client import QdrantClient
 
-from gircse_rag.errors import GircseError, InputError
+from gircse_rag.errors import GircseError, InputError, SpecMismatchError
 from gircse_rag.qdrant import Document, IngestReport, SkippedFile, ingest
 from gircse_rag.qdrant.points import read_record
 from tests.stand_in import POISON, StandIn
@@ -33,6 +33,11 @@ def _documents(client: QdrantClient) -> set[str]:
     return {record.document for record in records if record is not None}
 
 
+def _points(client: QdrantClient) -> list[Any]:
+    points, _ = client.scroll("docs", limit=10_000, with_vectors=True)
+    return [(point.id, point.payload, point.vector) for point in points]
+
+
 def test_gone_documents_are_deleted_completely_and_the_rest_stays(client: QdrantClient) -> None:
     _ingest(client, Document("a", "one"), Document("b", LONG), Document("c", "three"))
     report = _ingest(client, Document("a", "one"), Document("c", "changed"), sync=True)
@@ -41,13 +46,44 @@ def test_gone_documents_are_deleted_completely_and_the_rest_stays(client: Qdrant
     assert _documents(client) == {"a", "c"}
 
 
-def test_without_sync_nothing_is_deleted_and_a_dry_run_only_lists(client: QdrantClient) -> None:
+def test_without_sync_nothing_is_deleted(client: QdrantClient) -> None:
     _ingest(client, Document("a", "one"), Document("b", LONG))
     assert _ingest(client, Document("a", "one")).gone == []
-    report = _ingest(client, Document("a", "one"), sync="dry-run")
-    assert (report.gone, report.removed, report.deleted) == (["b"], 0, 0)
-    assert "dry run" in str(report.kept_because)
     assert _documents(client) == {"a", "b"}
+
+
+def test_a_dry_run_lists_every_change_and_neither_embeds_nor_writes(client: QdrantClient) -> None:
+    _ingest(client, Document("a", "one"), Document("b", LONG), Document("c", "three"))
+    _ingest(client, Document("d", "of another source"), source="there")
+    before = _points(client)
+    embedder = StandIn()
+    now = [Document("a", "one"), Document("b", LONG + "\n\nOne more."), Document("e", LONG), Document("bad", " ")]
+    now.append(Document("d", "of another source"))  # unchanged: a run would only claim it
+    options: dict[str, Any] = {"collection": "docs", "client": client, "source": "here"}
+    plan = ingest(now, embedder=embedder, sync="dry-run", **options)
+    assert (plan.to_add, plan.to_update, plan.gone) == (["e"], ["b"], ["c"])
+    assert (plan.added, plan.updated, plan.unchanged, plan.removed, plan.deleted, plan.embedded) == (0, 0, 2, 0, 0, 0)
+    assert [failure.id for failure in plan.failed] == ["bad"] and plan.documents == 5
+    assert "dry run" in str(plan.kept_because)
+    assert embedder.embedded == []
+    assert _points(client) == before
+
+    done = ingest(now, embedder=embedder, sync=True, **options)
+    assert (done.added, done.updated, done.removed) == (1, 1, 1) and done.embedded == plan.to_embed > 0
+
+
+def test_a_dry_run_into_a_missing_collection_does_not_create_it(client: QdrantClient) -> None:
+    plan = _ingest(client, Document("a", "one"), sync="dry-run")
+    assert (plan.to_add, plan.gone, plan.to_embed) == (["a"], [], 1)
+    assert not client.collection_exists("docs")
+
+
+def test_a_dry_run_checks_the_collection(client: QdrantClient) -> None:
+    _ingest(client, Document("a", "one"))
+    with pytest.raises(SpecMismatchError):
+        ingest([], collection="docs", embedder=StandIn(24), client=client, source="here", sync="dry-run")
+    with pytest.raises(InputError, match="cannot be called"):
+        ingest([], collection="a/b", embedder=StandIn(), client=client, source="here", sync="dry-run")
 
 
 def test_documents_of_another_source_or_of_none_stay(client: QdrantClient) -> None:
