@@ -17,7 +17,7 @@ from gircse_rag.errors import GircseError, GircseWarning, InputError
 from gircse_rag.hardware import device_of, dtype_of
 from gircse_rag.prompts import Role, check_role
 from gircse_rag.spec import EmbeddingSpec, check_steps
-from gircse_rag.tokens import Prompt, check_instruction, encode
+from gircse_rag.tokens import Prompt, encode, read_instruction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -174,7 +174,8 @@ class Embedder:
 
         Args:
             texts: n texts.
-            instruction: what to look for, in one sentence; None uses the spec's default instruction.
+            instruction: what to look for, in one sentence, or the name of such a sentence (`INSTRUCTIONS`); None uses
+                the spec's default instruction.
             steps: K for all texts, one K per text, or "auto"; None uses the K of documents.
 
         Raises:
@@ -210,7 +211,7 @@ class Embedder:
             texts: n >= 1 texts.
             role: "query" (rendered with the instruction), "document" (bare), or "symmetric" (both sides of the task
                 are alike and rendered with the instruction).
-            instruction: None uses the spec's default; not allowed for documents.
+            instruction: a sentence or a name; None uses the spec's default; not allowed for documents.
             steps: an integer for all texts, one per text, or "auto" (stop when a step hardly moves the embedding, at
                 most AUTO_STEPS). None uses the spec's.
             tolerance: for "auto": stop at 1 - cos(z_k, z_{k-1}) <= tolerance.
@@ -228,7 +229,7 @@ class Embedder:
             steps = steps.tolist()
         check_role(role, instruction)
         if instruction is not None:
-            check_instruction(instruction)
+            instruction = read_instruction(instruction)
         if on_error not in ("raise", "return"):
             raise InputError(f"on_error must be 'raise' or 'return', not {on_error!r}")
         if not isinstance(soft_tokens, int) or not 0 <= soft_tokens <= len(self.tokenizer):

@@ -5,6 +5,7 @@ Queries and both sides of a symmetric task are `Instruct: {instruction}\\nQuery:
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from gircse_rag.errors import InputError
@@ -15,6 +16,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 QUERY_TEMPLATE = "Instruct: {instruction}\nQuery:{text}"
 DOCUMENT_TEMPLATE = "{text}"
 DEFAULT_INSTRUCTION = "Given a question, retrieve passages that answer it"
+
+_NEARNESS = 0.8
+"""Share of characters that a misspelt name has in common with the name (difflib): "definitions", "pyton_code"."""
 
 INSTRUCTIONS: dict[str, str] = {
     "question_answering": DEFAULT_INSTRUCTION,
@@ -35,11 +39,32 @@ INSTRUCTIONS: dict[str, str] = {
     "same_domain": "Retrieve requests from the same general domain, such as banking, travel or small talk",
     "similar_sentence": "Retrieve semantically similar text",
 }
-"""Task instructions by name: `embed_queries(texts, instruction=INSTRUCTIONS["python_code"])`.
+"""Task instructions by name: `embed_queries(texts, instruction="python_code")`. `gircse instructions` lists them.
 
 The bundled checkpoint was trained with nearly all of them. Other sentences are accepted but may work less well
 (docs/start/instructions.md).
 """
+
+
+def resolve_instruction(instruction: str) -> str:
+    """The sentence of a named instruction (`INSTRUCTIONS`); any other text is returned unchanged.
+
+    Raises:
+        InputError: the text is not a name, but nearly one: "python-code", "Web search", "definitions".
+    """
+    if instruction in INSTRUCTIONS:
+        return INSTRUCTIONS[instruction]
+    words = instruction.lower().split()
+    name = "_".join(words).replace("-", "_")
+    near = [name] if name in INSTRUCTIONS else []
+    if len(words) == 1:
+        near = near or get_close_matches(name, INSTRUCTIONS, 1, _NEARNESS)
+    if near:
+        raise InputError(
+            f"instruction {instruction!r} is no name; did you mean {near[0]!r}? `gircse instructions` lists the names. "
+            f"To use the words as they are, end them with a full stop: {instruction.strip() + '.'!r}"
+        )
+    return instruction
 
 
 def check_role(role: str, instruction: str | None) -> None:
@@ -62,15 +87,15 @@ def check_role(role: str, instruction: str | None) -> None:
 
 
 def paraphrases(instruction: Any) -> tuple[str, ...]:
-    """Wordings of an instruction in a tasks.json, which holds a string or a list of strings.
+    """Wordings of an instruction in a tasks.json, which holds a string or a list of strings; names become sentences.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or `resolve_instruction` refuses a string.
     """
     wordings = instruction if isinstance(instruction, list) else [instruction]
     if not wordings or not all(isinstance(wording, str) and wording.strip() for wording in wordings):
         raise ValueError(f"an instruction is a text or a list of texts, not {instruction!r}")
-    return tuple(wordings)
+    return tuple(map(resolve_instruction, wordings))
 
 
 def flag(value: Any) -> bool:

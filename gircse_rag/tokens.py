@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gircse_rag.errors import InputError, refuse_rust_errors
-from gircse_rag.prompts import Role, prefix
+from gircse_rag.prompts import Role, prefix, resolve_instruction
 from gircse_rag.spec import EmbeddingSpec
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ def without_controls(text: str) -> str:
     return _CONTROL.sub(" ", text)
 
 
-def check_instruction(instruction: str) -> None:
-    """Refuse an instruction that cannot be embedded.
+def read_instruction(instruction: str) -> str:
+    """Check an instruction, and replace a name by its sentence (`resolve_instruction`).
 
     Raises:
-        InputError: as `check_text`.
+        InputError: as `check_text` and `resolve_instruction`.
     """
     try:
-        check_text(instruction)
+        return resolve_instruction(check_text(instruction))
     except InputError as error:
         raise InputError(str(error).replace("the text", "the instruction")) from error
 

@@ -22,7 +22,7 @@ from mteb_gircse import GircseEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers_gircse import GircseModule
 
-from gircse_rag import Embedder
+from gircse_rag import INSTRUCTIONS, Embedder
 from gircse_rag.prompts import prefix
 from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, imported_packages, render_query
 
@@ -143,6 +143,39 @@ def test_queries_are_instructed_and_documents_are_not(door: Door) -> None:
     for text in TEXTS:
         door.query(text)
     assert recording_backend.prompts == [render_query(door.embedder, text, INSTRUCTION) for text in TEXTS]
+
+
+def test_a_named_instruction_stands_for_its_sentence(tiny_folder: Path) -> None:
+    folder, cpu, name = str(tiny_folder), {"dtype": "float32", "device": "cpu"}, "python_code"
+    expected = Embedder.from_pretrained(folder, **cpu).embed_queries(["x"], instruction=INSTRUCTIONS[name])[0]
+    chain, llama = (
+        GircseEmbeddings(model=folder, query_instruction=name, **cpu),
+        GircseEmbedding(model_name=folder, **cpu),
+    )
+    stack = GircseTextEmbedder(folder, query_instruction=name, dtype="float32", device=ComponentDevice.from_str("cpu"))
+    transformer = SentenceTransformer(modules=[GircseModule(folder, **cpu)], device="cpu")
+    asked: list[Callable[[str], Any]] = [
+        lambda name: chain.embed_query("x", instruction=name),
+        lambda name: llama.get_query_embedding("x", instruction=name),
+        lambda name: stack.run("x", instruction=name)["embedding"],
+        lambda name: transformer.encode_query("x", prompt=name),
+        lambda name: transformer.encode_query("x", prompt_name=name),
+    ]
+    vectors = [chain.embed_query("x"), stack.run("x")["embedding"], *(ask(name) for ask in asked)]
+    for vector in vectors:
+        np.testing.assert_allclose(vector, expected, atol=1e-6, rtol=0)
+    for ask in asked[:3]:
+        with pytest.raises(ValueError, match="did you mean 'python_code'"):
+            ask("python-code")
+    settings: list[Callable[[], Any]] = [
+        lambda: GircseEmbeddings(model=folder, query_instruction="python-code"),
+        lambda: GircseEmbedding(model_name=folder, query_instruction="python-code"),
+        lambda: GircseTextEmbedder(folder, query_instruction="python-code"),
+        lambda: GircseEncoder(folder, prompts={"STS": "python-code"}),
+    ]
+    for make in settings:
+        with pytest.raises(ValueError, match="did you mean 'python_code'"):
+            make()
 
 
 def test_32_threads_leave_the_engine_consistent(door: Door, tiny_folder: Path) -> None:

@@ -11,7 +11,7 @@
     training.py      train
     evaluation.py    eval
     serving.py       export, serve
-    environment.py   models, doctor
+    environment.py   models, instructions, doctor
     interrupts.py    Ctrl-C, SIGTERM and SIGHUP
     progress.py      ProgressBackend, which reports every embedded text
 

@@ -61,6 +61,7 @@ for command in (
     evaluation.eval_,
     serving.export,
     environment.models,
+    environment.instructions,
     environment.doctor,
 ):
     app.command(command.__name__.rstrip("_"))(command)

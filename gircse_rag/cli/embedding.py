@@ -18,10 +18,10 @@ from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout,
 from gircse_rag.cli.progress import ProgressBackend
 from gircse_rag.errors import InputError
 from gircse_rag.files import atomic_write
-from gircse_rag.prompts import Role
+from gircse_rag.prompts import Role, resolve_instruction
 
 if TYPE_CHECKING:
-    from gircse_rag.embedder import EmbeddingResult
+    from gircse_rag.embedder import Embedder, EmbeddingResult
 
 
 @options.with_model_options
@@ -29,7 +29,7 @@ def embed(
     texts: Annotated[list[str] | None, Argument(metavar="TEXT", help="Texts (default: one per line of stdin).")] = None,
     file: Annotated[Path | None, Option(exists=True, dir_okay=False, help="File with one text per line.")] = None,
     role: Annotated[Role, Option(help="query and symmetric take an instruction, document does not.")] = "query",
-    instruction: Annotated[str | None, Option(help="The task, in words (default: the model's).")] = None,
+    instruction: Annotated[str | None, Option(help="The task: a sentence, or a name (`gircse instructions`).")] = None,
     steps: options.Steps = None,
     output: Annotated[Path | None, Option(dir_okay=False, help="File for the vectors, a float32 .npy array.")] = None,
     model: options.ModelOptions = options.DEFAULT,
@@ -61,7 +61,7 @@ def embed(
                 "spec": embedder.spec.to_dict(),
                 "fingerprint": embedder.fingerprint,
                 "role": role,
-                "instruction": None if role == "document" else instruction or embedder.spec.default_instruction,
+                "instruction": None if role == "document" else _sentence(instruction, embedder),
                 "embeddings": [
                     {
                         "text": text,
@@ -76,6 +76,10 @@ def embed(
         )
     else:
         emit(_vector_table(texts, result))
+
+
+def _sentence(instruction: str | None, embedder: Embedder) -> str:
+    return embedder.spec.default_instruction if instruction is None else resolve_instruction(instruction)
 
 
 def _save(path: Path, result: EmbeddingResult) -> None:
@@ -136,7 +140,8 @@ def _step_table(explanation: dict[str, Any]) -> Table:
 def explain(
     text: Annotated[str, Argument(help="The text to embed as a query.")],
     instruction: Annotated[
-        list[str] | None, Option(help="The task, in words; repeat to compare several (default: the model's).")
+        list[str] | None,
+        Option(help="The task: a sentence, or a name (`gircse instructions`); repeat to compare several."),
     ] = None,
     soft_tokens: Annotated[int, Option(min=1, max=100, help="Tokens to show per step.")] = 8,
     steps: options.Steps = None,
@@ -149,7 +154,7 @@ def explain(
     """
     with only_results_on_stdout():
         embedder = options.load(model)
-        tasks = instruction or [embedder.spec.default_instruction]
+        tasks = [_sentence(task, embedder) for task in instruction or [None]]
         embed_task = partial(embedder.embed, [text], steps=steps, trajectory=True, soft_tokens=soft_tokens)
         results = [embed_task(instruction=task) for task in tasks]
     explanations = [_explain(task, result) for task, result in zip(tasks, results, strict=True)]

@@ -1,4 +1,4 @@
-"""`gircse models` and `gircse doctor`."""
+"""`gircse models`, `gircse instructions` and `gircse doctor`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import gircse_rag
 from gircse_rag.cli import options
 from gircse_rag.cli.output import ExitCode, emit, emit_json, only_results_on_stdout
 from gircse_rag.errors import GircseError
+from gircse_rag.prompts import DEFAULT_INSTRUCTION, INSTRUCTIONS
 from gircse_rag.redaction import redact
 
 LIBRARIES = ("torch", "transformers", "peft", "qdrant-client", "semantic-text-splitter", "numpy")
@@ -61,6 +62,20 @@ def models(as_json: options.AsJson = False) -> None:
     weights = f"in {base_folder()}" if fetched else "downloaded on first use (93 MB)"
     for model in BUNDLED.values():
         table.add_row(model.name, model.description, "none" if model.adapter is None else "bundled", weights)
+    emit(table)
+
+
+def instructions(as_json: options.AsJson = False) -> None:
+    """List the named instructions.
+
+    --instruction takes a name or a sentence of your own.
+    """
+    if as_json:
+        emit_json(INSTRUCTIONS)
+        return
+    table = Table("name", "instruction")
+    for name, sentence in INSTRUCTIONS.items():
+        table.add_row(name, f"{sentence} (default)" if sentence == DEFAULT_INSTRUCTION else sentence)
     emit(table)
 
 

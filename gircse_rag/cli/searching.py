@@ -15,6 +15,7 @@ from typer import Argument, Option
 from gircse_rag.cli import options
 from gircse_rag.cli.output import emit, emit_json, only_results_on_stdout, shorten
 from gircse_rag.errors import InputError
+from gircse_rag.prompts import resolve_instruction
 
 if TYPE_CHECKING:
     from gircse_rag.qdrant import Hit
@@ -28,7 +29,9 @@ _KEY_AND_VALUE = re.compile(r'((?>"[^"]*"|[^=])+)=(.*)', re.DOTALL)
 def search(
     question: Annotated[str, Argument(help="The question, in plain words.")],
     collection: options.Collection,
-    instruction: Annotated[str | None, Option(help="What makes a good answer (default: the model's).")] = None,
+    instruction: Annotated[
+        str | None, Option(help="What makes a good answer: a sentence, or a name (`gircse instructions`).")
+    ] = None,
     limit: Annotated[int, Option(min=1, help="Maximum number of answers.")] = 5,
     offset: Annotated[int, Option(min=0, help="Number of best answers to skip, for paging.")] = 0,
     filters: Annotated[
@@ -85,7 +88,7 @@ def search(
         with only_results_on_stdout():
             hits = next(answers)
     if as_json:
-        used = instruction or embedder.spec.default_instruction
+        used = embedder.spec.default_instruction if instruction is None else resolve_instruction(instruction)
         head = {"question": question, "instruction": used, "collection": collection}
         emit_json({**head, **first_answer, "hits": [asdict(hit) for hit in hits]})
     else:

@@ -22,6 +22,7 @@ from gircse_rag.errors import InputError
 from gircse_rag.evaluation import development, formats
 from gircse_rag.evaluation.instructions import instruction_for
 from gircse_rag.evaluation.sets import EvalSet, NestedContrastSet, ProbeSet
+from gircse_rag.prompts import resolve_instruction
 
 Loader = Callable[[], EvalSet]
 TASKS = ("retrieval", "sts", "classification", "clustering", "contrast")
@@ -41,7 +42,7 @@ def load_sets(
         sets: names, tasks or patterns; None loads all except the development retrieval sets (`dev/...`).
         limit: maximum queries, pairs, test texts or choices per set, always the same ones, and five times as many
             documents and training texts. For a quick look: scores of a sample differ from those of the full set.
-        instructions: set name -> instruction, instead of the built-in one.
+        instructions: set name -> instruction (a sentence or a name), instead of the built-in one.
 
     Raises:
         InputError: no such folder, file or set (the message lists the available sets), a malformed line (with its
@@ -52,7 +53,7 @@ def load_sets(
         raise InputError(f"evaluation folder {root} is not a directory")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InputError(f"limit must be a positive whole number, got {limit!r}")
-    overrides = dict(instructions or {})
+    overrides = {name: resolve_instruction(instruction) for name, instruction in (instructions or {}).items()}
     available = _find_loaders(root, limit, overrides)
     if not available:
         raise InputError(f"{root} holds no evaluation set; it must contain one of the folders {', '.join(TASKS[:4])}")

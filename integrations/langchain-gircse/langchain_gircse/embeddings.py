@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from gircse_rag.embedder import Embedder
 from gircse_rag.errors import GircseError, InputError
-from gircse_rag.tokens import check_text
+from gircse_rag.tokens import check_text, read_instruction
 from langchain_core.embeddings import Embeddings
 from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.runnables.config import run_in_executor
@@ -51,7 +51,7 @@ class GircseEmbeddings(BaseModel, Embeddings):
     revision: str | None = None
     """Branch, tag or commit of a Hub id. None: its main branch."""
     query_instruction: str | None = None
-    """Instruction for queries that are given none. None: the checkpoint's default."""
+    """Instruction (a sentence or a name) for queries that are given none. None: the checkpoint's default."""
     steps: int | None = None
     """Refinement steps for documents and, by default, queries. None: the checkpoint's default."""
     batch_size: int = Field(default=256, ge=1)
@@ -67,7 +67,9 @@ class GircseEmbeddings(BaseModel, Embeddings):
     @field_validator("query_instruction")
     @classmethod
     def _check_instruction(cls, instruction: str | None) -> str | None:
-        return instruction if instruction is None else check_text(instruction)
+        if instruction is not None:
+            read_instruction(instruction)
+        return instruction
 
     @model_validator(mode="after")
     def _load(self) -> Self:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from gircse_rag.embedder import Embedder
 from gircse_rag.errors import GircseError, GircseWarning, InputError
-from gircse_rag.prompts import INSTRUCTIONS, Role
-from gircse_rag.tokens import check_text, without_controls
+from gircse_rag.prompts import Role
+from gircse_rag.tokens import read_instruction, without_controls
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.abs_encoder import AbsEncoder, PromptSource
 from mteb.models.model_meta import ModelMeta, ScoringFunction
@@ -78,8 +78,7 @@ class GircseEncoder(AbsEncoder):
         if revision not in (None, self.model.fingerprint):
             raise ValueError(f"{checkpoint} has fingerprint {self.model.fingerprint}, but revision asks for {revision}")
         self.prompts_dict = {
-            task: INSTRUCTIONS.get(prompt, check_text(prompt))
-            for task, prompt in {**TASK_PROMPTS, **(prompts or {})}.items()
+            task: read_instruction(prompt) for task, prompt in {**TASK_PROMPTS, **(prompts or {})}.items()
         }
         settings = {"dtype": dtype, "steps": steps, "backend": backend, "prompts": dict(prompts or {})}
         self.mteb_model_meta = _make_meta(self.model, checkpoint, settings)

@@ -150,10 +150,16 @@ class GircseModule(InputModule):
         return cls(**config, **(model_kwargs or {}))
 
     def _parse_prompt(self, prompt: str) -> str:
+        """The instruction in a rendered prompt, or of a name such as "python_code"."""
+        if prompt in INSTRUCTIONS:
+            return INSTRUCTIONS[prompt]
         head, tail = prefix(self.embedder.spec.query_template, "\0").split("\0")
         instruction = prompt.removeprefix(head).removesuffix(tail)
         if f"{head}{instruction}{tail}" != prompt or not instruction.strip():
-            raise ValueError(f"invalid prompt {prompt!r}; it must be {head + '<instruction>' + tail!r}")
+            rendered = head + "<instruction>" + tail
+            raise ValueError(
+                f"invalid prompt {prompt!r}; it must be {rendered!r}, or a name that `gircse instructions` lists"
+            )
         return instruction
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:

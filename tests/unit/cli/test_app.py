@@ -22,7 +22,7 @@ from gircse_rag.errors import (
 from tests.unit.cli.conftest import Gircse
 
 GIRCSE = [sys.executable, "-c", "from gircse_rag.cli import main; main()"]
-COMMANDS = ["ingest", "search", "embed", "explain", "train", "eval", "models", "doctor"]
+COMMANDS = ["ingest", "search", "embed", "explain", "train", "eval", "models", "instructions", "doctor"]
 
 
 @pytest.mark.parametrize(

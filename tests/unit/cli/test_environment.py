@@ -9,6 +9,7 @@ import pytest
 
 from gircse_rag.checkpoint.bundled import BUNDLED
 from gircse_rag.cli.options import needs_fetching
+from gircse_rag.prompts import INSTRUCTIONS
 from tests import tiny
 from tests.qdrant_shim import Shim
 from tests.unit.cli.conftest import Gircse
@@ -29,6 +30,14 @@ def test_models_lists_what_is_fetched(gircse: Gircse, empty_cache: Path) -> None
     table = gircse("models")
     assert (table.code, table.err) == (0, "")
     assert all(name in table.out for name in BUNDLED)
+
+
+def test_instructions_lists_the_names(gircse: Gircse) -> None:
+    result = gircse("instructions", "--json")
+    assert (result.code, result.err, result.json) == (0, "", INSTRUCTIONS)
+    table = gircse("instructions")
+    assert (table.code, table.err) == (0, "") and all(name in table.out for name in INSTRUCTIONS)
+    assert table.out.count("(default)") == 1
 
 
 def test_needs_fetching_looks_at_the_model_and_its_base(empty_cache: Path, tiny_folder: Path, tmp_path: Path) -> None:

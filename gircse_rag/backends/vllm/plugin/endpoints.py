@@ -2,7 +2,7 @@
 
     POST /v1/embeddings   OpenAI's fields, and
         role          "query", "document" or "symmetric"; default: "query" with an instruction, else "document"
-        instruction   what to look for
+        instruction   what to look for: a sentence, or a name that `gircse instructions` lists
         steps         K for all inputs, or a list with one K per input
     GET  /v1/gircse       the spec of the vector space, its fingerprint and the window, for clients to check
 

@@ -17,7 +17,7 @@ from gircse_rag.backends.vllm.plugin.settings import STEPS, spec_of
 from gircse_rag.errors import InputError
 from gircse_rag.prompts import Role, check_role
 from gircse_rag.spec import EmbeddingSpec, check_steps
-from gircse_rag.tokens import check_instruction, encode
+from gircse_rag.tokens import encode, read_instruction
 
 
 def prompts(llm: Any, texts: Sequence[str], *, role: Role, instruction: str | None = None) -> list[Any]:
@@ -68,7 +68,7 @@ def render(
     """
     check_role(role, instruction)
     if instruction is not None:
-        check_instruction(instruction)
+        instruction = read_instruction(instruction)
     rendered = []
     for index, text in enumerate(texts):
         prompt = encode(tokenizer, spec, text, role=role, instruction=instruction, index=index)

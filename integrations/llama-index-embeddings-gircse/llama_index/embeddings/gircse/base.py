@@ -9,7 +9,8 @@ from typing import Any, Literal, Self, cast
 
 from gircse_rag.embedder import Embedder
 from gircse_rag.errors import GircseError
-from gircse_rag.tokens import check_text
+from gircse_rag.prompts import resolve_instruction
+from gircse_rag.tokens import read_instruction
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, field_validator, model_validator
 from llama_index.core.storage.kvstore.types import BaseKVStore
@@ -79,7 +80,9 @@ class GircseEmbedding(BaseEmbedding):
     @field_validator("query_instruction")
     @classmethod
     def _check_instruction(cls, instruction: str | None) -> str | None:
-        return instruction if instruction is None else check_text(instruction)
+        if instruction is not None:
+            read_instruction(instruction)
+        return instruction
 
     @model_validator(mode="after")
     def _load(self) -> Self:
@@ -168,4 +171,5 @@ class GircseEmbedding(BaseEmbedding):
 
     def _make_question(self, instruction: str | None, steps: Steps | None) -> Question:
         choices = (instruction, self.query_instruction, self.embedder.spec.default_instruction)
-        return Question(next(choice for choice in choices if choice is not None), steps)
+        chosen = next(choice for choice in choices if choice is not None)
+        return Question(resolve_instruction(chosen) if isinstance(chosen, str) else chosen, steps)

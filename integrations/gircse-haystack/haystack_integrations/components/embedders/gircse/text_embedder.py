@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gircse_rag.tokens import check_text
+from gircse_rag.tokens import read_instruction
 from haystack import component
 from haystack.utils import ComponentDevice
 
@@ -37,7 +37,8 @@ class GircseTextEmbedder(GircseComponent):
         """Creates the component. `warm_up` or the first `run` loads the model.
 
         :param model: a bundled name, a local folder (merged model or PEFT adapter), or a Hub id.
-        :param query_instruction: instruction for queries that are given none. None: the checkpoint's default.
+        :param query_instruction: instruction (a sentence or a name) for queries that are given none. None: the
+            checkpoint's default.
         :param steps: refinement steps. None: the checkpoint's default. Must match the document embedder's.
         :param backend: execution backend. None: the default of `gircse_rag.Embedder.from_pretrained`.
         :param device: None: CUDA if available, else Apple's GPU, else the CPU.
@@ -46,7 +47,7 @@ class GircseTextEmbedder(GircseComponent):
         :raises ValueError: the instruction is invalid.
         """
         if query_instruction is not None:
-            check_text(query_instruction)
+            read_instruction(query_instruction)
         super(GircseTextEmbedder, self).__init__(model, steps, backend, device, dtype, revision)  # noqa: UP008 # @component replaces the class
         self.query_instruction = query_instruction
 
