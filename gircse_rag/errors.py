@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from gircse_rag.install_hint import install_command
 from gircse_rag.redaction import redact
 
 
@@ -67,6 +69,16 @@ def plural(count: int, noun: str, nouns: str | None = None) -> str:
     return f"{count} {noun if count == 1 else nouns or noun + 's'}"
 
 
+def summarize(report: object) -> str:
+    """A report on one line, for `__repr__`: its class, and its fields that are not zero or empty, lists as sizes."""
+    sizes = {
+        name: len(value) if isinstance(value, list | dict) else reprlib.repr(value)
+        for name, value in vars(report).items()
+        if value
+    }
+    return f"{type(report).__name__}({', '.join(f'{name}={size}' for name, size in sizes.items())})"
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, which only the optional dependency group `extra` installs.
 
@@ -77,7 +89,7 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f'{module} is not installed; it comes with an extra: pip install "gircse-rag[{extra}]"'
+            f"{module} is not installed; it comes with an extra: {install_command(extra)}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import emit, emit_json, only_results_on_stdout, shorten
+from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, shorten
 from gircse_rag.errors import InputError
 from gircse_rag.prompts import resolve_instruction
 
@@ -61,7 +61,7 @@ def search(
     if coarse_to_fine and steps == "auto":
         raise InputError("--coarse-to-fine needs a fixed number of --steps, not auto")
     with only_results_on_stdout():
-        from gircse_rag.qdrant import open_client, search, search_coarse_to_fine
+        from gircse_rag.qdrant import explain_empty, open_client, search, search_coarse_to_fine
 
         query_filter = _parse_filters(filters or [])
         with closing(open_client(path, url, create=False)) as client:
@@ -79,7 +79,10 @@ def search(
             else:
                 more = {"offset": offset, "steps": steps, "min_score": min_score, "group_size": group, "mmr": mmr}
                 answers = iter([search(question, **arguments, **more)])
-            hits = next(answers)
+            hits, reason = next(answers), None
+            if not hits:
+                chosen = {**arguments, "min_score": min_score, "offset": offset, "steps": steps}
+                reason = explain_empty(question, **chosen)
     first_answer: dict[str, Any] = {}
     if coarse_to_fine:
         first_answer = {"at_once": [asdict(hit) for hit in hits]}
@@ -87,6 +90,8 @@ def search(
             emit("at once, after one refinement step:", _table(hits), "refined:")
         with only_results_on_stdout():
             hits = next(answers)
+    if reason is not None:
+        note("note", f"no hits: {reason}")
     if as_json:
         used = embedder.spec.default_instruction if instruction is None else resolve_instruction(instruction)
         head = {"question": question, "instruction": used, "collection": collection}

@@ -7,7 +7,7 @@
     hits = search("How do I open a file?", collection="docs", embedder=embedder, client=client)
 
     ingestion/   documents -> points of a collection
-    search       questions -> hits; filters: conditions on metadata
+    search       questions -> hits; filters: conditions on metadata; empty_result: why there is no hit
     schema       layout of a collection; points: layout of its points, reading and writing them
     stores       opening a local, edge or server store; retry: repeating failed requests
     migration    embedding a collection again with another model
@@ -22,6 +22,7 @@ from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.documents.readers import read_documents
 from gircse_rag.qdrant.damage import Damage, VerifyReport
+from gircse_rag.qdrant.empty_result import explain_empty
 from gircse_rag.qdrant.ingestion.ingest import ingest
 from gircse_rag.qdrant.ingestion.report import FailedDocument, IngestReport, Progress
 from gircse_rag.qdrant.migration import MigrationReport, migrate
@@ -42,6 +43,7 @@ __all__ = [
     "SkippedFile",
     "VerifyReport",
     "create_collection",
+    "explain_empty",
     "ingest",
     "migrate",
     "open_client",

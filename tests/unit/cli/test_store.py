@@ -258,6 +258,19 @@ def test_sync_removes_gone_documents_and_a_dry_run_only_lists_them(
     assert "removed: b.txt" in gone.err
 
 
+def test_an_empty_answer_says_why(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
+    assert gircse("ingest", notes, *STORE, *tiny_model).code == 0
+    for options, reason in (
+        (["--filter", "kind=plant"], "no document has kind = 'plant'; values there: 'animal'"),
+        (["--filter", "colour=red"], "no document has the key 'colour'; keys there: source, kind"),
+        (["--min-score", "1"], "3 chunks: all score below 1; the best has 0."),
+        (["--offset", "5"], "the offset 5 skips every hit (3 chunks)"),
+    ):
+        result = gircse("search", "cats", *STORE, *options, *tiny_model)
+        assert result.code == 0 and result.err.startswith(f"note: no hits: {reason}"), result.err
+    assert gircse("search", "cats", *STORE, "--filter", "kind=plant", "--json", *tiny_model).json["hits"] == []
+
+
 def test_a_dry_run_writes_no_file(gircse: Gircse, tiny_model: list[str], notes: Path) -> None:
     (notes / "a.md").write_bytes(b"K\xe4fer")
     result = gircse("ingest", notes, *STORE, "--sync-dry-run", "--json", *tiny_model)
