@@ -18,7 +18,8 @@ from rich.text import Text
 import gircse_rag
 from gircse_rag.cli import options
 from gircse_rag.cli.output import ExitCode, emit, emit_json, only_results_on_stdout
-from gircse_rag.errors import GircseError
+from gircse_rag.errors import GircseError, plural
+from gircse_rag.install_hint import install_command
 from gircse_rag.prompts import DEFAULT_INSTRUCTION, INSTRUCTIONS
 from gircse_rag.redaction import redact
 
@@ -133,14 +134,14 @@ def _version(distribution: str) -> str | None:
 def _libraries() -> list[Check]:
     found = {name: _version(name) for name in LIBRARIES}
     if missing := [name for name, version in found.items() if version is None]:
-        raise GircseError(f"not installed: {', '.join(missing)}; run: pip install gircse-rag")
+        raise GircseError(f"not installed: {', '.join(missing)}; install gircse-rag again")
     return [Check("libraries", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))]
 
 
 def _extra(name: str) -> Check:
     if version := _version(EXTRAS[name]):
         return Check(f"extra {name}", "ok", f"installed ({EXTRAS[name]} {version})")
-    return Check(f"extra {name}", "note", f'not installed; to add it: pip install "gircse-rag[{name}]"')
+    return Check(f"extra {name}", "note", f"not installed; to add it: {install_command(name)}")
 
 
 def _torch() -> list[Check]:
@@ -154,7 +155,11 @@ def _torch() -> list[Check]:
     devices = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     devices += ["mps"] if torch.backends.mps.is_available() else []
     return [
-        Check("threads", "note" if advice else "ok", f"torch uses {threads} threads on {cores} cores{advice}"),
+        Check(
+            "threads",
+            "note" if advice else "ok",
+            f"torch uses {plural(threads, 'thread')} on {plural(cores, 'core')}{advice}",
+        ),
         Check("bfloat16", "ok", f"native on this CPU: {'yes' if native else 'no, so --dtype auto means float32'}"),
         Check("accelerators", "ok", ", ".join(devices) or "none"),
     ]
@@ -196,4 +201,5 @@ def _qdrant() -> list[Check]:
     from gircse_rag.qdrant.stores import store_errors, store_name
 
     with closing(open_client(url=url)) as client, store_errors(client):
-        return [Check("qdrant", "ok", f"{store_name(client)}, {len(client.get_collections().collections)} collections")]
+        collections = plural(len(client.get_collections().collections), "collection")
+        return [Check("qdrant", "ok", f"{store_name(client)}, {collections}")]

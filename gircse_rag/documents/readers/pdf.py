@@ -11,6 +11,7 @@ from typing import Any
 from gircse_rag.documents.document import Document
 from gircse_rag.documents.readers.source import MAX_BYTES, Source
 from gircse_rag.errors import InputError, require
+from gircse_rag.install_hint import install_command
 
 # pypdf would log a line to stderr for every damaged object that it repairs.
 logging.getLogger("pypdf").addHandler(logging.NullHandler())
@@ -47,7 +48,7 @@ def read_pdf(source: Source) -> Iterator[Document]:
     except pypdf.errors.LimitReachedError as error:
         raise InputError(f"unpacks to more than the limit: {error}") from error
     except pypdf.errors.DependencyError as error:
-        raise InputError(f'the encryption needs a package: pip install "gircse-rag[pdf]" ({error})') from error
+        raise InputError(f"the encryption needs a package: {install_command('pdf')} ({error})") from error
     except (InputError, OSError):
         raise
     except Exception as error:  # a damaged file makes pypdf raise almost any type

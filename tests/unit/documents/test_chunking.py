@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import random
+import re
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -17,6 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from gircse_rag.documents.chunking import By, Chunk, Chunker
 from gircse_rag.errors import InputError, MissingExtraError
+from gircse_rag.install_hint import install_command
 from gircse_rag.qdrant import Document
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.tokens import encode
@@ -283,7 +285,7 @@ def test_invalid_chunker_options_raise() -> None:
 
 def test_sentences_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentencex", None)
-    with pytest.raises(MissingExtraError, match=r"gircse-rag\[sentences\]"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("sentences"))):
         Chunker(TOKENIZER, SPEC, by="sentences")
     assert Chunker(TOKENIZER, SPEC).cut(Document("d", "text"))
 

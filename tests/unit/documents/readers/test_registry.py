@@ -15,6 +15,7 @@ import pytest
 from gircse_rag.documents.languages import LANGUAGES, grammar
 from gircse_rag.documents.readers import registry
 from gircse_rag.documents.readers.source import MAX_BYTES, Source
+from gircse_rag.install_hint import install_command
 from gircse_rag.qdrant import Document, SkippedFile, read_documents
 from tests.unit.documents.readers import read, read_one, reason
 
@@ -36,7 +37,7 @@ def test_without_its_extra_a_file_is_skipped_and_the_reason_names_the_extra(
     (tmp_path / "b.txt").write_text("goes in")
     (document,), (skipped,) = read(tmp_path)
     assert document.id == "b.txt"
-    assert module in skipped.reason and f'pip install "gircse-rag[{extra}]"' in skipped.reason
+    assert module in skipped.reason and install_command(extra) in skipped.reason
 
 
 def test_source_code_records_its_language(tmp_path: Path) -> None:
