@@ -7,15 +7,16 @@ server   a Qdrant server or cluster, by url
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sqlite3
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import grpc
 from qdrant_client import QdrantClient, models
@@ -25,6 +26,7 @@ from qdrant_client.local.qdrant_local import QdrantLocal
 
 from gircse_rag.errors import GircseWarning, InputError, StoreError, first_line
 from gircse_rag.qdrant import local
+from gircse_rag.qdrant.limits import refuse_question_options
 from gircse_rag.qdrant.local import serialize_access
 from gircse_rag.qdrant.retry import answer_text
 from gircse_rag.redaction import redact
@@ -55,6 +57,15 @@ Engine = Literal["local", "edge"]
 _MARKER_FILES: dict[Engine, str] = {"local": local.META, "edge": "edge.json"}
 """The file by which a store folder's engine is recognised."""
 _warned: WeakKeyDictionary[QdrantClient, set[str]] = WeakKeyDictionary()
+_embedded: WeakSet[QdrantClient] = WeakSet()
+"""Clients of embedded stores. Those still open at exit are closed while Python can still import what closing needs."""
+
+
+@atexit.register
+def _close_embedded() -> None:
+    for client in list(_embedded):
+        with suppress(Exception):
+            client.close()
 
 
 def open_client(
@@ -122,9 +133,10 @@ def open_client(
         raise StoreError(f"there is no Qdrant store in {folder}; ingest documents first, or give another path or url")
     if engine is not None and existing not in (None, engine):
         raise InputError(f"{folder} holds a store of engine {existing!r}, not {engine!r}; name another folder")
-    if (existing or engine) == "edge":
-        return _open_edge(folder)
-    return local.open_local(folder, implicit=path is None, repair=repair)
+    edge = (existing or engine) == "edge"
+    client = _open_edge(folder) if edge else local.open_local(folder, implicit=path is None, repair=repair)
+    _embedded.add(client)
+    return client
 
 
 def open_to_read(path: str | os.PathLike[str] | None = None, url: str | None = None) -> QdrantClient:
@@ -145,11 +157,15 @@ def _find_engine(folder: Path) -> Engine | None:
 
 
 class _ServerClient(QdrantClient):
-    """A client that applies one write ordering to all writes, also those of other libraries."""
+    """A client that applies one write ordering to all writes, also those of other libraries, and ignores no option."""
 
     def __init__(self, ordering: str | None, **options: Any) -> None:
         super().__init__(**options)
         self._ordering = {} if ordering is None else {"ordering": models.WriteOrdering(ordering)}
+
+    def query_points(self, *args: Any, **kwargs: Any) -> models.QueryResponse:
+        refuse_question_options(kwargs)
+        return super().query_points(*args, **kwargs)
 
     def upsert(self, *args: Any, **kwargs: Any) -> models.UpdateResult:
         return super().upsert(*args, **{**self._ordering, **kwargs})

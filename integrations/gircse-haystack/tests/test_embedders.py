@@ -33,6 +33,29 @@ def document_embedder(settings: dict[str, Any]) -> GircseDocumentEmbedder:
     return GircseDocumentEmbedder(**settings)
 
 
+@pytest.mark.parametrize("kind", [GircseDocumentEmbedder, GircseTextEmbedder])
+def test_options_of_other_embedders_name_their_replacement(kind: Any) -> None:
+    for options, hint in (
+        ({"model_kwargs": {}}, "model_kwargs is no option here: use dtype= and device=|use device= and dtype="),
+        ({"normalize_embeddings": True}, f"{kind.__name__}: .*vectors always have unit length"),
+        ({"colour": "red"}, r"unexpected options \['colour'\]"),
+    ):
+        with pytest.raises(TypeError, match=hint):
+            kind(**options)
+    assert "other" not in kind().to_dict()["init_parameters"]
+
+
+def test_progress_is_shown_on_request(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    monkeypatch.setenv("COLUMNS", "100")
+    GircseDocumentEmbedder(**settings).run(DOCUMENTS)
+    assert capsys.readouterr().err == ""
+    GircseDocumentEmbedder(**settings, progress_bar=True).run(DOCUMENTS)
+    assert "3/3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_queries_are_instructed_and_documents_are_bare(
     mode: str,

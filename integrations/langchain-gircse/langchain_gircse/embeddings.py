@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from gircse_rag.embedder import Embedder
 from gircse_rag.errors import GircseError, InputError
+from gircse_rag.option_hints import explain_options
 from gircse_rag.tokens import check_text, read_instruction
 from langchain_core.embeddings import Embeddings
 from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.runnables.config import run_in_executor
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 _EMBEDDER_FIELDS = {"model_name", "revision", "backend", "device", "dtype", "steps"}
 
@@ -61,8 +63,18 @@ class GircseEmbeddings(BaseModel, Embeddings):
     device: str = "auto"
     dtype: str = "auto"
     """"auto" (bfloat16 where the hardware multiplies it natively), "float32", "bfloat16" or "float16"."""
-    embedder: Embedder = Field(default=None, exclude=True, repr=False)  # type: ignore[assignment]
+    show_progress: bool = False
+    """Show progress of `embed_documents` on stderr: a bar on a terminal, else a line every ten seconds."""
+    embedder: SkipJsonSchema[Embedder] = Field(default=None, exclude=True, repr=False)  # type: ignore[assignment]
     """A loaded embedder to share. It fixes model, revision, steps, backend, device and dtype, so do not pass those."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explain_options(cls, values: Any) -> Any:
+        ours = {"model", *cls.model_fields}
+        if isinstance(values, dict) and (hint := explain_options(values.keys(), ours)):
+            raise ValueError(hint)
+        return values
 
     @field_validator("query_instruction")
     @classmethod
@@ -101,7 +113,7 @@ class GircseEmbeddings(BaseModel, Embeddings):
         if isinstance(texts, (list, tuple)) and not texts:
             return []
         with translate_input_errors():
-            vectors: list[list[float]] = self.embedder.embed_documents(texts).tolist()
+            vectors: list[list[float]] = self.embedder.embed_documents(texts, show_progress=self.show_progress).tolist()
         return vectors
 
     def embed_query(

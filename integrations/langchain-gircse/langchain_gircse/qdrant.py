@@ -6,15 +6,17 @@ Haystack can read them. `gircse ingest` leaves them alone.
 
 from __future__ import annotations
 
+import inspect
+import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
 from gircse_rag.qdrant.foreign import find_former_ids, foreign_id, foreign_payload, read_payload
 from gircse_rag.qdrant.schema import VECTOR, check_collection, ensure_collection
-from gircse_rag.qdrant.stores import open_client, store_errors
+from gircse_rag.qdrant.stores import TIMEOUT, open_client, store_errors
 from gircse_rag.spec import EmbeddingSpec
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -23,7 +25,7 @@ from langchain_qdrant.qdrant import QdrantVectorStoreError
 from qdrant_client import QdrantClient, models
 
 from langchain_gircse.embeddings import GircseEmbeddings, translate_input_errors
-from langchain_gircse.retriever import GircseRetriever
+from langchain_gircse.retriever import GircseRetriever, Steps
 
 
 class GircseQdrantVectorStore(QdrantVectorStore):
@@ -58,28 +60,39 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         texts: list[str],
         embedding: Embeddings,
         metadatas: list[dict[str, Any]] | None = None,
-        *,
         ids: Sequence[str | None] | None = None,
         collection_name: str = "langchain",
-        path: str | None = None,
-        url: str | None = None,
+        *,
+        batch_size: int = 64,
+        **options: Any,
     ) -> GircseQdrantVectorStore:
-        """Open the store in the folder `path` or at `url` and add the texts."""
-        with _open_own_client(path, url) as client:
+        """Open a store and add the texts.
+
+        Args:
+            options: arguments of QdrantClient, as for QdrantVectorStore: path, url, location (":memory:" or an
+                address), host, port, api_key, prefer_grpc, grpc_port, https, prefix, timeout, ... With none of them the
+                store is the server at QDRANT_URL, else the folder ./qdrant.
+
+        Raises:
+            TypeError: an option is unknown, or fixed by the collection.
+            QdrantVectorStoreError: as for the constructor.
+        """
+        with _open_own_client(options) as client:
             store = cls(client, collection_name, embedding)  # type: ignore[arg-type]
-            store.add_texts(texts, metadatas, ids)
+            store.add_texts(texts, metadatas, ids, batch_size)
             return store
 
     @classmethod
     def from_existing_collection(  # type: ignore[override]
-        cls, collection_name: str, embedding: GircseEmbeddings, *, path: str | None = None, url: str | None = None
+        cls, collection_name: str, embedding: GircseEmbeddings, **options: Any
     ) -> GircseQdrantVectorStore:
-        """Open the store in the folder `path` or at `url`.
+        """Open a store; `options` are those of `from_texts`.
 
         Raises:
+            TypeError: as `from_texts`.
             QdrantVectorStoreError: as for the constructor, or the collection does not exist.
         """
-        with _open_own_client(path, url, create=False) as client:
+        with _open_own_client(options, create=False) as client:
             _prepare_collection(check_collection, client, collection_name, embedding)
             return cls(client, collection_name, embedding)
 
@@ -105,7 +118,8 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         metadatas = metadatas or [{} for _ in texts]
         if not len(texts) == len(own_ids) == len(metadatas):
             raise ValueError(
-                f"{len(texts)} texts, {len(own_ids)} ids and {len(metadatas)} metadatas; pass one of each per text"
+                f"the numbers of texts ({len(texts)}), ids ({len(own_ids)}) and metadatas ({len(metadatas)}) differ; "
+                "pass one of each per text"
             )
         with translate_input_errors():
             payloads = [
@@ -122,6 +136,41 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         if former := find_former_ids(self.client, self.collection_name, own_ids):
             self.client.delete(self.collection_name, models.PointIdsList(points=list(former.values())))
         return own_ids
+
+    def similarity_search_with_score(  # type: ignore[override]
+        self,
+        query: str,
+        k: int = 4,
+        *args: Any,
+        instruction: str | None = None,
+        steps: Steps | None = None,
+        hybrid_fusion: None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """Search with a question under an instruction. Further arguments are those of QdrantVectorStore.
+
+        `similarity_search`, `similarity_search_with_relevance_scores` and all retrievers go this way, so they take
+        `instruction=` and `steps=` too.
+        """
+        vector = self._embed_query(query, instruction, steps)
+        return super().similarity_search_with_score_by_vector(vector, k, *args, **kwargs)
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        *args: Any,
+        instruction: str | None = None,
+        steps: Steps | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Search for diverse documents. Takes `instruction=` and `steps=`, and the arguments of QdrantVectorStore."""
+        vector = self._embed_query(query, instruction, steps)
+        return super().max_marginal_relevance_search_by_vector(vector, *args, **kwargs)
+
+    def _embed_query(self, query: str, instruction: str | None, steps: Steps | None) -> list[float]:
+        embeddings = self._require_embeddings("a search")
+        assert isinstance(embeddings, GircseEmbeddings)
+        return embeddings.embed_query(query, instruction=instruction, steps=steps)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:  # type: ignore[override]
         """Delete by ids; unknown ids are ignored."""
@@ -169,11 +218,34 @@ def _translate_store_errors() -> Iterator[None]:
         raise QdrantVectorStoreError(str(error)) from error
 
 
+_CLIENT_OPTIONS = frozenset(inspect.signature(QdrantClient).parameters) - {"kwargs"}
+_OPEN_CLIENT_OPTIONS = {"path", "url", "prefer_grpc", "grpc_port"}
+_FIXED = frozenset(inspect.signature(QdrantVectorStore.construct_instance).parameters)
+
+
+def _open_client(options: Mapping[str, Any], *, create: bool) -> QdrantClient:
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given.keys() - _CLIENT_OPTIONS:
+        if name in _FIXED:
+            raise TypeError(
+                f"{name} is fixed by the collections of gircse; for settings of your own, create the collection with "
+                "gircse_rag.qdrant.create_collection, or use langchain_qdrant's QdrantVectorStore"
+            )
+        raise TypeError(f"QdrantClient has no option {name!r}; it has {', '.join(sorted(_CLIENT_OPTIONS))}")
+    if given.keys() <= _OPEN_CLIENT_OPTIONS:
+        return open_client(create=create, **given)
+    server = {"api_key": os.environ.get("QDRANT_API_KEY"), "timeout": TIMEOUT, "check_compatibility": False}
+    try:
+        return QdrantClient(**{**({} if given.get("location") == ":memory:" else server), **given})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 @contextmanager
-def _open_own_client(path: str | None, url: str | None, *, create: bool = True) -> Iterator[QdrantClient]:
+def _open_own_client(options: Mapping[str, Any], *, create: bool = True) -> Iterator[QdrantClient]:
     """Open a client for the caller to keep. An error closes it, because an open client locks its folder."""
     with _translate_store_errors():
-        client = open_client(path, url, create=create)
+        client = _open_client(options, create=create)
     try:
         yield client
     except BaseException:

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
-from langchain_core.vectorstores import VectorStoreRetriever
+from langchain_core.runnables.config import run_in_executor
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from pydantic import ConfigDict, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from langchain_gircse.embeddings import GircseEmbeddings
 
@@ -28,12 +30,16 @@ class GircseRetriever(VectorStoreRetriever):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
+    vectorstore: SkipJsonSchema[VectorStore]
+    """A store that embeds with GircseEmbeddings."""
     instruction: str | None = None
     """Describes what makes a document relevant. None: the embeddings' `query_instruction`."""
     steps: Steps | None = None
     """Refinement steps for the question. None: as for documents."""
-    # For a minimum cosine similarity, pass search_kwargs={"score_threshold": 0.5} to a store that supports it.
-    allowed_search_types: ClassVar[Collection[str]] = ("similarity", "mmr")
+    allowed_search_types: ClassVar[Collection[str]] = ("similarity", "similarity_score_threshold", "mmr")
+    """With "similarity", `search_kwargs={"score_threshold": 0.5}` is a minimum cosine similarity in Qdrant. With
+    "similarity_score_threshold" it is a minimum relevance score, as the store defines it: (cosine + 1) / 2 in Qdrant.
+    """
 
     @model_validator(mode="after")
     def _check_embeddings(self) -> Self:
@@ -57,6 +63,8 @@ class GircseRetriever(VectorStoreRetriever):
         options = self.search_kwargs | kwargs
         if self.search_type == "mmr":
             return self.vectorstore.max_marginal_relevance_search_by_vector(vector, **options)
+        if self.search_type == "similarity_score_threshold":
+            return self._search_above_threshold(vector, **options)
         return self.vectorstore.similarity_search_by_vector(vector, **options)
 
     async def _aget_relevant_documents(
@@ -72,7 +80,22 @@ class GircseRetriever(VectorStoreRetriever):
         options = self.search_kwargs | kwargs
         if self.search_type == "mmr":
             return await self.vectorstore.amax_marginal_relevance_search_by_vector(vector, **options)
+        if self.search_type == "similarity_score_threshold":
+            return await run_in_executor(None, self._search_above_threshold, vector, **options)
         return await self.vectorstore.asimilarity_search_by_vector(vector, **options)
+
+    def _search_above_threshold(self, vector: list[float], *, score_threshold: float, **options: Any) -> list[Document]:
+        """Search as `similarity_search_with_relevance_scores` does, but by vector."""
+        store: Any = self.vectorstore
+        try:
+            relevance = store._select_relevance_score_fn()
+            found = store.similarity_search_with_score_by_vector(vector, **options)
+        except (NotImplementedError, AttributeError) as error:
+            raise ValueError(
+                f"{type(store).__name__} has no relevance scores by vector, which similarity_score_threshold needs; "
+                "filter by the scores of its similarity_search_with_score_by_vector instead"
+            ) from error
+        return [document for document, score in found if relevance(score) >= score_threshold]
 
     @property
     def _embeddings(self) -> GircseEmbeddings:

@@ -49,6 +49,41 @@ def test_call_instruction_overrides_the_default(tiny_embedder: Embedder, recordi
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"model_kwargs": {"device": "cpu"}}, "model_kwargs is no option here: use device= and dtype="),
+        (
+            {"encode_kwargs": {}, "cache_folder": "x"},
+            "use batch_size=; vectors always have unit length. cache_folder is no option here: set HF_HOME",
+        ),
+        ({"show_progress_bar": True}, "show_progress_bar is no option here: use show_progress="),
+        ({"instruction": "x"}, "instruction is no option here: use query_instruction="),
+        ({"trust_remote_code": True}, "remote code is never run"),
+    ],
+)
+def test_options_of_other_embeddings_name_their_replacement(options: dict[str, object], hint: str) -> None:
+    with pytest.raises(ValidationError, match=hint):
+        GircseEmbeddings(model="no-such-model", **options)  # type: ignore[arg-type]
+
+
+def test_progress_is_shown_on_request(
+    tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    monkeypatch.setenv("COLUMNS", "100")
+    GircseEmbeddings(embedder=tiny_embedder).embed_documents(TEXTS)
+    assert capsys.readouterr().err == ""
+    GircseEmbeddings(embedder=tiny_embedder, show_progress=True).embed_documents(TEXTS)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_the_json_schema_can_be_made() -> None:
+    schema = GircseEmbeddings.model_json_schema()
+    assert {"model", "query_instruction", "batch_size", "show_progress"} <= schema["properties"].keys()
+    assert "embedder" not in schema["properties"]
+
+
 def test_steps(tiny_folder: Path) -> None:
     embeddings = GircseEmbeddings(model=str(tiny_folder), steps=3, dtype="float32", device="cpu")
     assert embeddings.embedder.spec.document_steps == 3
@@ -63,7 +98,7 @@ def test_model_alias_and_unknown_fields(tiny_folder: Path, tiny_embedder: Embedd
     for name in ("model", "model_name"):
         assert GircseEmbeddings(**{name: str(tiny_folder)}).model_name == str(tiny_folder)
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
-        GircseEmbeddings(model=str(tiny_folder), instruction="x")
+        GircseEmbeddings(model=str(tiny_folder), temperature=1)
     with pytest.raises(ValidationError, match="embedder already determines dtype, model_name"):
         GircseEmbeddings(embedder=tiny_embedder, model="x", dtype="float32")
 

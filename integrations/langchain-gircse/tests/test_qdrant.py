@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from gircse_rag import Embedder
+from gircse_rag import Embedder, GircseWarning
 from gircse_rag.qdrant import Document, ingest, open_client, search
 from gircse_rag.qdrant.foreign import foreign_payload
 from gircse_rag.spec import DEFAULT_STEPS
 from integrations.fixtures import INSTRUCTION, TEXTS, RecordingBackend, render_query
+from langchain_core.documents import Document as LangChainDocument
 from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.vectorstores import VectorStoreRetriever
 from langchain_qdrant import QdrantVectorStore
 from langchain_qdrant.qdrant import QdrantVectorStoreError
 from qdrant_client import QdrantClient
 from qdrant_client.models import PointStruct
 
-from langchain_gircse import GircseEmbeddings, GircseInvalidRequestError
+from langchain_gircse import GircseEmbeddings, GircseInvalidRequestError, GircseRetriever
 from langchain_gircse.qdrant import GircseQdrantVectorStore
 
 DOCUMENTS = [Document(f"d{number}", text, {"number": number}) for number, text in enumerate(TEXTS)]
@@ -77,6 +81,50 @@ def test_retriever_of_the_store(
     assert len(store.as_retriever(search_type="mmr").invoke("x", instruction=INSTRUCTION)) == 3
 
 
+@pytest.mark.parametrize("search_type", ["similarity", "similarity_score_threshold", "mmr"])
+def test_the_instruction_reaches_the_model_by_every_way(
+    search_type: str, store: GircseQdrantVectorStore, tiny_embedder: Embedder, recording_backend: RecordingBackend
+) -> None:
+    plain = VectorStoreRetriever(
+        vectorstore=store, search_type=search_type, search_kwargs={"k": 2, "score_threshold": 0.0}
+    )
+    found = plain.invoke("x", instruction=INSTRUCTION)
+    later = asyncio.run(plain.ainvoke("x", instruction=INSTRUCTION))
+    ours = store.as_retriever(search_type=search_type, search_kwargs={"k": 2, "score_threshold": 0.0})
+    assert found == later == ours.invoke("x", instruction=INSTRUCTION)
+    assert len(found) == 2
+    with pytest.warns(GircseWarning, match="queries take 2 refinement steps"):
+        store.similarity_search("x", steps=2)
+    store.similarity_search_with_relevance_scores("x", instruction=INSTRUCTION)
+    instructed = render_query(tiny_embedder, "x", INSTRUCTION)
+    assert recording_backend.prompts == [*[instructed] * 3, render_query(tiny_embedder, "x"), instructed]
+
+
+def test_a_store_that_would_drop_the_instruction_refuses_it(store: GircseQdrantVectorStore) -> None:
+    plain = QdrantVectorStore(store.client, "docs", store.embeddings, vector_name="gircse")
+    assert plain.as_retriever().invoke("x")
+    for search_type in ("similarity", "mmr"):
+        retriever = plain.as_retriever(search_type=search_type)
+        with pytest.raises(ValueError, match=r"instruction would be ignored.*GircseRetriever"):
+            retriever.invoke("x", instruction=INSTRUCTION)
+        with pytest.raises(ValueError, match="steps would be ignored"):
+            retriever.invoke("x", steps=7)
+    assert GircseRetriever(vectorstore=plain).invoke("x", instruction=INSTRUCTION)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.55, 0.999])
+def test_the_score_threshold_is_that_of_langchains_own_store(store: GircseQdrantVectorStore, threshold: float) -> None:
+    options: dict[str, Any] = {
+        "search_type": "similarity_score_threshold",
+        "search_kwargs": {"k": 3, "score_threshold": threshold},
+    }
+    plain = QdrantVectorStore(store.client, "docs", store.embeddings, vector_name="gircse")
+    expected = [document.page_content for document in plain.as_retriever(**options).invoke("a heap")]
+    for retriever in (store.as_retriever(**options), GircseRetriever(vectorstore=plain, **options)):
+        assert [document.page_content for document in retriever.invoke("a heap")] == expected
+    assert len(expected) == (3 if threshold == 0.0 else len(expected))
+
+
 def test_another_model_is_refused(store: GircseQdrantVectorStore, tiny_folder: Path) -> None:
     other = GircseEmbeddings(model=str(tiny_folder), steps=DEFAULT_STEPS + 1, dtype="float32", device="cpu")
     with pytest.raises(QdrantVectorStoreError, match=rf"document_steps: this embedder {DEFAULT_STEPS + 1}"):
@@ -91,7 +139,7 @@ def test_a_bad_text_writes_nothing(store: GircseQdrantVectorStore) -> None:
     for bad in ({"score": float("nan")}, {"by": "\ud800"}, {"sizes": {1: "a"}}):
         with pytest.raises(GircseInvalidRequestError, match="'b' cannot be stored: its metadata"):
             store.add_texts(["good", "too"], [{}, bad], ["a", "b"])
-    with pytest.raises(ValueError, match="2 texts, 1 ids"):
+    with pytest.raises(ValueError, match=r"texts \(2\), ids \(1\)"):
         store.add_texts(["good", "too"], ids=["one"])
     assert store.client.count("docs").count == 3
 
@@ -102,6 +150,48 @@ def test_from_texts_and_from_existing_collection(embeddings: GircseEmbeddings, t
     reopened = GircseQdrantVectorStore.from_existing_collection("new", embeddings, path=str(tmp_path))
     assert {document.page_content for document in reopened.similarity_search("x")} == set(TEXTS)
     reopened.client.close()
+
+
+def test_from_texts_takes_the_options_of_langchains_own_store(
+    embeddings: GircseEmbeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = GircseQdrantVectorStore.from_texts(TEXTS, embeddings, None, None, "new", location=":memory:", batch_size=2)
+    assert {document.page_content for document in store.similarity_search("x")} == set(TEXTS)
+    documents = [LangChainDocument(text) for text in TEXTS]
+    again = GircseQdrantVectorStore.from_documents(documents, embeddings, location=":memory:", collection_name="new")
+    assert again.client.count("new").count == len(TEXTS)
+
+    made: list[dict[str, Any]] = []
+
+    def connect(**options: Any) -> QdrantClient:
+        made.append(options)
+        return QdrantClient(":memory:")
+
+    monkeypatch.setattr("langchain_gircse.qdrant.QdrantClient", connect)
+    monkeypatch.setenv("QDRANT_API_KEY", "from the environment")
+    server = {"url": "https://host:6333", "api_key": "key", "prefer_grpc": True}
+    GircseQdrantVectorStore.from_texts(TEXTS, embeddings, collection_name="new", **server)
+    GircseQdrantVectorStore.from_texts(TEXTS, embeddings, collection_name="new", host="host", timeout=3)
+    assert made[0].items() >= {**server, "timeout": 60}.items()
+    assert made[1].items() >= {"host": "host", "timeout": 3, "api_key": "from the environment"}.items()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"vector_name": "dense"}, TypeError, "vector_name is fixed by the collections of gircse"),
+        ({"distance": "Dot"}, TypeError, "distance is fixed"),
+        ({"adress": "x"}, TypeError, "QdrantClient has no option 'adress'; it has api_key, "),
+        ({"url": "http://a", "host": "b"}, QdrantVectorStoreError, "Only one of"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(
+    embeddings: GircseEmbeddings, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        GircseQdrantVectorStore.from_texts(TEXTS, embeddings, **options)
+    with pytest.raises(error, match=message):
+        GircseQdrantVectorStore.from_existing_collection("docs", embeddings, **options)
 
 
 def test_failed_opening_creates_nothing_and_unlocks_the_store(

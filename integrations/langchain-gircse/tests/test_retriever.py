@@ -61,5 +61,14 @@ def test_invalid_arguments(retriever: GircseRetriever) -> None:
         GircseRetriever(vectorstore=InMemoryVectorStore(DeterministicFakeEmbedding(size=3)))
     with pytest.raises(ValidationError, match="Extra inputs"):
         GircseRetriever(vectorstore=retriever.vectorstore, instructions="x")
-    with pytest.raises(ValidationError, match="similarity_score_threshold not allowed"):
+    with pytest.raises(ValidationError, match="`score_threshold` is not specified"):
         GircseRetriever(vectorstore=retriever.vectorstore, search_type="similarity_score_threshold")
+    threshold = {"search_type": "similarity_score_threshold", "search_kwargs": {"score_threshold": 0.5}}
+    with pytest.raises(ValueError, match="InMemoryVectorStore has no relevance scores by vector"):
+        GircseRetriever(vectorstore=retriever.vectorstore, **threshold).invoke("x")  # type: ignore[arg-type]
+
+
+def test_the_json_schema_can_be_made() -> None:
+    schema = GircseRetriever.model_json_schema()
+    assert {"instruction", "steps", "search_type", "search_kwargs"} <= schema["properties"].keys()
+    assert "vectorstore" not in schema["properties"]

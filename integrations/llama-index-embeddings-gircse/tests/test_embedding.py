@@ -55,6 +55,27 @@ def test_queries_are_instructed_and_texts_are_bare(
     assert recording_backend.prompts == [TEXTS[0], *TEXTS, TEXTS[0], *queries]
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"model": "x"}, "model is no option here: use model_name="),
+        ({"model_kwargs": {}}, "use device= and dtype="),
+        ({"batch_size": 3}, "batch_size is no option here: use embed_batch_size="),
+        ({"text_instruction": "x"}, "use query_instruction=; documents take none"),
+        ({"normalize": True, "max_length": 9}, "vectors always have unit length. max_length is no option here"),
+    ],
+)
+def test_options_of_other_embeddings_name_their_replacement(options: dict[str, object], hint: str) -> None:
+    with pytest.raises(ValidationError, match=hint):
+        GircseEmbedding(**options)
+
+
+def test_the_json_schema_can_be_made() -> None:
+    schema = GircseEmbedding.model_json_schema()
+    assert {"model_name", "query_instruction", "embed_batch_size"} <= schema["properties"].keys()
+    assert "embedder" not in schema["properties"]
+
+
 def test_vectors_are_the_embedders(embed_model: GircseEmbedding, tiny_embedder: Embedder) -> None:
     texts = tiny_embedder.embed_documents(TEXTS)
     query = tiny_embedder.embed_queries(TEXTS[:1], instruction=INSTRUCTION)[0]

@@ -9,11 +9,13 @@ from typing import Any, Literal, Self, cast
 
 from gircse_rag.embedder import Embedder
 from gircse_rag.errors import GircseError
+from gircse_rag.option_hints import explain_options
 from gircse_rag.prompts import resolve_instruction
 from gircse_rag.tokens import read_instruction
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, field_validator, model_validator
 from llama_index.core.storage.kvstore.types import BaseKVStore
+from pydantic.json_schema import SkipJsonSchema
 
 from llama_index.embeddings.gircse.cache import QUESTION, Question, SeparateKeys, Steps
 
@@ -65,7 +67,7 @@ class GircseEmbedding(BaseEmbedding):
     )
     device: str = Field(default="auto", frozen=True, description="'auto', or a torch device.")
     dtype: str = Field(default="auto", frozen=True, description="'auto', 'float32', 'bfloat16' or 'float16'.")
-    embedder: Embedder = Field(
+    embedder: SkipJsonSchema[Embedder] = Field(
         default=None,
         frozen=True,
         exclude=True,
@@ -76,6 +78,13 @@ class GircseEmbedding(BaseEmbedding):
     @classmethod
     def class_name(cls) -> str:
         return "GircseEmbedding"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explain_options(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (hint := explain_options(values.keys(), cls.model_fields.keys())):
+            raise ValueError(hint)
+        return values
 
     @field_validator("query_instruction")
     @classmethod

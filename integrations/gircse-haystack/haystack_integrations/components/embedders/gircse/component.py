@@ -9,11 +9,23 @@ from weakref import WeakValueDictionary
 
 from gircse_rag.embedder import Embedder, EmbeddingResult
 from gircse_rag.errors import GircseError
+from gircse_rag.option_hints import explain_options
 from haystack import default_from_dict, default_to_dict
 from haystack.utils import ComponentDevice
 
 _embedders: WeakValueDictionary[tuple[Any, ...], Embedder] = WeakValueDictionary()
 _lock = threading.Lock()
+
+
+def _option_names(kind: type) -> list[str]:
+    return [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "other")]  # type: ignore[misc]
+
+
+def refuse_options(kind: type, other: dict[str, Any]) -> None:
+    """Raise TypeError for options that a component does not have; says what replaces those of other embedders."""
+    if other:
+        hint = explain_options(other.keys(), _option_names(kind))
+        raise TypeError(f"{kind.__name__}: {hint or f'unexpected options {sorted(other)}'}")
 
 
 class GircseComponent:
@@ -73,7 +85,7 @@ class GircseComponent:
 
     def to_dict(self) -> dict[str, Any]:
         """Serializes the component."""
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        names = _option_names(type(self))
         return default_to_dict(self, **{name: getattr(self, name) for name in names})  # type: ignore[no-any-return]
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 from haystack import Document, component
 from haystack.utils import ComponentDevice
 
-from haystack_integrations.components.embedders.gircse.component import GircseComponent
+from haystack_integrations.components.embedders.gircse.component import GircseComponent, refuse_options
 
 
 @component
@@ -34,6 +34,8 @@ class GircseDocumentEmbedder(GircseComponent):
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
         revision: str | None = None,
+        progress_bar: bool = False,
+        **other: Any,
     ) -> None:
         """Creates the component. `warm_up` or the first `run` loads the model.
 
@@ -45,10 +47,14 @@ class GircseDocumentEmbedder(GircseComponent):
         :param meta_fields_to_embed: metadata fields to embed along with the document text.
         :param embedding_separator: string between the metadata fields and the document text.
         :param revision: branch, tag or commit of a Hub id. None: its main branch.
+        :param progress_bar: show progress on stderr: a bar on a terminal, else a line every ten seconds.
+        :raises TypeError: there is no such option; says what replaces that of another embedder.
         """
+        refuse_options(GircseDocumentEmbedder, other)
         super(GircseDocumentEmbedder, self).__init__(model, steps, backend, device, dtype, revision)  # noqa: UP008 # @component replaces the class
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
+        self.progress_bar = progress_bar
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     def run(self, documents: list[Document]) -> dict[str, Any]:
@@ -66,7 +72,8 @@ class GircseDocumentEmbedder(GircseComponent):
             )
         if not documents:
             return {"documents": [], "meta": self._meta(None)}
-        result = self.embedder.embed([self._text(document) for document in documents], role="document")
+        texts = [self._text(document) for document in documents]
+        result = self.embedder.embed(texts, role="document", show_progress=self.progress_bar)
         embedded = [
             replace(document, embedding=vector.tolist())
             for document, vector in zip(documents, result.vectors, strict=True)

@@ -9,7 +9,7 @@ from gircse_rag.tokens import read_instruction
 from haystack import component
 from haystack.utils import ComponentDevice
 
-from haystack_integrations.components.embedders.gircse.component import GircseComponent
+from haystack_integrations.components.embedders.gircse.component import GircseComponent, refuse_options
 
 
 @component
@@ -33,6 +33,7 @@ class GircseTextEmbedder(GircseComponent):
         device: ComponentDevice | None = None,
         dtype: str = "auto",
         revision: str | None = None,
+        **other: Any,
     ) -> None:
         """Creates the component. `warm_up` or the first `run` loads the model.
 
@@ -45,7 +46,9 @@ class GircseTextEmbedder(GircseComponent):
         :param dtype: "auto", "float32", "bfloat16" or "float16".
         :param revision: branch, tag or commit of a Hub id. None: its main branch.
         :raises ValueError: the instruction is invalid.
+        :raises TypeError: there is no such option; says what replaces that of another embedder.
         """
+        refuse_options(GircseTextEmbedder, other)
         if query_instruction is not None:
             read_instruction(query_instruction)
         super(GircseTextEmbedder, self).__init__(model, steps, backend, device, dtype, revision)  # noqa: UP008 # @component replaces the class
