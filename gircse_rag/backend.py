@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gircse_rag.errors import GircseError, InputError
+from gircse_rag.errors import GircseError, InputError, plural
 
 CLOSED = "this embedder is closed; load a new one with Embedder.from_pretrained"
 NOT_FINITE = "the model produced NaN or infinity for this text; try dtype='float32'"
@@ -94,9 +94,9 @@ def check_request(request: Request, vocabulary: int, window: int) -> None:
     if not 0 <= request.top_k <= vocabulary:
         raise InputError(f"top_k must be from 0 to the vocabulary size {vocabulary}, not {request.top_k!r}")
     if len(request.token_ids) + request.steps > window:
+        prompt = f"a prompt of {plural(len(request.token_ids), 'token')} and {plural(request.steps, 'refinement step')}"
         raise InputError(
-            f"a prompt of {len(request.token_ids)} tokens and {request.steps} refinement steps do not fit the model's "
-            f"window of {window} positions; use fewer steps or a smaller max_length"
+            f"{prompt} do not fit the model's window of {window} positions; use fewer steps or a smaller max_length"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gircse_rag.backend import Backend, Refinement, Request
 from gircse_rag.backends.lazy import LazyBackend
-from gircse_rag.errors import GircseError, GircseWarning, InputError
+from gircse_rag.errors import GircseError, GircseWarning, InputError, plural
 from gircse_rag.hardware import device_of, dtype_of
 from gircse_rag.prompts import Role, check_role
 from gircse_rag.spec import EmbeddingSpec, check_steps
@@ -34,7 +34,7 @@ BackendName = Literal["paged", "reference", "vllm"]
 BACKENDS: tuple[BackendName, ...] = ("paged", "reference", "vllm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EmbeddingResult:
     """Result of `Embedder.embed`, in the order of the input.
 
@@ -55,6 +55,15 @@ class EmbeddingResult:
     truncated: NDArray[np.bool_]
     soft_tokens: list[list[list[tuple[str, float]]]] | None
     errors: dict[int, GircseError] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        count, dimension = self.vectors.shape
+        steps = sorted(set(self.steps.tolist()) - {0})
+        used = f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else plural(steps[0] if steps else 0, "step")
+        return (
+            f"EmbeddingResult({plural(count, 'vector')} of dimension {dimension}, {used}, "
+            f"{int(self.truncated.sum())} truncated, {plural(len(self.errors), 'error')})"
+        )
 
 
 class Embedder:
@@ -168,22 +177,30 @@ class Embedder:
         return self.spec.dimension
 
     def embed_queries(
-        self, texts: Sequence[str], *, instruction: str | None = None, steps: Steps | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        instruction: str | None = None,
+        steps: Steps | None = None,
+        show_progress: bool = False,
     ) -> NDArray[np.float32]:
         """Embed queries: (n, d) float32, unit rows, in the order of `texts`.
 
         Args:
-            texts: n texts.
+            texts: n texts; n may be 0.
             instruction: what to look for, in one sentence, or the name of such a sentence (`INSTRUCTIONS`); None uses
                 the spec's default instruction.
             steps: K for all texts, one K per text, or "auto"; None uses the K of documents.
+            show_progress: show progress on stderr: a bar on a terminal, else a line every ten seconds.
 
         Raises:
             InputError: a text or an argument is invalid; nothing was computed.
         """
-        return self.embed(texts, role="query", instruction=instruction, steps=steps).vectors
+        return self.embed(
+            texts, role="query", instruction=instruction, steps=steps, show_progress=show_progress
+        ).vectors
 
-    def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> NDArray[np.float32]:
         """Embed documents, without instruction and with the spec's steps: (n, d) float32, unit rows, in order.
 
         A text longer than `spec.max_length` tokens is cut, with a GircseWarning; `embed` reports truncation per text.
@@ -191,7 +208,7 @@ class Embedder:
         Raises:
             InputError: a text is invalid; nothing was computed.
         """
-        return self.embed(texts, role="document").vectors
+        return self.embed(texts, role="document", show_progress=show_progress).vectors
 
     def embed(
         self,
@@ -204,11 +221,13 @@ class Embedder:
         trajectory: bool = False,
         soft_tokens: int = 0,
         on_error: Literal["raise", "return"] = "raise",
+        show_progress: bool = False,
+        on_text: Callable[[int], None] | None = None,
     ) -> EmbeddingResult:
         """Embed texts and return per-text details. Duplicates are computed once.
 
         Args:
-            texts: n >= 1 texts.
+            texts: n texts; n may be 0.
             role: "query" (rendered with the instruction), "document" (bare), or "symmetric" (both sides of the task
                 are alike and rendered with the instruction).
             instruction: a sentence or a name; None uses the spec's default; not allowed for documents.
@@ -219,6 +238,8 @@ class Embedder:
             soft_tokens: also return this many of the most probable vocabulary tokens of each soft token.
             on_error: "raise" checks every text before computing anything and raises for the first bad one;
                 "return" computes the good texts and reports the bad ones in `errors`, with NaN rows.
+            show_progress: show progress on stderr: a bar on a terminal, else a line every ten seconds.
+            on_text: called on this thread with the position of every text that is embedded or has failed.
 
         Raises:
             InputError: an argument, or with on_error="raise" a text, is invalid; `.index` is the text's position.
@@ -255,8 +276,10 @@ class Embedder:
                 positions.setdefault(request, []).append(index)
         results: list[Refinement | None] = [None] * len(texts)
         requests = list(positions)
-        for position, outcome in self.backend.refine(requests):
+        for position, outcome in self._refine(requests, show_progress):
             for index in positions[requests[position]]:
+                if on_text is not None:
+                    on_text(index)
                 if isinstance(outcome, Refinement):
                     results[index] = outcome
                 else:
@@ -265,6 +288,23 @@ class Embedder:
         if errors and on_error == "raise":
             raise errors[min(errors)]
         return self._assemble(prompts, results, errors, trajectory=trajectory, soft_tokens=soft_tokens)
+
+    def _refine(self, requests: list[Request], show_progress: bool) -> Iterator[tuple[int, Refinement | GircseError]]:
+        if not requests:
+            return
+        if not show_progress:
+            yield from self.backend.refine(requests)
+            return
+        from gircse_rag.progress import progress
+
+        with progress("embedding") as update:
+            for done, outcome in enumerate(self.backend.refine(requests), start=1):
+                update(done, len(requests))
+                yield outcome
+
+    def __repr__(self) -> str:
+        backend = type(self.backend).__name__
+        return f"Embedder({self.spec.describe()}, dimension {self.dimension}, {self.spec.dtype}, {backend})"
 
     def close(self) -> None:
         """Release the model. Using the embedder afterwards raises GircseError."""
@@ -294,7 +334,7 @@ class Embedder:
             steps = self.spec.document_steps
         per_text = [steps] * n if isinstance(steps, int) else list(steps)
         if len(per_text) != n:
-            raise InputError(f"steps has {len(per_text)} entries for {n} texts")
+            raise InputError(f"steps has {plural(len(per_text), 'entry', 'entries')} for {plural(n, 'text')}")
         for value in per_text:
             check_steps(value)
         return per_text, None
@@ -304,8 +344,9 @@ class Embedder:
         requested = set(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else {steps}
         if requested - {None, expected}:
             listed = ", ".join(map(str, sorted(requested - {None}, key=str)))
+            noun = "refinement step" if listed == "1" else "refinement steps"
             warnings.warn(
-                f"{_PLURAL[role]} take {listed} refinement steps, the spec's documents {expected}: vectors are "
+                f"{_PLURAL[role]} take {listed} {noun}, the spec's documents {expected}: vectors are "
                 "comparable, but the checkpoint's scores were measured with equal steps",
                 GircseWarning,
                 stacklevel=4,
@@ -314,8 +355,8 @@ class Embedder:
         if cut:
             positions = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
             warnings.warn(
-                f"{len(cut)} of {len(prompts)} texts are longer than {self.spec.max_length} tokens and were cut at the "
-                f"end (positions {positions}); split them into chunks",
+                f"{len(cut)} of {plural(len(prompts), 'text')} {'is' if len(cut) == 1 else 'are'} longer than "
+                f"{self.spec.max_length} tokens and cut at the end (positions {positions}); split them into chunks",
                 GircseWarning,
                 stacklevel=4,
             )
@@ -332,7 +373,7 @@ class Embedder:
         n, d = len(results), self.dimension
         used = np.array([0 if result is None else result.steps for result in results], dtype=np.int64)
         vectors = np.full((n, d), np.nan, dtype=np.float32)
-        trajectories = np.full((n, int(used.max()), d), np.nan, dtype=np.float32) if trajectory else None
+        trajectories = np.full((n, int(used.max(initial=0)), d), np.nan, dtype=np.float32) if trajectory else None
         for index, result in enumerate(results):
             if result is None:
                 continue
@@ -363,6 +404,4 @@ def _check_texts(texts: Sequence[str]) -> list[str]:
         listed = list(texts)
     except TypeError as error:
         raise InputError(f"texts must be a sequence of strings, not {type(texts).__name__}") from error
-    if not listed:
-        raise InputError("texts is empty; pass at least one")
     return listed

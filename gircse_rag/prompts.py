@@ -57,7 +57,7 @@ def resolve_instruction(instruction: str) -> str:
     words = instruction.lower().split()
     name = "_".join(words).replace("-", "_")
     near = [name] if name in INSTRUCTIONS else []
-    if len(words) == 1:
+    if len(words) == 1 and not name.endswith("."):
         near = near or get_close_matches(name, INSTRUCTIONS, 1, _NEARNESS)
     if near:
         raise InputError(

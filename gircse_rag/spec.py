@@ -14,7 +14,7 @@ import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError
+from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError, plural
 from gircse_rag.prompts import DEFAULT_INSTRUCTION, DOCUMENT_TEMPLATE, QUERY_TEMPLATE, check_template
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -147,7 +147,7 @@ class EmbeddingSpec:
     def describe(self) -> str:
         """One line for people: model, adapter, steps and fingerprint."""
         model = self.base_model if self.adapter is None else f"{self.base_model} + {self.adapter}"
-        return f"{model}, {self.document_steps} steps, fingerprint {self.fingerprint[:12]}"
+        return f"{model}, {plural(self.document_steps, 'step')}, fingerprint {self.fingerprint[:12]}"
 
 
 def check_steps(steps: int) -> None:

@@ -20,7 +20,7 @@ from gircse_rag.engine.fused import can_pack, check_supported, fused_copy
 from gircse_rag.engine.kv_cache import GATHERED_BLOCK_SIZE, PAGED_BLOCK_SIZE, KVCache, bytes_per_block
 from gircse_rag.engine.model_runner import ModelRunner
 from gircse_rag.engine.sequence import Sequence
-from gircse_rag.errors import GircseError, InputError
+from gircse_rag.errors import GircseError, InputError, plural
 from gircse_rag.spec import MAX_STEPS, EmbeddingSpec
 
 TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}
@@ -157,7 +157,8 @@ class PagedBackend:
             if not self._blocks.fits(sequence.max_rows):
                 rows = (self._blocks.num_blocks - 1) * self._blocks.block_size
                 raise InputError(
-                    f"a prompt of {sequence.num_tokens} tokens and {sequence.steps} refinement steps do not fit the KV "
+                    f"a prompt of {plural(sequence.num_tokens, 'token')} and "
+                    f"{plural(sequence.steps, 'refinement step')} do not fit the KV "
                     f"cache of {rows} rows; use fewer steps or a shorter text, or load the embedder where more memory "
                     "is free"
                 )

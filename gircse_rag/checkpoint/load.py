@@ -6,7 +6,9 @@ Reads only safetensors, and the one pinned GGUF of bundled.py. Never unpickles, 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from gircse_rag.checkpoint.bundled import BUNDLED
 from gircse_rag.checkpoint.hashing import hash_lora, hash_model, hash_tokenizer
@@ -21,7 +24,7 @@ from gircse_rag.checkpoint.locate import ADAPTER_CONFIG, Located, locate
 from gircse_rag.checkpoint.lora import merge_lora, read_lora
 from gircse_rag.checkpoint.model_config import advice, read_model_config
 from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, make_spec, read_export, read_json
-from gircse_rag.errors import CheckpointError, first_line
+from gircse_rag.errors import CheckpointError, first_line, plural
 from gircse_rag.spec import EmbeddingSpec
 
 
@@ -216,9 +219,15 @@ def _load_model(folder: Path) -> PreTrainedModel:
         )
     try:
         config = read_model_config(folder)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        with _without_progress_bar():  # reading a local folder takes a second
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype="auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except CheckpointError:
         raise
     except Exception as error:  # wrong types in config.json raise many kinds of error
@@ -227,15 +236,25 @@ def _load_model(folder: Path) -> PreTrainedModel:
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} weights of a causal LM, first {missing[0]}{advice(folder)}"
+            f"{folder} lacks {plural(len(missing), 'weight')} of a causal LM, first {missing[0]}{advice(folder)}"
         )
     if unexpected := sorted(key for key in info["unexpected_keys"] if not key.endswith("rotary_emb.inv_freq")):
         raise CheckpointError(
-            f"{folder} has {len(unexpected)} weights that a {config.model_type} has no place for, first "
+            f"{folder} has {plural(len(unexpected), 'weight')} that a {config.model_type} has no place for, first "
             f"{unexpected[0]}: its config.json belongs to another model{advice(folder)}"
         )
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Hide transformers' "Loading weights" bar. Bars of downloads come from huggingface_hub and stay."""
+    previous = logging.set_tqdm_hook(lambda factory, args, options: factory(*args, **{**options, "disable": True}))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(previous)
 
 
 def _load_tokenizer(adapter: Path | None, base: Path) -> PreTrainedTokenizerBase:

@@ -28,7 +28,6 @@ from gircse_rag.errors import GircseError, InputError, SpecMismatchError, StoreE
 app = typer.Typer(
     name="gircse",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 success, 1 some inputs failed, 2 usage, 3 model, 4 store, 5 bad input, 128+N signal N.",
@@ -44,7 +43,8 @@ def _print_version(requested: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """GIRCSE for RAG: embeddings from a language model that thinks before it embeds."""

@@ -14,9 +14,8 @@ from rich.text import Text
 from typer import Argument, Option
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress, shorten
-from gircse_rag.cli.progress import ProgressBackend
-from gircse_rag.errors import InputError
+from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, shorten
+from gircse_rag.errors import InputError, plural
 from gircse_rag.files import atomic_write
 from gircse_rag.prompts import Role, resolve_instruction
 
@@ -49,10 +48,7 @@ def embed(
             texts = options.read_lines(file)
             options.check_lines(texts, str(file or "stdin"))
         embedder = options.load(model)
-        with progress("embedding") as update:
-            if update:
-                embedder.backend = ProgressBackend(embedder.backend, update, len(set(texts)))
-            result = embedder.embed(texts, role=role, instruction=instruction, steps=steps)
+        result = embedder.embed(texts, role=role, instruction=instruction, steps=steps, show_progress=True)
         if output is not None:
             _save(output, result)
     if as_json:
@@ -90,7 +86,9 @@ def _save(path: Path, result: EmbeddingResult) -> None:
             np.save(file, result.vectors)
     except OSError as error:
         raise InputError(f"could not write {path}: {error.strerror or error}; no partial file was left") from error
-    note("note", f"wrote {path}: {result.vectors.shape[0]} vectors of dimension {result.vectors.shape[1]}, float32")
+    note(
+        "note", f"wrote {path}: {plural(len(result.vectors), 'vector')} of dimension {result.vectors.shape[1]}, float32"
+    )
 
 
 def _vector_table(texts: list[str], result: EmbeddingResult) -> Table:

@@ -10,9 +10,10 @@ import typer
 from typer import Argument, Option
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress
+from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout
 from gircse_rag.cli.progress import ProgressBackend
 from gircse_rag.errors import InputError, require
+from gircse_rag.progress import progress
 from gircse_rag.spec import check_steps
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def eval_(
         else:
             embedder = options.load(model)
             with progress("embedding") as update:
-                if update:
-                    embedder.backend = ProgressBackend(embedder.backend, update, _count_texts(chosen))
+                embedder.backend = ProgressBackend(embedder.backend, update, _count_texts(chosen))
                 report = evaluate(embedder, chosen, steps, limit=limit, model=model.name)
     if as_json:
         emit_json(report.to_dict())

@@ -15,8 +15,9 @@ from rich.text import Text
 from typer import Argument, Option
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout, progress
+from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout
 from gircse_rag.errors import plural
+from gircse_rag.progress import progress
 
 if TYPE_CHECKING:
     from gircse_rag.qdrant import IngestReport, Progress
@@ -83,13 +84,12 @@ def ingest(
         make_chunker = partial(Chunker, by=chunk_by, max_tokens=chunk_tokens, overlap=chunk_overlap)
         done = 0
         with progress("documents") as update:
-            total = count_documents(paths, **fields) if update else 0
+            total = count_documents(paths, **fields)
 
             def report_progress(state: Progress) -> None:
                 nonlocal done
                 done = state.documents
-                if update:
-                    update(done, total)
+                update(state.finished, total)
 
             arguments: dict[str, Any] = {  # of both runners
                 "collection": collection,
@@ -117,7 +117,7 @@ def ingest(
                         if not dry_run:
                             build_index(client, collection)
             except KeyboardInterrupt:
-                note("interrupted", f"{done} documents are stored; run the same command again to continue")
+                note("interrupted", f"{plural(done, 'document')} stored; run the same command again to continue")
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
     note_some("failed", report.failed, len(report.failed))
     note_some("skipped", report.skipped, len(report.skipped))

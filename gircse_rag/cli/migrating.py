@@ -12,7 +12,9 @@ from rich.text import Text
 from typer import Argument, Option
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout, progress
+from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout
+from gircse_rag.errors import plural
+from gircse_rag.progress import progress
 
 
 @options.with_model_options
@@ -45,12 +47,15 @@ def migrate(
             build_index(client, new)
     note_some("failed", [f"{name}: {reason}" for name, reason in report.failed.items()], len(report.failed))
     if report.extra:
-        note("warning", f"{new} has {report.extra} points that {old} does not; delete them, or migrate to another name")
+        extra = f"{new} has {plural(report.extra, 'point')} that {old} lacks"
+        note("warning", f"{extra}; delete the extra points, or migrate to another name")
     if as_json:
         emit_json({"old": old, "new": new, **asdict(report), "seconds": round(time.monotonic() - began, 3)})
     else:
         moved = f"; alias {alias} now points at {new}" if report.alias_moved else ""
-        counts = f"{report.points} points, {report.embedded} embedded ({report.prompt_tokens} tokens)"
+        counts = (
+            f"{plural(report.points, 'point')}, {report.embedded} embedded ({plural(report.prompt_tokens, 'token')})"
+        )
         rest = f"{report.unchanged} unchanged, {len(report.failed)} failed, {time.monotonic() - began:.1f} s{moved}"
         emit(Text(f"{old} to {new}: {counts}, {rest}"))
     if report.failed or (alias is not None and not report.alias_moved):

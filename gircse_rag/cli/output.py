@@ -1,4 +1,4 @@
-"""Command output: results on stdout; progress, warnings and notes on stderr; exit codes."""
+"""Command output: results on stdout; warnings and notes on stderr; exit codes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from gircse_rag.errors import GircseWarning, InputError
@@ -113,29 +112,6 @@ def only_results_on_stdout() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
-
-
-@contextlib.contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar on stderr, with rate and time left.
-
-    Yields:
-        update(done, total), or None if stderr is not a terminal and there is no bar.
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def shorten(text: str, length: int) -> str:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from typer import Argument
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress
-from gircse_rag.errors import InputError, require
+from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout
+from gircse_rag.errors import InputError, plural, require
+from gircse_rag.progress import progress
 
 
 def train(
@@ -35,7 +36,7 @@ def train(
         begun = rows_seen(state) if state is not None else 0
         if main and begun:
             next_step = "only the checkpoint is left to write" if begun >= chosen.rows else "resuming"
-            note("note", f"{state}: {begun} of {chosen.rows} rows were already seen; {next_step}")
+            note("note", f"{state}: {begun} of {plural(chosen.rows, 'row')} were already seen; {next_step}")
         options.announce(chosen.model)
         from gircse_rag.training.run import train as run
 
@@ -50,8 +51,7 @@ def train(
                 rows, texts, cut = record["cursor"], texts + record["texts"], cut + record["truncated"]
                 sizes.add(record["rows"])
                 losses.append(record["loss"])
-                if update is not None:
-                    update(rows, chosen.rows)
+                update(rows, chosen.rows)
 
             try:
                 folder = run(chosen, on_step=step)
@@ -67,8 +67,9 @@ def train(
         result |= {"texts": texts, "texts_cut": cut}
         emit_json({**result, "first_loss": first, "last_loss": last, "seconds": round(seconds, 1)})
         return
-    emit(f"{folder}: {rows} rows seen, {rows - begun} of them now, in {seconds:.0f} s")
+    emit(f"{folder}: {plural(rows, 'row')} seen, {rows - begun} of them now, in {seconds:.0f} s")
     if losses:
         span = str(max(sizes)) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
         emit(f"loss {first:.3f} -> {last:.3f} (means of the first and last {tenth} of {len(losses)} batches)")
-        emit(f"batches of {span} rows; {cut} of {texts} texts were cut at max_length, {chosen.max_length} tokens")
+        cut_texts = f"{cut} of {plural(texts, 'text')} cut at max_length ({plural(chosen.max_length, 'token')})"
+        emit(f"rows per batch: {span}; {cut_texts}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gircse_rag.errors import InputError
+from gircse_rag.errors import InputError, plural
 from gircse_rag.files import atomic_write
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Score:
         return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SetResult:
     """Scores of one set: `scores[metric][K]`. The table and the mean use the metric `main`.
 
@@ -44,13 +44,17 @@ class SetResult:
     seconds: float
     empty_documents: int = 0
 
+    def __repr__(self) -> str:
+        scores = ", ".join(f"K={k}: {score.value:.1f}" for k, score in self.scores[self.main].items())
+        return f"SetResult({self.name}, {self.main}: {scores})"
+
     @property
     def in_mean(self) -> bool:
         """Whether the mean includes this set: no contrast sets (obedience), no development sets (selection)."""
         return self.task != "contrast" and not self.name.startswith("dev/")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """Result of `evaluate`.
 
@@ -75,6 +79,10 @@ class Report:
     truncated: int | None = None
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"K={k}: {score.value:.1f}" for k, score in self.mean.items()) or "none"
+        return f"Report({self.model!r}, {plural(len(self.sets), 'set')}, mean {means})"
 
     def __getitem__(self, name: str) -> SetResult:
         for result in self.sets:
@@ -160,7 +168,7 @@ class Report:
         if self.limit is not None:
             parts.append(f"samples of {self.limit} per set: not the scores of the full sets")
         if self.truncated:
-            parts.append(f"{self.truncated} of {self.texts} texts were truncated")
+            parts.append(f"{self.truncated} of {plural(self.texts, 'text')} truncated")
         return "; ".join(parts)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from gircse_rag.backoff import DEADLINE
-from gircse_rag.errors import InputError, StoreError, without_index
+from gircse_rag.errors import InputError, StoreError, summarize, without_index
 from gircse_rag.qdrant.checksums import hash_vector, unit_vector
 from gircse_rag.qdrant.foreign import read_payload
 from gircse_rag.qdrant.limits import check_count, check_name
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _MAX_PASSES = 100
 
 
-@dataclass
+@dataclass(repr=False)
 class MigrationReport:
     """The outcome of a migration.
 
@@ -55,6 +55,8 @@ class MigrationReport:
     extra: int = 0
     alias_moved: bool = False
     prompt_tokens: int = 0
+
+    __repr__ = summarize
 
 
 def migrate(

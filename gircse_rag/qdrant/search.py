@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ _MMR_CANDIDATES = 10
 """Candidates per requested hit for MMR. Qdrant's default, one per hit, would only reorder the hits."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Hit:
     """A chunk found by a search.
 
@@ -44,6 +45,9 @@ class Hit:
     text: str
     metadata: dict[str, Any]
     document: str | None
+
+    def __repr__(self) -> str:
+        return f"Hit({self.score:.4f}, {self.document!r}, {reprlib.repr(' '.join(self.text.split()))})"
 
 
 def search(
@@ -192,7 +196,7 @@ def search_coarse_to_fine(
 def _embed_question(embedder: Embedder, question: str, instruction: str | None, steps: int) -> np.ndarray[Any, Any]:
     """The question's vector, (d,) float32. No warning about `steps`: the caller chose them on purpose."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="queries take .* refinement steps", category=GircseWarning)
+        warnings.filterwarnings("ignore", message="queries take .* refinement step", category=GircseWarning)
         (vector,) = embedder.embed([question], role="query", instruction=instruction, steps=steps).vectors
     return np.asarray(vector)
 

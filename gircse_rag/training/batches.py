@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from gircse_rag.errors import InputError
+from gircse_rag.errors import InputError, plural
 from gircse_rag.prompts import Role, prefix
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.tokens import encode
@@ -109,8 +109,8 @@ class Batches:
             if smallest * (2 if lacks_negatives else 3) < processes:
                 task = self.rows[members[0]].task
                 raise InputError(
-                    f"the task {task!r} makes batches of {smallest} rows, too few for {processes} processes; give it "
-                    "more rows, or leave it out (mixture: 0)"
+                    f"the task {task!r} makes batches of {plural(smallest, 'row')}, too few for {processes} processes; "
+                    "give it more rows, or leave it out (mixture: 0)"
                 )
 
     def start(self, cursor: int = 0, stop: int | None = None) -> Iterator[Batch]:

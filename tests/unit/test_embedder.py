@@ -37,6 +37,14 @@ def test_vectors_are_unit_float32_rows_in_order(tiny_embedder: Embedder) -> None
         assert same(tiny_embedder.embed_documents([text])[0], row)
 
 
+def test_no_texts_give_no_vectors(tiny_embedder: Embedder) -> None:
+    for vectors in (tiny_embedder.embed_documents([]), tiny_embedder.embed_queries([], steps="auto")):
+        assert (vectors.shape, vectors.dtype) == ((0, 32), np.float32)
+    result = tiny_embedder.embed([], trajectory=True, soft_tokens=2)
+    assert result.trajectory is not None and result.trajectory.shape == (0, 0, 32)
+    assert (result.soft_tokens, result.errors, result.steps.shape) == ([], {}, (0,))
+
+
 def test_roles_and_instructions_reach_the_model(tiny_embedder: Embedder) -> None:
     document = tiny_embedder.embed_documents(["text"])
     default = tiny_embedder.embed_queries(["text"])
@@ -53,7 +61,7 @@ def test_roles_and_instructions_reach_the_model(tiny_embedder: Embedder) -> None
 def test_the_result_reports_steps_truncation_and_soft_tokens(tiny_embedder: Embedder) -> None:
     with (
         pytest.warns(GircseWarning, match=r"documents take 2, 4 refinement steps"),
-        pytest.warns(GircseWarning, match=r"1 of 2 texts are longer than 512 tokens.*positions 1"),
+        pytest.warns(GircseWarning, match=r"1 of 2 texts is longer than 512 tokens.*positions 1"),
     ):
         result = tiny_embedder.embed(["short", "way " * 1000], "document", steps=[2, 4], trajectory=True, soft_tokens=3)
     assert result.steps.tolist() == [2, 4]
@@ -167,7 +175,6 @@ def test_a_backend_failure_is_reported_per_text(tiny_embedder: Embedder) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"texts": []}, "empty"),
         ({"texts": "text"}, "single string"),
         ({"texts": 7}, "sequence of strings"),
         ({"texts": ["a"], "role": "passage"}, "query, document, symmetric"),
@@ -179,7 +186,7 @@ def test_a_backend_failure_is_reported_per_text(tiny_embedder: Embedder) -> None
         ({"texts": ["a"], "steps": 0}, f"from 1 to {MAX_STEPS}"),
         ({"texts": ["a"], "steps": -1}, f"from 1 to {MAX_STEPS}"),
         ({"texts": ["a"], "steps": 10_000}, f"from 1 to {MAX_STEPS}"),
-        ({"texts": ["a"], "steps": [1, 2]}, "2 entries for 1 texts"),
+        ({"texts": ["a"], "steps": [1, 2]}, "2 entries for 1 text"),
         ({"texts": ["a"], "steps": [[1]]}, f"from 1 to {MAX_STEPS}"),
         ({"texts": ["a"], "steps": "many"}, "or 'auto'"),
         ({"texts": ["a"], "steps": "auto", "tolerance": -1}, "cosine distance"),

@@ -15,7 +15,7 @@ from tests.stand_in import StandIn
 
 @pytest.mark.parametrize("name", INSTRUCTIONS)
 def test_a_name_stands_for_its_sentence(name: str) -> None:
-    embedder = StandIn()
+    embedder = StandIn(max_length=512)
     embedder.embed_queries(["x"], instruction=name)
     embedder.embed(["x"], "symmetric", name)
     assert {query.instruction for query in embedder.words.queries} == {INSTRUCTIONS[name]}
@@ -36,7 +36,7 @@ def test_a_name_stands_for_its_sentence(name: str) -> None:
     ],
 )
 def test_a_text_that_is_nearly_a_name_is_asked_about(text: str, name: str) -> None:
-    embedder = StandIn()
+    embedder = StandIn(max_length=512)
     with pytest.raises(InputError, match=rf"did you mean '{name}'\?"):
         embedder.embed_queries(["x"], instruction=text)
     assert embedder.words.queries == []

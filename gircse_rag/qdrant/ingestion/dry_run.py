@@ -54,7 +54,7 @@ def plan_ingest(
                 (report.to_add if job.head is None else report.to_update).append(job.document)
                 report.to_embed += job.missing
             if progress is not None:
-                progress(Progress(report.documents, 0, 0))
+                progress(Progress(report.documents, 0, 0, report.documents))
         sync_source(points, source, seen, report, delete=False)
     report.retries = retry.repeated
     return report

@@ -66,7 +66,8 @@ def ingest(
             only reported.
         chunker: how to cut documents. None makes chunks as long as the model reads, at the largest units of meaning.
         batch_size: chunks per embedding batch.
-        progress: called after every batch, and after every group of documents that was looked up.
+        progress: called on this thread for every document that is embedded, after every batch, and after every group
+            of documents that was looked up.
         source: name of the documents' source, recorded with each. A document belongs to the last source to bring it.
         sync: delete documents that `source` brought in an earlier run but not in this one. Nothing is deleted if the
             run had no document or a file that could not be read. "dry-run" embeds, writes and deletes nothing; it
@@ -127,6 +128,7 @@ class _Pipeline:
     progress: Callable[[Progress], None] | None
     last_write: Future[None] | None = None
     pending: deque[tuple[Job, int]] = field(default_factory=deque)  # (job, chunk number) still to embed
+    finished: int = 0  # of `Progress`
 
     def run(self, groups: Iterable[list[Job]]) -> None:
         for group in groups:
@@ -151,11 +153,23 @@ class _Pipeline:
                 batch.append((job, number))
         if not batch:
             return
+        missing = {job: job.missing for job, _ in batch}
+        embedded_documents = 0
+
+        def count_text(row: int) -> None:
+            nonlocal embedded_documents
+            job = batch[row][0]
+            missing[job] -= 1
+            if not missing[job]:
+                embedded_documents += 1
+                self._report_progress(embedded_documents)
+
         result = self.embedder.embed(
             [job.chunks[number].text for job, number in batch],
             role="document",
             steps=self.embedder.spec.document_steps,
             on_error="return",
+            on_text=count_text,
         )
         self._wait_for_write()  # may set `failed` on a document with chunks in this batch, so wait before reading it
         embedded: dict[Job, list[int]] = {}
@@ -188,10 +202,12 @@ class _Pipeline:
         if self.last_write is not None:
             self.last_write.result()
 
-    def _report_progress(self) -> None:
+    def _report_progress(self, embedded_documents: int = 0) -> None:
         if self.progress is not None:
             r = self.report
-            self.progress(Progress(r.documents, r.embedded, r.prompt_tokens))
+            # Never backwards: documents of the last batch count again once the writer thread has written them.
+            self.finished = max(self.finished, r.documents + embedded_documents)
+            self.progress(Progress(r.documents, r.embedded, r.prompt_tokens, self.finished))
 
 
 def _describe_chunk(job: Job, number: int) -> str:

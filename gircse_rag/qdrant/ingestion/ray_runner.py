@@ -26,7 +26,7 @@ from qdrant_client import QdrantClient
 from gircse_rag.backoff import DEADLINE
 from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document, SkippedFile
-from gircse_rag.errors import GircseError, InputError, require
+from gircse_rag.errors import GircseError, InputError, plural, require
 from gircse_rag.qdrant.ingestion.dry_run import plan_ingest
 from gircse_rag.qdrant.ingestion.ray_stream import API_KEY_VARIABLE, Part, Work, Worker, read
 from gircse_rag.qdrant.ingestion.report import IngestReport, Progress
@@ -120,7 +120,8 @@ def ingest_on_ray(
                     for failure in part.report.failed:
                         seen.add_failed(failure.id)
                 if progress is not None:
-                    progress(Progress(report.documents, report.embedded, report.prompt_tokens))
+                    done = report.documents
+                    progress(Progress(done, report.embedded, report.prompt_tokens, done))
         if sync:
             sync_source(Points(store, collection, retry), str(source), seen, report, delete=True)
     report.retries += retry.repeated
@@ -198,7 +199,8 @@ def _cluster(ray: Any, workers: int, gpus: float) -> Iterator[None]:
         available = ray.cluster_resources()
         for kind, needed in (("CPU", workers), ("GPU", workers * gpus)):
             if (has := available.get(kind, 0)) < needed:
-                raise InputError(f"{workers} workers need {needed:g} {kind}s, but Ray has {has:g}; use fewer")
+                asked = f"{plural(workers, 'worker')} need {needed:g} {kind}{'' if needed == 1 else 's'}"
+                raise InputError(f"{asked}, but Ray has {has:g}; use fewer")
         yield
     finally:
         if own:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gircse_rag.documents.document import SkippedFile
+from gircse_rag.errors import summarize
 
 _MAX_LISTED_DUPLICATES = 1000  # bounds the memory
 
@@ -44,7 +45,7 @@ class DuplicateDocument:
         return f"{self.id}: the same text as {self.of}"
 
 
-@dataclass
+@dataclass(repr=False)
 class IngestReport:
     """The result of an ingest. Every document counts once: as added, updated, unchanged or failed.
 
@@ -96,6 +97,8 @@ class IngestReport:
         listed = len(self.to_add) + len(self.to_update)
         return self.added + self.updated + self.unchanged + len(self.failed) + listed
 
+    __repr__ = summarize
+
     def add(self, part: IngestReport) -> None:
         """Add the counts and lists of another part of the same run."""
         for name, value in vars(part).items():
@@ -116,10 +119,12 @@ class Progress:
 
     Attributes:
         documents: number of documents added, updated, unchanged or failed so far.
-        chunks: number of chunks embedded so far.
+        chunks: number of chunks embedded so far, in whole batches.
         prompt_tokens: number of tokens of these chunks.
+        finished: `documents`, and those of the current batch whose chunks are all embedded but not written yet.
     """
 
     documents: int
     chunks: int
     prompt_tokens: int
+    finished: int

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
 
 from gircse_rag.checkpoint import checkpoint_state, load_checkpoint, load_hf, load_tokenizer
 from gircse_rag.errors import CheckpointError
@@ -35,6 +36,13 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def adapter(tmp_path: Path, base: Path) -> Path:
     return tiny.adapter(tmp_path / "adapter", base)
+
+
+def test_loading_prints_nothing(tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    previous = logging.set_tqdm_hook(None)
+    load_hf(str(tiny_folder))
+    assert capfd.readouterr() == ("", "")
+    assert logging.set_tqdm_hook(previous) is None, "the bars of the caller's own models stay"
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -42,10 +42,22 @@ def test_commands_without_a_model_import_no_heavy_package(arguments: list[str]) 
 
 
 def test_version_and_help(gircse: Gircse) -> None:
-    assert gircse("--version").out == f"gircse-rag {gircse_rag.__version__}\n"
+    for option in ("--version", "-V"):
+        assert gircse(option).out == f"gircse-rag {gircse_rag.__version__}\n"
     result = gircse("--help")
     assert result.code == 0
     assert all(command in result.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(("word", "expected"), [("in", ["ingest", "instructions"]), ("se", ["search", "serve"])])
+def test_a_shell_completes_commands(
+    gircse: Gircse, monkeypatch: pytest.MonkeyPatch, word: str, expected: list[str]
+) -> None:
+    assert "--install-completion" in gircse("--help").out
+    monkeypatch.setenv("_GIRCSE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"gircse {word}")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert gircse().out.split() == expected
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -108,7 +108,7 @@ def test_a_truncated_text_is_reported(gircse: Gircse, tiny_model: list[str]) -> 
     result = gircse("embed", "word " * 2000, "--json", *tiny_model)
     assert result.code == 0
     assert result.json["embeddings"][0]["truncated"] is True
-    assert result.err.startswith("warning: 1 of 1 texts are longer than 512 tokens")
+    assert result.err.startswith("warning: 1 of 1 text is longer than 512 tokens")
 
 
 def test_explain_compares_instructions(gircse: Gircse, tiny_model: list[str], tiny_embedder: Embedder) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gircse_rag.evaluation import Report
+from gircse_rag.install_hint import install_command
 from tests.unit.cli.conftest import Gircse
 from tests.unit.evaluation import folders
 
@@ -96,7 +97,7 @@ def test_without_the_extra_the_error_names_it(
     monkeypatch.setitem(sys.modules, module, None)
     result = gircse("eval", sets, "--plot", "scores.png")
     assert (result.code, result.out) == (3, "")
-    assert 'pip install "gircse-rag[eval]"' in result.err
+    assert install_command("eval") in result.err
 
 
 def test_a_report_that_cannot_be_written_is_still_shown(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gircse_rag.install_hint import install_command
 from tests.unit.cli.conftest import Gircse
 
 KEYS = {
@@ -73,12 +74,12 @@ def test_the_same_command_resumes_a_run(gircse: Gircse, config: Path) -> None:
 def test_the_summary_agrees_with_the_config(gircse: Gircse, config: Path) -> None:
     result = gircse("train", write_config(config, rows=16, batch_size=5, max_length=60))
     assert result.code == 0 and "run/checkpoint: 16 rows seen, 16 of them now" in result.out
-    assert "batches of 4 rows; 0 of 40 texts were cut at max_length, 60 tokens" in result.out
+    assert "rows per batch: 4; 0 of 40 texts cut at max_length (60 tokens)" in result.out
     more = gircse("train", write_config(config, rows=21, max_length=60), "--json")
     assert (more.json["rows_seen"], more.json["batches"]) == (21, 2)
     short = gircse("train", write_config(config, output="other", rows=21, max_length=30))
     assert short.err.startswith("warning: texts are cut at 30 tokens (max_length); the first is the query of a row")
-    assert "batches of 1 to 4 rows; " in short.out and " texts were cut at max_length, 30 tokens" in short.out
+    assert "rows per batch: 1 to 4; " in short.out and " texts cut at max_length (30 tokens)" in short.out
 
 
 def test_a_terminal_sees_progress(gircse: Gircse, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +119,7 @@ def test_without_the_extra_the_error_names_it(gircse: Gircse, config: Path, monk
     monkeypatch.setitem(sys.modules, "accelerate", None)
     result = gircse("train", config)
     assert (result.code, result.out) == (3, "")
-    assert 'pip install "gircse-rag[train]"' in result.err
+    assert install_command("train") in result.err
 
 
 def test_an_output_that_cannot_be_written_exits_5(gircse: Gircse, config: Path, tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_progress_counts_up_to_the_report(client: QdrantClient, embedder: StandI
     documents = [Document(str(n), f"text {n}") for n in range(100)]
     report = _ingest(client, embedder, *documents, batch_size=16, progress=seen.append)
     assert [p.documents for p in seen] == sorted(p.documents for p in seen)
-    assert seen[-1] == Progress(100, report.embedded, report.prompt_tokens) == Progress(100, 100, 690)
+    assert seen[-1] == Progress(100, report.embedded, report.prompt_tokens, 100) == Progress(100, 100, 690, 100)
     assert len({p.documents for p in seen}) > 5
 
 

@@ -237,7 +237,7 @@ def test_invalid_settings_are_refused_before_a_worker_starts(shim: Shim, tmp_pat
         )
     with pytest.raises(InputError, match="5 workers need 5 CPUs, but Ray has 4"):
         ingest_with_ray(shim, documents, workers=5)
-    with pytest.raises(InputError, match="2 workers need 1 GPUs, but Ray has 0"):
+    with pytest.raises(InputError, match="2 workers need 1 GPU, but Ray has 0"):
         ingest_with_ray(shim, documents, gpus=0.5)
     with pytest.raises(InputError, match="workers must be at least 1"):
         ingest_with_ray(shim, documents, workers=0)
