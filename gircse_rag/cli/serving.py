@@ -53,6 +53,9 @@ def serve(
     backend: Annotated[Literal["vllm"], Option(help="Server to run.")] = "vllm",
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port to listen on.")] = 8000,
+    accept_token_ids: Annotated[
+        bool, Option("--accept-token-ids", help="Embed lists of token ids without asking for their tokenizer.")
+    ] = False,
 ) -> None:
     """Serve a model over HTTP, with OpenAI's embeddings API.
 
@@ -71,6 +74,8 @@ def serve(
     if not any(option.split("=")[0] == "--dtype" for option in context.args):
         command += ["--dtype", _default_dtype()]
     environment = {**os.environ, "VLLM_PLUGINS": _plugin_names()}
+    if accept_token_ids:
+        environment["GIRCSE_ACCEPT_TOKEN_IDS"] = "1"
     # replace this process, so that signals reach the server and no child process is left
     os.execve(sys.executable, command, environment)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,12 +82,51 @@ def test_inputs_may_have_different_steps_and_usage_counts_real_tokens(client: op
         ({"input": ["good", " "]}, "text 1 is empty or white space"),
         ({"input": "world " * 600}, "text 0 is longer than 512 tokens"),
         ({"input": [[1, 2]], "role": "query"}, "role and instruction are for texts"),
-        ({"input": [[1, 400]]}, "Token id 400 is out of vocabulary"),
+        ({"input": [[1, 2]]}, "perhaps of another tokenizer.*check_embedding_ctx_length=False"),
+        ({"input": [1, 2], "tokenizer": "another"}, "perhaps of another tokenizer.*--accept-token-ids"),
+        ({"instruction": "python-code"}, "did you mean 'python_code'"),
         ({"dimensions": 8}, "does not support Matryoshka"),
     ],
 )
 def test_bad_requests_are_explained(url: str, extra: dict[str, Any], message: str) -> None:
     response = httpx.post(f"{url}/v1/embeddings", json={"input": "a text", **extra})
+    assert response.status_code == 400
+    assert re.search(message, response.json()["error"]["message"])
+
+
+def test_token_ids_are_accepted_from_a_client_that_names_the_tokenizer(url: str, local: Embedder) -> None:
+    ids = [local.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    tokenizer = httpx.get(f"{url}/v1/gircse").json()["spec"]["tokenizer_hash"]
+    found = httpx.post(f"{url}/v1/embeddings", json={"input": ids, "tokenizer": tokenizer}).json()
+    assert_same([np.array(entry["embedding"]) for entry in found["data"]], list(local.embed_documents(TEXTS)))
+    outside = httpx.post(f"{url}/v1/embeddings", json={"input": [[1, 400]], "tokenizer": tokenizer})
+    assert "Token id 400 is out of vocabulary" in outside.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("options", [{}, {"instruction": "python_code"}, {"instruction": "find texts", "steps": 7}])
+def test_scores_are_cosines_of_an_instructed_query_and_bare_documents(
+    url: str, local: Embedder, options: dict[str, Any]
+) -> None:
+    documents = local.embed_documents(TEXTS)
+    query = local.embed_queries(["the way"], **options)[0]
+    scores = httpx.post(f"{url}/score", json={"queries": "the way", "documents": TEXTS, **options}).json()["data"]
+    np.testing.assert_allclose([entry["score"] for entry in scores], documents @ query, atol=1e-4)
+    ranked = httpx.post(f"{url}/rerank", json={"query": "the way", "documents": TEXTS, **options}).json()["results"]
+    assert [entry["index"] for entry in ranked] == (-documents @ query).argsort().tolist()
+    assert np.abs(documents @ query - documents @ local.embed_documents(["the way"])[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"steps": 0}, "steps must be an integer from 1"),
+        ({"instruction": " "}, "instruction is empty"),
+        ({"documents": ["good", " "]}, "text 1 is empty or white space"),
+        ({"max_tokens_per_doc": 5}, "max_tokens_per_doc are not supported"),
+    ],
+)
+def test_bad_score_requests_are_explained(url: str, extra: dict[str, Any], message: str) -> None:
+    response = httpx.post(f"{url}/score", json={"queries": "the way", "documents": TEXTS, **extra})
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]
 

@@ -14,6 +14,7 @@
       model             embeds handles, makes soft tokens, pools
       llm_inputs        steps, role and instruction for LLM.embed
       endpoints         steps, role and instruction over HTTP
+      scoring           /score and /rerank with an instructed query
 
 vLLM calls `register` and `endpoints` in each of its processes.
 """
@@ -48,7 +49,7 @@ def register() -> None:
                 ModelRegistry.register_model(name, f"gircse_rag.backends.vllm.plugin.model:{name}")
             MODELS_CONFIG_MAP[name] = GircseConfig
     except (ImportError, AttributeError, TypeError) as error:
-        logging.getLogger("vllm.gircse").error(
+        logging.getLogger("gircse_rag.vllm").error(
             "gircse-rag could not register its architectures (%s): it was tested with vLLM 0.32", error
         )
 

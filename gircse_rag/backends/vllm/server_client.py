@@ -133,6 +133,7 @@ class ServerBackend:
         body = {
             "model": self._model,
             "input": [request.token_ids for _, request in batch],
+            "tokenizer": self.spec.tokenizer_hash,
             "steps": [request.steps for _, request in batch],
             "encoding_format": "base64",
             "endianness": "little",

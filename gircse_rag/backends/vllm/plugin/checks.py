@@ -41,6 +41,9 @@ PRIVATE_FUNCTIONS = {
     "vllm.entrypoints.pooling.base.serving:PoolingServing.init_io_processor": (
         *("self", "vllm_config", "renderer", "chat_template_config"),
     ),
+    "vllm.entrypoints.pooling.base.io_processor:PoolingIOProcessor.get_request_factory_online": ("self", "ctx"),
+    "vllm.entrypoints.pooling.scoring.io_processor:ScoringIOProcessor.valid_inputs_online": ("self", "request"),
+    "vllm.entrypoints.pooling.scoring.io_processor:BiEncoderIOProcessor.post_process_online": ("self", "ctx"),
     "vllm.entrypoints.pooling.embed.io_processor:EmbedIOProcessor.create_pooling_params": ("self", "request"),
     "vllm.entrypoints.pooling.embed.io_processor:EmbedIOProcessor.get_request_factory_online": ("self", "ctx"),
 }

@@ -1,17 +1,23 @@
-"""Steps, role and instruction over HTTP: `/v1/embeddings` with three more fields, and `/v1/gircse`.
+"""Steps, role and instruction over HTTP: `/v1/embeddings` with four more fields, and `/v1/gircse`.
 
     POST /v1/embeddings   OpenAI's fields, and
         role          "query", "document" or "symmetric"; default: "query" with an instruction, else "document"
         instruction   what to look for: a sentence, or a name that `gircse instructions` lists
         steps         K for all inputs, or a list with one K per input
+        tokenizer     for lists of token ids: the spec's tokenizer_hash
     GET  /v1/gircse       the spec of the vector space, its fingerprint and the window, for clients to check
 
-Texts are rendered and tokenised here as everywhere else; lists of token ids are used unchanged. This is a vLLM endpoint
-plugin, loaded if VLLM_PLUGINS contains gircse (`gircse serve` sets it). Without it vLLM ignores the three fields.
+Texts are rendered and tokenised here as everywhere else. Lists of token ids are used unchanged, but only if the request
+names the model's tokenizer, or the server was started with --accept-token-ids. LangChain's OpenAIEmbeddings sends ids
+of OpenAI's tokenizer, which are other words here. `/score` and `/rerank` are in `scoring`.
+
+This is a vLLM endpoint plugin, loaded if VLLM_PLUGINS contains gircse (`gircse serve` sets it). Without it vLLM ignores
+these fields.
 """
 
 from __future__ import annotations
 
+import os
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -24,8 +30,12 @@ from vllm.entrypoints.pooling.embed.serving import ServingEmbedding
 
 import gircse_rag
 from gircse_rag.backends.vllm.plugin.llm_inputs import render
+from gircse_rag.backends.vllm.plugin.scoring import GircseScores
 from gircse_rag.backends.vllm.plugin.settings import STEPS, Settings
 from gircse_rag.errors import CheckpointError, InputError
+
+ACCEPT_TOKEN_IDS = "GIRCSE_ACCEPT_TOKEN_IDS"
+"""Environment variable that `gircse serve --accept-token-ids` sets."""
 
 
 class GircseIOProcessor(EmbedIOProcessor):
@@ -68,12 +78,22 @@ class GircseIOProcessor(EmbedIOProcessor):
         if isinstance(inputs[0], list):
             if "role" in extra or instruction is not None:
                 raise InputError("input is token ids, which are embedded unchanged; role and instruction are for texts")
+            self._check_tokenizer(extra.get("tokenizer"))
             return list(inputs)
         limit = request.truncate_prompt_tokens
         spec = self.settings.spec
         if limit is not None and limit > 0:  # -1 means vLLM's maximum length
             spec = replace(spec, max_length=min(spec.max_length, limit))
         return render(self.fast_tokenizer, spec, inputs, role, instruction, truncate=limit is not None)
+
+    def _check_tokenizer(self, tokenizer: object) -> None:
+        """Refuse token ids that may be those of another tokenizer."""
+        if tokenizer != self.settings.spec.tokenizer_hash and not os.environ.get(ACCEPT_TOKEN_IDS):
+            raise InputError(
+                "input is token ids, perhaps of another tokenizer; send texts (LangChain: OpenAIEmbeddings(..., "
+                "check_embedding_ctx_length=False)). If the ids are of this model's tokenizer, add the field tokenizer "
+                "with the tokenizer_hash of /v1/gircse, or start the server with `gircse serve --accept-token-ids`"
+            )
 
 
 class GircseServing(ServingEmbedding):
@@ -114,6 +134,14 @@ class GircseEndpoints:
             request_logger=original.request_logger,
             chat_template_config=original.chat_template_config,
         )
+        if (scores := getattr(state, "serving_scores", None)) is not None:
+            state.serving_scores = GircseScores(
+                engine_client,
+                state.openai_serving_models,
+                supported_tasks=("embed",),
+                request_logger=scores.request_logger,
+                chat_template_config=scores.chat_template_config,
+            )
         self._info = {
             "spec": settings.spec.to_dict(),
             "fingerprint": settings.spec.fingerprint,

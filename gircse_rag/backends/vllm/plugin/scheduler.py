@@ -20,7 +20,7 @@ from gircse_rag.backends.vllm.plugin.settings import Settings
 from gircse_rag.backends.vllm.plugin.slots import Reservation, SlotTable
 from gircse_rag.errors import InputError
 
-log = logging.getLogger("vllm.gircse")
+log = logging.getLogger("gircse_rag.vllm")
 
 RESERVATION = "gircse"
 """The key of `PoolingParams.extra_kwargs` under which the worker finds (slot, tokens of the text, steps)."""

@@ -52,6 +52,9 @@ class Handler(BaseHTTPRequestHandler):
         (replies.pop(0) if replies else Handler.embed)(self)
 
     def embed(self) -> None:
+        assert self.body["tokenizer"] == self.server.spec.tokenizer_hash, (
+            "the server refuses ids of an unknown tokenizer"
+        )
         vectors = [np.eye(self.server.spec.dimension, dtype="<f4")[ids[0] % 4] for ids in self.body["input"]]
         self.send(200, {"data": [{"embedding": base64.b64encode(vector.tobytes()).decode()} for vector in vectors]})
 
