@@ -50,19 +50,17 @@ def resolve_instruction(instruction: str) -> str:
     """The sentence of a named instruction (`INSTRUCTIONS`); any other text is returned unchanged.
 
     Raises:
-        InputError: the text is not a name, but nearly one: "python-code", "Web search", "definitions".
+        InputError: the text is one word that is nearly a name: "python-code", "definitions".
     """
     if instruction in INSTRUCTIONS:
         return INSTRUCTIONS[instruction]
-    words = instruction.lower().split()
-    name = "_".join(words).replace("-", "_")
-    near = [name] if name in INSTRUCTIONS else []
-    if len(words) == 1 and not name.endswith("."):
-        near = near or get_close_matches(name, INSTRUCTIONS, 1, _NEARNESS)
-    if near:
+    word = instruction.strip()
+    if word.endswith(".") or len(word.split()) != 1:
+        return instruction
+    if near := get_close_matches(word.lower().replace("-", "_"), INSTRUCTIONS, 1, _NEARNESS):
         raise InputError(
             f"instruction {instruction!r} is no name; did you mean {near[0]!r}? `gircse instructions` lists the names. "
-            f"To use the words as they are, end them with a full stop: {instruction.strip() + '.'!r}"
+            f"To use the word as it is, end it with a full stop: {word + '.'!r}"
         )
     return instruction
 

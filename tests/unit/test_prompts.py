@@ -26,7 +26,6 @@ def test_a_name_stands_for_its_sentence(name: str) -> None:
     ("text", "name"),
     [
         ("python-code", "python_code"),
-        ("Python code", "python_code"),
         ("pythoncode", "python_code"),
         ("pyton_code", "python_code"),
         ("WEB_SEARCH", "web_search"),
@@ -52,6 +51,8 @@ def test_a_text_that_is_nearly_a_name_is_asked_about(text: str, name: str) -> No
         "Translate",
         "retrieve_documents",
         "find python code",
+        "Python code",
+        "Same topic",
         "Given a web search query, retrieve the page",
         "定義",
     ],
