@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from gircse_rag.errors import InputError
 
 MAX_COUNT = 2**31 - 1
@@ -31,21 +29,6 @@ def check_name(name: object, kind: str = "a collection") -> None:
     """
     if not is_valid_name(name):
         raise InputError(f'{kind} cannot be called {name!r}; use 1 to {_MAX_BYTES} bytes of UTF-8, none of <>:"/\\|?*')
-
-
-def refuse_question_options(options: Mapping[str, object]) -> None:
-    """Refuse options of a question among those of a Qdrant query. Qdrant's own clients would ignore them.
-
-    LangChain's own Qdrant store passes them on: `retriever.invoke(question, instruction=...)`.
-
-    Raises:
-        InputError: `options` contains `instruction` or `steps`.
-    """
-    if given := [name for name in ("instruction", "steps") if name in options]:
-        raise InputError(
-            f"{' and '.join(given)} would be ignored, because this vector store embeds the question without; use "
-            "langchain_gircse's GircseRetriever(vectorstore=store) or its GircseQdrantVectorStore"
-        )
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:

@@ -26,7 +26,6 @@ from qdrant_client.local.qdrant_local import QdrantLocal
 
 from gircse_rag.errors import GircseWarning, InputError, StoreError, first_line
 from gircse_rag.qdrant import local
-from gircse_rag.qdrant.limits import refuse_question_options
 from gircse_rag.qdrant.local import serialize_access
 from gircse_rag.qdrant.retry import answer_text
 from gircse_rag.redaction import redact
@@ -157,15 +156,11 @@ def _find_engine(folder: Path) -> Engine | None:
 
 
 class _ServerClient(QdrantClient):
-    """A client that applies one write ordering to all writes, also those of other libraries, and ignores no option."""
+    """A client that applies one write ordering to all writes, also those of other libraries."""
 
     def __init__(self, ordering: str | None, **options: Any) -> None:
         super().__init__(**options)
         self._ordering = {} if ordering is None else {"ordering": models.WriteOrdering(ordering)}
-
-    def query_points(self, *args: Any, **kwargs: Any) -> models.QueryResponse:
-        refuse_question_options(kwargs)
-        return super().query_points(*args, **kwargs)
 
     def upsert(self, *args: Any, **kwargs: Any) -> models.UpdateResult:
         return super().upsert(*args, **{**self._ordering, **kwargs})

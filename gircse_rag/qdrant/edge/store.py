@@ -38,7 +38,7 @@ from gircse_rag.qdrant.edge.conversion import (
 )
 from gircse_rag.qdrant.edge.shard import RESERVED, EdgeShard, engine_errors, remove
 from gircse_rag.qdrant.folder_lock import lock_folder
-from gircse_rag.qdrant.limits import check_name, is_valid_name, refuse_question_options
+from gircse_rag.qdrant.limits import check_name, is_valid_name
 
 MARK = "edge.json"
 """The file that marks a folder as an edge store."""
@@ -263,7 +263,6 @@ class EdgeStore(QdrantBase):
             return models.CountResult(count=engine.count(request))
 
     def query_points(self, collection_name: str, query: Any = None, **kwargs: Any) -> QueryResponse:  # type: ignore[override]
-        refuse_question_options(kwargs)
         return self._query(collection_name, [query_request(query, **kwargs)])[0]
 
     def query_batch_points(

@@ -74,7 +74,7 @@ def test_the_same_command_resumes_a_run(gircse: Gircse, config: Path) -> None:
 def test_the_summary_agrees_with_the_config(gircse: Gircse, config: Path) -> None:
     result = gircse("train", write_config(config, rows=16, batch_size=5, max_length=60))
     assert result.code == 0 and "run/checkpoint: 16 rows seen, 16 of them now" in result.out
-    assert "rows per batch: 4; 0 of 40 texts cut at max_length (60 tokens)" in result.out
+    assert "rows per batch: 4; 0 of 41 texts cut at max_length (60 tokens)" in result.out
     more = gircse("train", write_config(config, rows=21, max_length=60), "--json")
     assert (more.json["rows_seen"], more.json["batches"]) == (21, 2)
     short = gircse("train", write_config(config, output="other", rows=21, max_length=30))
