@@ -137,7 +137,10 @@ class Report:
             raise InputError(f"the report {path} cannot be read: {error}") from error
         except ValueError as error:
             raise InputError(f"{path} is not JSON ({error}); it is not a report that `gircse eval` wrote") from error
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(data)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     def table(self) -> Table:
         """Build a rich table: one row per set with its main score and interval at each K, then mean and gain."""

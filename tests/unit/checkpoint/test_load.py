@@ -277,7 +277,7 @@ def test_a_model_without_all_its_weights_is_refused(base: Path) -> None:
     weights = load_file(base / "model.safetensors")
     del weights["model.layers.0.mlp.up_proj.weight"]
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 weights.*model.layers.0.mlp.up_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 weight.*model.layers.0.mlp.up_proj.weight"):
         _spec(base)
 
 

@@ -77,9 +77,9 @@ def test_the_summary_agrees_with_the_config(gircse: Gircse, config: Path) -> Non
     assert "rows per batch: 4; 0 of 41 texts cut at max_length (60 tokens)" in result.out
     more = gircse("train", write_config(config, rows=21, max_length=60), "--json")
     assert (more.json["rows_seen"], more.json["batches"]) == (21, 2)
-    short = gircse("train", write_config(config, output="other", rows=21, max_length=30))
-    assert short.err.startswith("warning: texts are cut at 30 tokens (max_length); the first is the query of a row")
-    assert "rows per batch: 1 to 4; " in short.out and " texts cut at max_length (30 tokens)" in short.out
+    short = gircse("train", write_config(config, output="other", rows=21, max_length=12))
+    assert short.err.startswith("warning: texts are cut at 12 tokens (max_length); the first is the query of a row")
+    assert "rows per batch: 1 to 4; " in short.out and " texts cut at max_length (12 tokens)" in short.out
 
 
 def test_a_terminal_sees_progress(gircse: Gircse, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,9 +78,9 @@ def test_training_lowers_the_loss_and_logs_its_parts(tmp_path):
 
 def test_the_first_cut_text_is_named_and_all_are_counted(tmp_path):
     trainer = make_trainer(tmp_path, rows=24)
-    trainer.batches.spec = replace(SPEC, max_length=30)
+    trainer.batches.spec = replace(SPEC, max_length=20)
     with pytest.warns(
-        GircseWarning, match=r"cut at 30 tokens \(max_length\); the first is the \w+ of a row of task "
+        GircseWarning, match=r"cut at 20 tokens \(max_length\); the first is the \w+ of a row of task "
     ) as all:
         trainer.run()
     assert len(all) == 1
