@@ -2,7 +2,7 @@
 
     app.py           registers the commands; turns errors into exit codes
     options.py       options shared by several commands
-    output.py        writes results to stdout, notes to stderr
+    output.py        writes results to stdout, notes and progress to stderr
     embedding.py     embed, explain
     ingesting.py     ingest
     searching.py     search

@@ -152,7 +152,7 @@ def explain(
     """
     with only_results_on_stdout():
         embedder = options.load(model)
-        tasks = [_sentence(task, embedder) for task in instruction or [None]]
+        tasks = [_sentence(task, embedder) for task in instruction or (None,)]
         embed_task = partial(embedder.embed, [text], steps=steps, trajectory=True, soft_tokens=soft_tokens)
         results = [embed_task(instruction=task) for task in tasks]
     explanations = [_explain(task, result) for task, result in zip(tasks, results, strict=True)]

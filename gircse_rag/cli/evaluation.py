@@ -10,10 +10,9 @@ import typer
 from typer import Argument, Option
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout
+from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress
 from gircse_rag.cli.progress import ProgressBackend
 from gircse_rag.errors import InputError, require
-from gircse_rag.progress import progress
 from gircse_rag.spec import check_steps
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from rich.text import Text
 from typer import Argument, Option
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout
+from gircse_rag.cli.output import ExitCode, emit, emit_json, note, note_some, only_results_on_stdout, progress
 from gircse_rag.errors import plural
-from gircse_rag.progress import progress
 
 
 @options.with_model_options

@@ -1,4 +1,4 @@
-"""Command output: results on stdout; warnings and notes on stderr; exit codes."""
+"""Command output: results on stdout; progress, warnings and notes on stderr; exit codes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from gircse_rag.errors import GircseWarning, InputError
+from gircse_rag.progress import progress as progress
 from gircse_rag.redaction import redact
 
 _MAX_NOTES = 20

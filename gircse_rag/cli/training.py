@@ -10,9 +10,8 @@ from typing import Annotated, Any
 from typer import Argument
 
 from gircse_rag.cli import options
-from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout
+from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, progress
 from gircse_rag.errors import InputError, plural, require
-from gircse_rag.progress import progress
 
 
 def train(

@@ -51,8 +51,8 @@ def explain_empty(
         what = plural(matching, "chunk") + (" behind the filter" if query_filter else "")
         if min_score is not None:
             target: dict[str, Any] = {"collection": collection, "embedder": embedder, "client": client}
-            asked = {name: options.get(name) for name in ("instruction", "steps")}
-            best = search(question, **target, **asked, limit=1, query_filter=query_filter)
+            target |= {name: options.get(name) for name in ("instruction", "steps")}
+            best = search(question, **target, limit=1, query_filter=query_filter)
             if best and best[0].score < min_score:
                 return f"{what}: all score below {min_score:g}; the best has {best[0].score:.4f}"
         if offset := options.get("offset"):

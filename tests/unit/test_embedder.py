@@ -39,7 +39,7 @@ def test_vectors_are_unit_float32_rows_in_order(tiny_embedder: Embedder) -> None
 
 def test_no_texts_give_no_vectors(tiny_embedder: Embedder) -> None:
     for vectors in (tiny_embedder.embed_documents([]), tiny_embedder.embed_queries([])):
-        assert (vectors.shape, vectors.dtype) == ((0, 32), np.float32)
+        assert vectors.shape == (0, 32) and vectors.dtype == np.float32
     result = tiny_embedder.embed([], trajectory=True, soft_tokens=2)
     assert result.trajectory is not None and result.trajectory.shape == (0, 0, 32)
     assert (result.soft_tokens, result.errors, result.steps.shape) == ([], {}, (0,))

@@ -34,7 +34,10 @@ def test_an_embedding_result_has_sizes_and_no_numbers() -> None:
 
 def test_hits_and_reports_fit_on_a_line() -> None:
     client, embedder = QdrantClient(":memory:"), StandIn()
-    documents = [Document("a", "one\n" + "word " * 9, {"much": "x" * 500}), SkippedFile("b.png", "no reader")]
+    documents: list[Document | SkippedFile] = [
+        Document("a", "one\n" + "word " * 9, {"much": "x" * 500}),
+        SkippedFile("b.png", "no reader"),
+    ]
     report = ingest(documents, collection="docs", embedder=embedder, client=client)
     assert repr(report).startswith("IngestReport(added=1, skipped=1, embedded=") and len(repr(report)) < 100
     report.kept_because = "because " * 50
