@@ -38,7 +38,7 @@ def test_options_of_other_embedders_name_their_replacement(kind: Any) -> None:
     for options, hint in (
         ({"model_kwargs": {}}, "model_kwargs is no option here: use dtype= and device=|use device= and dtype="),
         ({"normalize_embeddings": True}, f"{kind.__name__}: .*vectors always have unit length"),
-        ({"colour": "red"}, r"unexpected options \['colour'\]"),
+        ({"colour": "red"}, r"unexpected keyword arguments \['colour'\]"),
     ):
         with pytest.raises(TypeError, match=hint):
             kind(**options)

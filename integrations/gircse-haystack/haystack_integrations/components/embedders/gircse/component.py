@@ -25,7 +25,7 @@ def refuse_options(kind: type, other: dict[str, Any]) -> None:
     """Raise TypeError for options that a component does not have; says what replaces those of other embedders."""
     if other:
         hint = explain_options(other.keys(), _option_names(kind))
-        raise TypeError(f"{kind.__name__}: {hint or f'unexpected options {sorted(other)}'}")
+        raise TypeError(f"{kind.__name__}: {hint or f'unexpected keyword arguments {sorted(other)}'}")
 
 
 class GircseComponent:
