@@ -17,8 +17,8 @@ from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.prompts import Role
 from gircse_rag.refinement import pool
 from gircse_rag.tokens import encode
+from gircse_rag.training.packing import token_chunks
 from gircse_rag.training.saving import read_record
-from gircse_rag.training.trainer import token_chunks
 from gircse_rag.training.unrolled import UnrolledRefinement
 
 CHUNK_TOKENS = 4096

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, TypeAdapter
 from gircse_rag.deprecation import rename_keys
 from gircse_rag.errors import InputError, require
 from gircse_rag.spec import MAX_STEPS
+from gircse_rag.training.lexical import Words
 from gircse_rag.training.unrolled import Pooling
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -47,6 +48,9 @@ class TrainConfig:
         max_gradient: gradients are clipped to this norm.
         clip_text_gradients: see `UnrolledRefinement`; the paper does not clip per text.
         temperature, reg_weight, symmetric, near_equal, dimensions: see `icr_loss`.
+        lexical_weight: weight of `lexical_loss`, or [first, last]: it changes linearly over `rows`. 0 for none.
+        lexical_words, lexical_prefixes, lexical_temperature: targets (`ContentWords`), supervised numbers of soft
+            tokens, and temperature of the head (`lexical_loss`).
         rank, alpha, targets: of a fresh LoRA adapter.
         max_length: maximum prompt tokens, in training and in the saved spec.
         save_rows: number of rows between two saved states.
@@ -77,6 +81,10 @@ class TrainConfig:
     symmetric: bool = False
     near_equal: Annotated[float | None, _PARSE] = None
     dimensions: tuple[int, ...] | None = None
+    lexical_weight: Number | tuple[Number, Number] = 0.0
+    lexical_words: Words = "both"
+    lexical_prefixes: bool = False
+    lexical_temperature: Number = 1.0
     rank: int = 16
     alpha: int = 64
     targets: tuple[str, ...] = TARGETS
@@ -90,7 +98,7 @@ class TrainConfig:
         for name in ("rows", "batch_size", "save_rows", "rank", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "temperature", "max_gradient", "alpha"):
+        for name in ("learning_rate", "temperature", "max_gradient", "alpha", "lexical_temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
         for name in ("warmup_rows", "decay_rows", "weight_decay", "reg_weight", "seed"):
@@ -104,6 +112,12 @@ class TrainConfig:
             raise InputError(f"targets is {list(self.targets)}; allowed are {', '.join(TARGETS)}")
         if self.pooling not in ("refine", "last", "mean"):
             raise InputError(f"pooling is {self.pooling!r}; it must be refine, last or mean")
+        if not all(0 <= weight < math.inf for weight in self.lexical_range):
+            raise InputError(f"lexical_weight is {self.lexical_weight}; it must be at least 0 and finite")
+        if self.lexical_words not in ("both", "other"):
+            raise InputError(f"lexical_words is {self.lexical_words!r}; it must be both or other")
+        if self.supervised and self.pooling != "refine":
+            raise InputError(f"lexical_weight supervises soft tokens, and pooling {self.pooling!r} has none; remove it")
         if self.dtype not in ("auto", "float32", "bfloat16"):  # float16 would need loss scaling
             raise InputError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
@@ -113,6 +127,22 @@ class TrainConfig:
     def step_range(self) -> tuple[int, int]:
         """The lowest and highest K."""
         return (self.steps, self.steps) if isinstance(self.steps, int) else self.steps
+
+    @property
+    def lexical_range(self) -> tuple[float, float]:
+        """Weights of the lexical loss at the first and at the last row."""
+        weight = self.lexical_weight
+        return weight if isinstance(weight, tuple) else (weight, weight)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether soft tokens are supervised at any time."""
+        return max(self.lexical_range) > 0
+
+    def weigh_lexical(self, cursor: int) -> float:
+        """Weight of the lexical loss for the batch that starts at row `cursor`."""
+        first, last = self.lexical_range
+        return first + (last - first) * min(1.0, cursor / self.rows)
 
     def rate(self, cursor: int, started: int = 0) -> float:
         """Learning rate for the batch that starts at row `cursor`, if the optimiser started at row `started`."""
@@ -139,7 +169,7 @@ class TrainConfig:
         if missing := sorted(required - set(values)):
             raise InputError(f"the training config lacks {', '.join(missing)}; it needs {', '.join(sorted(required))}")
         hints, cleaned = get_type_hints(cls, include_extras=True), {}
-        hints["pooling"] = str  # __post_init__ checks which words are allowed
+        hints["pooling"] = hints["lexical_words"] = str  # __post_init__ checks which words are allowed
         for key, value in values.items():
             given = [value] if hints[key] == tuple[str, ...] and isinstance(value, str) else value
             try:  # strictly as JSON, which has no tuples

@@ -183,3 +183,18 @@ def group_by_length(lengths: np.ndarray, groups: int) -> list[tuple[int, int]]:
             return cuts[::-1]
     cuts.append((0, int(ends[last])))
     return cuts[::-1]
+
+
+def token_chunks(texts: Sequence[Sequence[int]], indices: Sequence[int], limit: int | None) -> list[list[int]]:
+    """Split text indices into chunks of at most `limit` tokens; a longer text gets a chunk of its own."""
+    if limit is None:
+        return [list(indices)]
+    chunks: list[list[int]] = [[]]
+    room = limit
+    for index in indices:
+        room -= len(texts[index])
+        if room < 0 and chunks[-1]:
+            chunks.append([])
+            room = limit - len(texts[index])
+        chunks[-1].append(index)
+    return chunks

@@ -12,8 +12,9 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from torch import Tensor
 from gircse_rag.errors import CheckpointError, GircseWarning, InputError
 from gircse_rag.training.batches import Batch, Batches
 from gircse_rag.training.config import TrainConfig
+from gircse_rag.training.lexical import ContentWords, lexical_loss
 from gircse_rag.training.losses import IcrLoss, icr_loss
+from gircse_rag.training.packing import token_chunks
 from gircse_rag.training.saving import find_state, load_state, save_state
 from gircse_rag.training.soft_token_watch import SoftTokenWatch
 from gircse_rag.training.unrolled import UnrolledRefinement
@@ -64,6 +67,11 @@ class Trainer:
         self.optimizer: Any = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
+        self.content_words = (
+            ContentWords(batches.rows, batches.tokenizer, len(module.head), config.lexical_words)
+            if config.supervised
+            else None
+        )
         self.runner: Any = module
         self.deepspeed = accelerator is not None and accelerator.distributed_type == "DEEPSPEED"
         if self.deepspeed and config.chunk_tokens is not None:
@@ -73,7 +81,7 @@ class Trainer:
             )
         if accelerator is not None:
             self.runner, self.optimizer = accelerator.prepare(module, self.optimizer)
-        self.cursor = 0
+        self.cursor = self.skipped = 0
 
     def resume(self, folder: str | Path) -> None:
         """Restore a saved state: adapter, optimiser and cursor.
@@ -117,6 +125,7 @@ class Trainer:
         """Take one optimiser step.
 
         Returns the log record: losses, gradient norm, statistics of soft tokens (`SoftTokenWatch`), rows per second.
+        With supervised soft tokens also `lexical` (nats) and `lexical_skipped`, the number of texts without a target.
         """
         begun, first = time.perf_counter(), batch.cursor - len(batch.rows)
         rate = self.config.rate(first)
@@ -124,12 +133,12 @@ class Trainer:
             group["lr"] = rate
         steps = self._draw_steps(first)
         self.module.on_soft_token = watch = SoftTokenWatch()
-        loss = self._backward(batch, steps)
+        loss, lexical = self._backward(batch, steps)
         clip = torch.nn.utils.clip_grad_norm_ if self.accelerator is None else self.accelerator.clip_grad_norm_
         norm = torch.as_tensor(clip(self.parameters, self.config.max_gradient), device=loss.total.device)
         # one transfer for all numbers: each transfer waits for the device
         numbers = torch.cat(
-            (torch.stack((loss.total, loss.regularization, norm)).detach(), loss.stepwise.detach())
+            (torch.stack((loss.total, loss.regularization, norm, lexical)).detach(), loss.stepwise.detach())
         ).tolist()
         if not np.isfinite(numbers).all():
             state = find_state(Path(self.config.output))
@@ -142,7 +151,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.cursor = batch.cursor
-        total, regularization, norm, *stepwise = numbers
+        total, regularization, norm, spoken, *stepwise = numbers
         return {
             "cursor": batch.cursor,
             "task": batch.rows[0].task,
@@ -152,6 +161,7 @@ class Trainer:
             "loss": total,
             "stepwise": stepwise,
             "regularization": regularization,
+            **({"lexical": spoken, "lexical_skipped": self.skipped} if self.content_words is not None else {}),
             "gradient_norm": norm,
             "learning_rate": rate,
             **{f"soft_{key}": value for key, value in watch.record().items()},
@@ -190,15 +200,43 @@ class Trainer:
             dimensions=self.config.dimensions,
         )
 
-    def _backward(self, batch: Batch, steps: int) -> IcrLoss:
-        """Compute the loss of the whole batch and accumulate its gradients in the adapter."""
+    def supervise(self, batch: Batch, states: Tensor) -> Tensor:
+        """Compute the lexical loss of the whole batch.
+
+        Args:
+            batch: the refined batch.
+            states: (len(batch.texts), K, d), h_0..h_{K-1} of its texts in their order; requires grad.
+        """
+        assert self.content_words is not None
+        token_ids, weights = (part.to(states.device) for part in self.content_words.targets(batch))
+        self.skipped = int((weights.sum(dim=1) == 0).sum())
+        return lexical_loss(
+            states,
+            self.module.head,
+            token_ids,
+            weights,
+            temperature=self.config.lexical_temperature,
+            prefixes=self.config.lexical_prefixes,
+        )
+
+    def _backward(self, batch: Batch, steps: int) -> tuple[IcrLoss, Tensor]:
+        """Compute the loss of the whole batch and accumulate its gradients in the adapter.
+
+        Returns the loss, and the lexical loss that is part of its total: a scalar without its weight.
+        """
         mine = range(self._rank, len(batch.texts), self._world)
         chunks = token_chunks(batch.texts, mine, self.config.chunk_tokens)
         single = len(chunks) == 1
         with nullcontext() if single else torch.no_grad():
             parts = [self._refine(batch, part, steps) for part in chunks]
         states = self._gather(torch.cat([part.detach() for part in parts]), len(batch.texts)).requires_grad_()
-        loss = self.objective(batch, states)
+        if self.content_words is None:
+            loss = self.objective(batch, states)
+            lexical = loss.total.new_zeros(())
+        else:
+            loss, lexical = self.objective(batch, states[:, 1:]), self.supervise(batch, states[:, :-1])
+            weight = self.config.weigh_lexical(batch.cursor - len(batch.rows))
+            loss = replace(loss, total=loss.total + weight * lexical)
         (gradient,) = torch.autograd.grad(loss.total, states)
         # DistributedDataParallel averages gradients over processes; the batch's gradient is their sum.
         gradient = gradient * self._world
@@ -211,10 +249,11 @@ class Trainer:
                     share.backward()  # type: ignore[no-untyped-call]
                 else:
                     self.accelerator.backward(share)
-        return loss
+        return loss, lexical
 
     def _refine(self, batch: Batch, part: list[int], steps: int) -> Tensor:
-        states: Tensor = self.runner([batch.texts[i] for i in part], steps, self.config.pooling)
+        texts, prompt_state = [batch.texts[i] for i in part], self.content_words is not None
+        states: Tensor = self.runner(texts, steps, self.config.pooling, prompt_state)
         return states
 
     def _gather(self, states: Tensor, total: int) -> Tensor:
@@ -244,18 +283,3 @@ class Trainer:
             raise CheckpointError(f"could not write {folder / 'log.jsonl'}: {error}") from error
         if self.on_step is not None:
             self.on_step(record)
-
-
-def token_chunks(texts: Sequence[Sequence[int]], indices: Sequence[int], limit: int | None) -> list[list[int]]:
-    """Split text indices into chunks of at most `limit` tokens; a longer text gets a chunk of its own."""
-    if limit is None:
-        return [list(indices)]
-    chunks: list[list[int]] = [[]]
-    room = limit
-    for index in indices:
-        room -= len(texts[index])
-        if room < 0 and chunks[-1]:
-            chunks.append([])
-            room = limit - len(texts[index])
-        chunks[-1].append(index)
-    return chunks

@@ -77,7 +77,14 @@ class UnrolledRefinement(nn.Module):
         ]
         self._shape = (self.config.num_attention_heads, self.config.num_key_value_heads, attentions[0].head_dim)
 
-    def forward(self, texts: Texts | Packed, steps: int, pooling: Pooling = "refine") -> Tensor:
+    @property
+    def head(self) -> Tensor:
+        """(V, d), rows of the LM head in the compute dtype."""
+        return self._lm_head
+
+    def forward(
+        self, texts: Texts | Packed, steps: int, pooling: Pooling = "refine", prompt_state: bool = False
+    ) -> Tensor:
         """Refine a batch.
 
         Args:
@@ -85,9 +92,11 @@ class UnrolledRefinement(nn.Module):
             steps: K >= 1 refinement steps.
             pooling: "refine" is GIRCSE. "last" and "mean" are encoder-style baselines without soft tokens: K is 1,
                 and the state is that of the last token or the mean over all tokens.
+            prompt_state: return h_0 too, before the others; for "refine" only.
 
         Returns:
-            (n, K, d) in the compute dtype: h_1..h_K, neither averaged nor normalised: the input of `icr_loss`.
+            (n, K, d) in the compute dtype: h_1..h_K, neither averaged nor normalised: the input of `icr_loss`. With
+            `prompt_state`, (n, K + 1, d): h_0..h_K.
 
         Raises:
             InputError: steps below 1, an empty text, or a text that with its steps exceeds the model's sliding window.
@@ -105,7 +114,7 @@ class UnrolledRefinement(nn.Module):
             return packed.restore(_mean_pool(hidden, packed)[:, None])
         if pooling == "last":
             return packed.restore(hidden[:, None])
-        states = []
+        states = [hidden] if prompt_state else []
         for k in range(steps):
             hidden = self._step(self._soft_token(hidden), packed, caches, layers, k)
             states.append(hidden)
