@@ -97,13 +97,13 @@ def paraphrases(instruction: Any) -> tuple[str, ...]:
 
 
 def flag(value: Any) -> bool:
-    """Value of `"symmetric"` or `"in_batch"` in a tasks.json; null is false.
+    """Value of `"symmetric"`, `"in_batch"` or `"teacher"` in a tasks.json; null is false.
 
     Raises:
         ValueError: it is not true, false or null. A string is refused because it would count as true.
     """
     if value not in (True, False, None):
-        raise ValueError(f"symmetric and in_batch must be true or false, not {value!r}")
+        raise ValueError(f"symmetric, in_batch and teacher must be true or false, not {value!r}")
     return bool(value)
 
 

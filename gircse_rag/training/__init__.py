@@ -3,6 +3,7 @@
 run                a training run from config to checkpoint: `train`
 trainer            one optimiser step, with gradient caching
 losses             the ICR objective: `icr_loss`
+teacher            distillation from a sentence encoder: `teacher_loss`
 lexical            supervised soft tokens: `lexical_loss` and its targets
 unrolled           refinement with gradients through its KV cache
 packing, folding   texts packed without padding; LoRA folded into the frozen weights

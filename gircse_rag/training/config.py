@@ -51,6 +51,8 @@ class TrainConfig:
         lexical_weight: weight of `lexical_loss`, or [first, last]: it changes linearly over `rows`. 0 for none.
         lexical_words, lexical_prefixes, lexical_temperature: targets (`ContentWords`), supervised numbers of soft
             tokens, and temperature of the head (`lexical_loss`).
+        teacher: folder of a Sentence Transformers model to distil beside the labels; None for none.
+        teacher_weight, teacher_temperature: see `teacher_loss`.
         rank, alpha, targets: of a fresh LoRA adapter.
         max_length: maximum prompt tokens, in training and in the saved spec.
         save_rows: number of rows between two saved states.
@@ -85,6 +87,9 @@ class TrainConfig:
     lexical_words: Words = "both"
     lexical_prefixes: bool = False
     lexical_temperature: Number = 1.0
+    teacher: str | None = None
+    teacher_weight: Number = 2.0
+    teacher_temperature: Number = 0.025
     rank: int = 16
     alpha: int = 64
     targets: tuple[str, ...] = TARGETS
@@ -98,10 +103,11 @@ class TrainConfig:
         for name in ("rows", "batch_size", "save_rows", "rank", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "temperature", "max_gradient", "alpha", "lexical_temperature"):
+        temperatures = ("temperature", "lexical_temperature", "teacher_temperature")
+        for name in ("learning_rate", "max_gradient", "alpha", *temperatures):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
-        for name in ("warmup_rows", "decay_rows", "weight_decay", "reg_weight", "seed"):
+        for name in ("warmup_rows", "decay_rows", "weight_decay", "reg_weight", "teacher_weight", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0 and finite")
         low, high = self.step_range

@@ -23,6 +23,8 @@ from gircse_rag.tokens import check_text
 class Task(NamedTuple):
     """A task and the paraphrases of its instruction; each batch draws one of them.
 
+    `teacher=False`: the config's teacher does not judge this task. An encoder cannot follow its instruction.
+
     `in_batch=False`: rows take no negatives from each other. This is for relations with few classes ("the same kind of
     action"), where many other rows of a batch would be false negatives.
     """
@@ -30,6 +32,7 @@ class Task(NamedTuple):
     instructions: tuple[str, ...]
     symmetric: bool
     in_batch: bool = True
+    teacher: bool = True
 
 
 class Row(NamedTuple):
@@ -42,7 +45,9 @@ class Row(NamedTuple):
 
 
 def read_tasks(path: str | Path) -> dict[str, Task]:
-    """Read tasks.json: {task: {"instruction": str or [str, ...], "symmetric": bool, "in_batch": bool (optional), ...}}.
+    """Read tasks.json: {task: {"instruction": str or [str, ...], "symmetric": bool, ...}}.
+
+    Optional keys of a task: "in_batch" and "teacher", true by default.
 
     Raises:
         InputError: the file is missing or malformed, or a task has no instruction.
@@ -51,7 +56,10 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, task in found.items():
-            flags = flag(task.get("symmetric", False)), flag(task.get("in_batch", True))
+            flags = [
+                flag(task.get("symmetric", False)),
+                *(flag(task.get(key, True)) for key in ("in_batch", "teacher")),
+            ]
             made[name] = Task(paraphrases(task["instruction"]), *flags)
         return made
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

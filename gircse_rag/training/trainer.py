@@ -30,6 +30,7 @@ from gircse_rag.training.losses import IcrLoss, icr_loss
 from gircse_rag.training.packing import token_chunks
 from gircse_rag.training.saving import find_state, load_state, save_state
 from gircse_rag.training.soft_token_watch import SoftTokenWatch
+from gircse_rag.training.teacher import Teacher, teacher_loss
 from gircse_rag.training.unrolled import UnrolledRefinement
 
 
@@ -72,6 +73,9 @@ class Trainer:
             if config.supervised
             else None
         )
+        self.teacher = None
+        if config.teacher is not None:
+            self.teacher = Teacher(config.teacher, batches.rows, self.parameters[0].device)
         self.runner: Any = module
         self.deepspeed = accelerator is not None and accelerator.distributed_type == "DEEPSPEED"
         if self.deepspeed and config.chunk_tokens is not None:
@@ -125,7 +129,8 @@ class Trainer:
         """Take one optimiser step.
 
         Returns the log record: losses, gradient norm, statistics of soft tokens (`SoftTokenWatch`), rows per second.
-        With supervised soft tokens also `lexical` (nats) and `lexical_skipped`, the number of texts without a target.
+        Supervised soft tokens add `lexical` (nats) and `lexical_skipped`, the number of texts without a target. A
+        teacher adds `teacher` (nats) in batches that it judges.
         """
         begun, first = time.perf_counter(), batch.cursor - len(batch.rows)
         rate = self.config.rate(first)
@@ -133,12 +138,12 @@ class Trainer:
             group["lr"] = rate
         steps = self._draw_steps(first)
         self.module.on_soft_token = watch = SoftTokenWatch()
-        loss, lexical = self._backward(batch, steps)
+        loss, extra = self._backward(batch, steps)
         clip = torch.nn.utils.clip_grad_norm_ if self.accelerator is None else self.accelerator.clip_grad_norm_
         norm = torch.as_tensor(clip(self.parameters, self.config.max_gradient), device=loss.total.device)
         # one transfer for all numbers: each transfer waits for the device
         numbers = torch.cat(
-            (torch.stack((loss.total, loss.regularization, norm, lexical)).detach(), loss.stepwise.detach())
+            (torch.stack((loss.total, loss.regularization, norm, *extra.values())).detach(), loss.stepwise.detach())
         ).tolist()
         if not np.isfinite(numbers).all():
             state = find_state(Path(self.config.output))
@@ -151,7 +156,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.cursor = batch.cursor
-        total, regularization, norm, spoken, *stepwise = numbers
+        total, regularization, norm, *rest = numbers
+        values, stepwise = rest[: len(extra)], rest[len(extra) :]
         return {
             "cursor": batch.cursor,
             "task": batch.rows[0].task,
@@ -161,7 +167,8 @@ class Trainer:
             "loss": total,
             "stepwise": stepwise,
             "regularization": regularization,
-            **({"lexical": spoken, "lexical_skipped": self.skipped} if self.content_words is not None else {}),
+            **dict(zip(extra, values, strict=True)),
+            **({"lexical_skipped": self.skipped} if self.content_words is not None else {}),
             "gradient_norm": norm,
             "learning_rate": rate,
             **{f"soft_{key}": value for key, value in watch.record().items()},
@@ -219,10 +226,22 @@ class Trainer:
             prefixes=self.config.lexical_prefixes,
         )
 
-    def _backward(self, batch: Batch, steps: int) -> tuple[IcrLoss, Tensor]:
+    def distil(self, batch: Batch, states: Tensor) -> Tensor:
+        """Compute the divergence of the whole batch from the teacher; `states` as in `objective`."""
+        assert self.teacher is not None
+        queries = len(batch.rows)
+        return teacher_loss(
+            states[:queries],
+            states[queries:],
+            self.teacher.similarities(batch).to(states.device),
+            temperature=self.temperature(batch.rows[0].task),
+            teacher_temperature=self.config.teacher_temperature,
+        )
+
+    def _backward(self, batch: Batch, steps: int) -> tuple[IcrLoss, dict[str, Tensor]]:
         """Compute the loss of the whole batch and accumulate its gradients in the adapter.
 
-        Returns the loss, and the lexical loss that is part of its total: a scalar without its weight.
+        Returns the loss, and by name the further scalars in its total, without their weights.
         """
         mine = range(self._rank, len(batch.texts), self._world)
         chunks = token_chunks(batch.texts, mine, self.config.chunk_tokens)
@@ -230,13 +249,16 @@ class Trainer:
         with nullcontext() if single else torch.no_grad():
             parts = [self._refine(batch, part, steps) for part in chunks]
         states = self._gather(torch.cat([part.detach() for part in parts]), len(batch.texts)).requires_grad_()
-        if self.content_words is None:
-            loss = self.objective(batch, states)
-            lexical = loss.total.new_zeros(())
-        else:
-            loss, lexical = self.objective(batch, states[:, 1:]), self.supervise(batch, states[:, :-1])
-            weight = self.config.weigh_lexical(batch.cursor - len(batch.rows))
-            loss = replace(loss, total=loss.total + weight * lexical)
+        pooled = states if self.content_words is None else states[:, 1:]  # without h_0
+        loss = self.objective(batch, pooled)
+        total, extra = loss.total, {}
+        if self.content_words is not None:
+            extra["lexical"] = self.supervise(batch, states[:, :-1])
+            total = total + self.config.weigh_lexical(batch.cursor - len(batch.rows)) * extra["lexical"]
+        if self.teacher is not None and self.batches.tasks[batch.rows[0].task].teacher:
+            extra["teacher"] = self.distil(batch, pooled)
+            total = total + self.config.teacher_weight * extra["teacher"]
+        loss = replace(loss, total=total)
         (gradient,) = torch.autograd.grad(loss.total, states)
         # DistributedDataParallel averages gradients over processes; the batch's gradient is their sum.
         gradient = gradient * self._world
@@ -249,7 +271,7 @@ class Trainer:
                     share.backward()  # type: ignore[no-untyped-call]
                 else:
                     self.accelerator.backward(share)
-        return loss, lexical
+        return loss, extra
 
     def _refine(self, batch: Batch, part: list[int], steps: int) -> Tensor:
         texts, prompt_state = [batch.texts[i] for i in part], self.content_words is not None
