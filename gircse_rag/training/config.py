@@ -124,6 +124,9 @@ class TrainConfig:
             raise InputError(f"lexical_words is {self.lexical_words!r}; it must be both or other")
         if self.supervised and self.pooling != "refine":
             raise InputError(f"lexical_weight supervises soft tokens, and pooling {self.pooling!r} has none; remove it")
+        sizes = self.dimensions
+        if sizes is not None and not (sizes and sizes[0] >= 1 and list(sizes) == sorted(set(sizes))):
+            raise InputError(f"dimensions is {list(sizes)}; it must ascend, such as [64, 128, 256, 384, 576]")
         if self.dtype not in ("auto", "float32", "bfloat16"):  # float16 would need loss scaling
             raise InputError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:

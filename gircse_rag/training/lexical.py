@@ -15,8 +15,8 @@ document frequency, as lexical retrievers learn them (SPLADE, arXiv 2107.05720):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -164,6 +164,7 @@ def _target_logits(states: Tensor, head: Tensor, token_ids: Tensor, temperature:
     return states @ head[token_ids].to(states.dtype).transpose(1, 2) / temperature
 
 
-def _save_memory(function, *arguments):  # type: ignore[no-untyped-def]
+def _save_memory(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call a function, and again in backward instead of keeping its intermediate results."""
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result

@@ -102,13 +102,17 @@ def _make_spec(base: Checkpoint, config: TrainConfig) -> EmbeddingSpec:
     """Spec of the base model, or of the adapter to start from, with the config's length and steps.
 
     Raises:
-        InputError: the temperature is not 1, or texts may exceed the model's window.
+        InputError: the temperature is not 1, texts may exceed the model's window, or `dimensions` its width.
     """
     spec_fields = {} if config.adapter is None else read_spec_file(_adapter_folder(config.adapter))[0]
     steps = config.steps if isinstance(config.steps, int) else DEFAULT_STEPS
     spec = replace(base.spec, **{**spec_fields, "max_length": config.max_length, "document_steps": steps})
     if spec.temperature != 1:
         raise InputError(f"{SPEC_FILE} sets temperature {spec.temperature}; training supports only 1")
+    if config.dimensions and config.dimensions[-1] > spec.dimension:
+        raise InputError(
+            f"dimensions ends in {config.dimensions[-1]}, but {config.model} has {spec.dimension} dimensions"
+        )
     window = base.model.config.max_position_embeddings
     longest = max(config.step_range[1], steps) if config.pooling == "refine" else 0
     if config.max_length + longest > window:

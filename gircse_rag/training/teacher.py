@@ -78,7 +78,7 @@ class Teacher:
     """
 
     def __init__(self, folder: str, rows: Sequence[Row], device: torch.device) -> None:
-        library = require("sentence_transformers", "train")
+        library = require("sentence_transformers", "teacher")
         if not Path(folder).is_dir():
             raise InputError(f"teacher is {folder!r}, which is not a folder; give the folder of a sentence encoder")
         try:

@@ -63,7 +63,7 @@ class UnrolledRefinement(nn.Module):
         self._embeddings = decoder.embed_tokens.weight.detach().to(self.dtype)
         head = causal.get_output_embeddings().weight
         tied = head is decoder.embed_tokens.weight
-        self._lm_head = self._embeddings if tied else head.detach().to(self.dtype)
+        self._lm_head: Tensor = self._embeddings if tied else head.detach().to(self.dtype)
         norm, layers = partial(_Norm, dtype=self.dtype), list(decoder.layers)
         attentions, mlps = [layer.self_attn for layer in layers], [layer.mlp for layer in layers]
         self._norm = norm(decoder.norm)

@@ -56,9 +56,9 @@ def test_equals_the_transcription_for_every_chunk_size(monkeypatch, chunk, tau, 
     monkeypatch.setattr(lexical, "VOCABULARY_CHUNK", chunk)
     monkeypatch.setattr(lexical, "TEXTS_CHUNK", chunk)
     for seed in range(3):
-        arguments = example(seed)
-        found = lexical_loss(*arguments, temperature=tau, prefixes=prefixes)
-        assert found.item() == pytest.approx(transcription(*arguments, tau, prefixes), rel=1e-9)
+        states, head, ids, q = example(seed)
+        found = lexical_loss(states, head, ids, q, temperature=tau, prefixes=prefixes)
+        assert found.item() == pytest.approx(transcription(states, head, ids, q, tau, prefixes), rel=1e-9)
 
 
 @pytest.mark.parametrize("prefixes", [False, True])
@@ -204,7 +204,7 @@ def test_the_supervised_states_are_those_of_the_soft_tokens(tmp_path):
     made = make_trainer(tmp_path, lexical_weight=0.1)
     trainer = Watched(made.module, made.batches, made.config)
     batch = next(trainer.batches.start())
-    fed = []
+    fed: list[torch.Tensor] = []
     trainer.module.on_soft_token = fed.append
     trainer._backward(batch, 3)
     packed = trainer.module.pack(batch.texts)

@@ -233,6 +233,12 @@ def test_lengths_beyond_the_window_are_refused_before_training(tmp_path, change)
         train(TrainConfig.of({**inputs(tmp_path), **change}))
 
 
+def test_more_dimensions_than_the_model_has_are_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match=r"dimensions ends in 64, but .* has 32 dimensions"):
+        train(TrainConfig.of({**inputs(tmp_path), "dimensions": [16, 64]}))
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
 def test_a_baseline_needs_no_room_for_steps(tmp_path):
     train(TrainConfig.of({**inputs(tmp_path), "pooling": "last", "max_length": tiny.WINDOW, "rows": 6}))
 
@@ -366,6 +372,11 @@ def test_the_learning_rate_warms_up_stays_and_decays():
         ({"seed": -1}, "seed is -1"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"alpha": 0}, "alpha is 0; it must be above 0"),
+        ({"dimensions": []}, r"dimensions is \[\]; it must ascend"),
+        ({"dimensions": [0, 64]}, r"dimensions is \[0, 64\]; it must ascend"),
+        ({"dimensions": [128, 64]}, r"dimensions is \[128, 64\]; it must ascend"),
+        ({"dimensions": [64, 64]}, r"dimensions is \[64, 64\]; it must ascend"),
+        ({"teacher_weight": -1}, "teacher_weight is -1.0; it must be at least 0"),
         ({"temperature": float("inf")}, "temperature is inf; it must be above 0 and finite"),
         ({"steps": 257}, "steps is 257"),
         ({"targets": ["q_prj"]}, r"targets is \['q_prj'\]; allowed are q_proj"),
@@ -509,7 +520,7 @@ def test_a_run_resumes_after_kill_9(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_match_one_process(tmp_path):
-    values = {**inputs(tmp_path), "rows": 24, "chunk_tokens": 70}
+    values = {**inputs(tmp_path), "rows": 24, "chunk_tokens": 70, "lexical_weight": 0.1}
     (tmp_path / "script.py").write_text(SCRIPT)
     launcher = (
         "-m",
@@ -526,6 +537,7 @@ def test_two_processes_match_one_process(tmp_path):
     assert [record["cursor"] for record in two] == [record["cursor"] for record in one]
     for theirs, ours in zip(two, one, strict=True):
         assert theirs["stepwise"] == pytest.approx(ours["stepwise"], rel=1e-4)
+        assert theirs["lexical"] == pytest.approx(ours["lexical"], rel=1e-4)
         assert theirs["gradient_norm"] == pytest.approx(ours["gradient_norm"], rel=1e-3)
     torch.testing.assert_close(
         read_adapter(tmp_path / "out" / "state"), read_adapter(tmp_path / "one" / "state"), rtol=1e-3, atol=1e-5
