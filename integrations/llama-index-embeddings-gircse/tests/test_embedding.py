@@ -121,7 +121,8 @@ def test_steps(tiny_folder: Path) -> None:
         ({"steps": 0}, "steps must be an integer from 1"),
         ({"dtype": "int8"}, "dtype 'int8' does not exist"),
         ({"query_instruction": " "}, "empty or white space"),
-        ({"instruction": "x"}, "Extra inputs are not permitted"),
+        ({"instruction": "x"}, "instruction is no option here: use query_instruction="),
+        ({"temperature": 1}, "Extra inputs are not permitted"),
         ({"embeddings_cache": 3}, "embeddings_cache must be of type BaseKVStore"),
     ],
 )
