@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gircse_rag.errors import GircseError, InputError, plural
 
 CLOSED = "this embedder is closed; load a new one with Embedder.from_pretrained"
+CANCELLED = "the call was cancelled; its results are no longer needed"
 NOT_FINITE = "the model produced NaN or infinity for this text; try dtype='float32'"
 """Messages of errors that every backend may raise."""
 

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
 _CONTROL_NAMES = {"\0": "NUL", "\a": "bell", "\b": "backspace", "\x1a": "Ctrl-Z", "\x1b": "escape", "\x7f": "delete"}
 
+TOKEN_IDS_REFUSED = (
+    "input is token ids, perhaps of another tokenizer; send texts (LangChain: OpenAIEmbeddings(..., "
+    "check_embedding_ctx_length=False)). If the ids are of this model's tokenizer, add the field tokenizer "
+    "with the tokenizer_hash of /v1/gircse, or start the server with `gircse serve --accept-token-ids`"
+)
+"""A server's answer to token ids of an unknown tokenizer: they would embed silently as other words."""
+
 
 @dataclass(frozen=True)
 class Prompt:

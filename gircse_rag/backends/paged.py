@@ -6,16 +6,17 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from gircse_rag.backend import CLOSED, Refinement, Request, check_process, check_request
+from gircse_rag.backend import CANCELLED, CLOSED, Refinement, Request, check_process, check_request
 from gircse_rag.engine.attention import has_paged_kernel
 from gircse_rag.engine.block_manager import BlockManager
-from gircse_rag.engine.engine import Engine, Outcome
+from gircse_rag.engine.engine import Engine, EngineStats, Outcome
 from gircse_rag.engine.fused import can_pack, check_supported, fused_copy
 from gircse_rag.engine.kv_cache import GATHERED_BLOCK_SIZE, PAGED_BLOCK_SIZE, KVCache, bytes_per_block
 from gircse_rag.engine.model_runner import ModelRunner
@@ -28,22 +29,26 @@ MAX_RUNNING = {"cpu": 256, "cuda": 1024}
 CPU_CACHE_BYTES = 256 * 2**20
 MEMINFO = Path("/proc/meminfo")
 MAX_PACKED_FRACTION = 0.25  # of the available memory: maximum for a second copy of the weights, packed for oneDNN
+_POLL_SECONDS = 0.25  # how long a call that waits for results may overlook that it was cancelled
 
 
 class _Call:
     """One call of `refine`, the owner of its sequences. Results go into `done`, mostly from the driving thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, cancelled: threading.Event | None = None) -> None:
         self.indices: dict[Sequence, int] = {}  # of sequences not yet returned: their place among the requests
         self.done: deque[Outcome] = deque()
+        self.ready = threading.Event()  # set with every result by an engine thread
+        self.cancelled = cancelled
         self.closed = False
 
 
 class PagedBackend:
     """Batches the requests of all callers into common forwards.
 
-    There is no engine thread. One of the threads that wait for results drives the engine one step, for all callers,
-    while the others sleep. The prefix cache lives as long as the backend and never exceeds `cache_bytes`.
+    One of the threads that wait for results drives the engine one step, for all callers, while the others sleep. A
+    server gives the engine a thread of its own (`start_engine_thread`). The prefix cache lives as long as the backend
+    and never exceeds `cache_bytes`.
 
     Args:
         model: a causal LM in eval mode. The engine shares its parameters: weights that fused.py merges become views
@@ -101,6 +106,8 @@ class PagedBackend:
         self._condition = threading.Condition()
         self._engine_busy = False
         self._driving_thread = 0  # id of the thread that drives the engine, or drove it last
+        self._work = threading.Event()  # wakes the engine thread
+        self._has_engine_thread = False
         self._closed = False
         self._process = os.getpid()
 
@@ -108,13 +115,42 @@ class PagedBackend:
     def dimension(self) -> int:
         return self._dimension
 
-    def refine(self, requests: Iterable[Request]) -> Iterator[tuple[int, Refinement | GircseError]]:
-        call = _Call()
+    @property
+    def window(self) -> int:
+        """Maximum prompt tokens plus refinement steps of a request."""
+        return self._window
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine did so far, and what it holds."""
+        engine = getattr(self, "_engine", None)  # absent once the backend is closed
+        return EngineStats() if engine is None else engine.stats
+
+    def start_engine_thread(self) -> None:
+        """Let a thread of its own drive the engine until `close`; callers then only wait.
+
+        For servers, where many threads call `refine`: OpenMP keeps a pool of threads for each thread that ever ran a
+        forward.
+        """
+        threading.Thread(target=self._drive, name="gircse-engine", daemon=True).start()
+
+    def refine(
+        self, requests: Iterable[Request], *, cancelled: threading.Event | None = None
+    ) -> Iterator[tuple[int, Refinement | GircseError]]:
+        """As `Backend.refine`.
+
+        Args:
+            cancelled: once another thread sets it, the call ends with GircseError, and its memory is free one forward
+                later.
+        """
+        call = _Call(cancelled)
         numbered = enumerate(requests)
         exhausted = False
         try:
             while True:
                 self._check_open()
+                if cancelled is not None and cancelled.is_set():
+                    raise GircseError(CANCELLED)
                 while call.done:
                     sequence, outcome = call.done.popleft()
                     if sequence in call.indices:  # otherwise a duplicate, see Engine.undelivered
@@ -125,6 +161,7 @@ class PagedBackend:
                     exhausted = len(batch) < room
                     for index, request in sorted(batch, key=lambda pair: -len(pair[1].token_ids)):
                         self._submit(call, index, request)
+                    self._work.set()
                 if call.indices:
                     self._wait_for_results(call)
                 elif exhausted:
@@ -138,6 +175,7 @@ class PagedBackend:
             return
         with self._condition:
             self._closed = True  # first, so calls of other threads end and only the current forward is waited for
+            self._work.set()
             self._condition.notify_all()
             # A signal handler may call this during a forward of its own thread, which then must not wait for itself.
             while self._engine_busy and self._driving_thread != threading.get_ident():
@@ -169,12 +207,16 @@ class PagedBackend:
 
     def _wait_for_results(self, call: _Call) -> None:
         """Wait until `call` has results; drive the engine one step if no other thread does."""
+        if self._has_engine_thread:
+            call.ready.wait(_POLL_SECONDS)  # times out for a caller that closes the backend or cancels the call
+            call.ready.clear()
+            return
         is_driver = False
         try:
             with self._condition:
-                while self._engine_busy and not call.done and not self._closed:
-                    self._condition.wait()
-                if call.done or self._closed:
+                if self._engine_busy and not call.done and not self._closed:
+                    self._condition.wait(None if call.cancelled is None else _POLL_SECONDS)
+                if self._engine_busy or call.done or self._closed:
                     return
                 is_driver, self._driving_thread = True, threading.get_ident()
                 self._engine_busy = True
@@ -188,6 +230,30 @@ class PagedBackend:
                     if self._closed:
                         self._release()
                     self._condition.notify_all()
+
+    def _drive(self) -> None:
+        """Run the engine thread."""
+        with self._condition:
+            while self._engine_busy and not self._closed:
+                self._condition.wait()
+            if self._closed:
+                return
+            self._engine_busy, self._driving_thread = True, threading.get_ident()
+            self._has_engine_thread = True
+        try:
+            while not self._closed:
+                self._work.clear()
+                if not (self._queue or self._engine.undelivered or self._engine.scheduler.has_work):
+                    self._work.wait()
+                    continue
+                with suppress(Exception):  # every sequence has ended with the error, which the next step delivers
+                    self._step_engine()
+        finally:
+            with self._condition:
+                self._engine_busy = self._has_engine_thread = False
+                if self._closed:
+                    self._release()
+                self._condition.notify_all()
 
     def _step_engine(self) -> None:
         """Run one step of the engine for all callers. Only the driving thread touches the engine.
@@ -212,6 +278,7 @@ class PagedBackend:
         while engine.undelivered:
             sequence, outcome = engine.undelivered[0]
             sequence.owner.done.append((sequence, outcome))
+            sequence.owner.ready.set()
             engine.undelivered.popleft()
 
     def _check_open(self) -> None:

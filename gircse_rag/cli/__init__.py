@@ -11,6 +11,7 @@
     training.py      train
     evaluation.py    eval
     serving.py       export, serve
+    mcp.py           mcp
     environment.py   models, instructions, doctor
     interrupts.py    Ctrl-C, SIGTERM and SIGHUP
     progress.py      ProgressBackend, which reports every embedded text

@@ -8,6 +8,7 @@ together by Jacobi iteration (sweeps.py).
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,6 +42,31 @@ MIN_SWEEP_STEPS = 4  # smallest K that sweeps: with fewer steps hardly a forward
 Outcome = tuple[Sequence, Refinement | GircseError]
 
 
+@dataclass(frozen=True)
+class EngineStats:
+    """State and totals of an engine after its last step.
+
+    Attributes:
+        running: number of sequences that hold KV blocks.
+        waiting: number of sequences that wait for admission.
+        steps: number of forwards.
+        rows: number of rows computed: prompt tokens and soft tokens.
+        prefix_hits: number of prompt tokens taken from the prefix cache instead.
+        preemptions: how often a sequence returned its blocks before it was finished.
+        used_blocks: number of KV blocks that running sequences hold.
+        num_blocks: number of KV blocks that sequences may hold.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    steps: int = 0
+    rows: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    used_blocks: int = 0
+    num_blocks: int = 0
+
+
 class Engine:
     """Turns sequences into refinements, one forward per `step`.
 
@@ -55,6 +81,7 @@ class Engine:
         scheduler: where callers add and cancel sequences; each must fit the cache and the model's window.
         undelivered: completed sequences, each with its result or its own error; the caller removes what it delivers.
             After an interrupt a sequence may appear twice: the first entry counts.
+        stats: state and totals after the last step. Replaced as a whole, so other threads may read it.
     """
 
     def __init__(
@@ -64,6 +91,8 @@ class Engine:
         self.sweeping = sweeping
         self.scheduler = Scheduler(blocks, token_budget=token_budget, max_running=max_running)
         self.undelivered: deque[Outcome] = deque()
+        self._num_steps = self._num_rows = 0
+        self.stats = self._count()
         self._drafts = Drafts()
         self._min_settled = MIN_SETTLED_FLOAT32 if runner.dtype == torch.float32 else MIN_SETTLED
         self._settled_per_sweep = self._min_settled + INITIAL_MARGIN  # running mean
@@ -75,6 +104,7 @@ class Engine:
             self._step()
         except Exception as error:
             self.fail(error)
+        self.stats = self._count()
 
     def fail(self, error: BaseException) -> None:
         """End every sequence with `error` and leave the engine empty and usable."""
@@ -82,11 +112,27 @@ class Engine:
         failure.__cause__ = error
         self.undelivered.extend((sequence, failure) for sequence in self.scheduler.drain())
 
+    def _count(self) -> EngineStats:
+        scheduler, blocks = self.scheduler, self.scheduler.blocks
+        usable = blocks.num_blocks - 1  # without the zero block
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=scheduler.num_waiting,
+            steps=self._num_steps,
+            rows=self._num_rows,
+            prefix_hits=blocks.num_hits,
+            preemptions=scheduler.num_preemptions,
+            used_blocks=usable - blocks.num_available,
+            num_blocks=usable,
+        )
+
     def _step(self) -> None:
         self._assign_drafts()
         chunks = self.scheduler.schedule()
         if not chunks:
             return
+        self._num_steps += 1
+        self._num_rows += sum(chunk.num_rows for chunk in chunks)
         outputs = self.runner.forward(chunks)
         ended = [chunk.sequence for chunk in chunks if chunk.is_last]
         for sequence, num_rows in chunks:

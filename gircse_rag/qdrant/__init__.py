@@ -23,6 +23,7 @@ from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.documents.readers import read_documents
 from gircse_rag.qdrant.damage import Damage, VerifyReport
 from gircse_rag.qdrant.empty_result import explain_empty
+from gircse_rag.qdrant.ingestion.deletion import delete_documents
 from gircse_rag.qdrant.ingestion.ingest import ingest
 from gircse_rag.qdrant.ingestion.report import FailedDocument, IngestReport, Progress
 from gircse_rag.qdrant.migration import MigrationReport, migrate
@@ -43,6 +44,7 @@ __all__ = [
     "SkippedFile",
     "VerifyReport",
     "create_collection",
+    "delete_documents",
     "explain_empty",
     "ingest",
     "migrate",

@@ -22,7 +22,8 @@ def serve(folder: Path, scratch: Path, *options: str) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = scratch / "server.log"
-    command = [str(Path(sys.executable).parent / "gircse"), "serve", "--model", str(folder), "--port", str(port)]
+    command = [str(Path(sys.executable).parent / "gircse"), "serve", "--backend", "vllm"]
+    command += ["--model", str(folder), "--port", str(port)]
     command += ["--dtype", "float32", "--max-model-len", "600", "--max-num-seqs", "8", "--block-size", "32"]
     command += ["--max-num-batched-tokens", "128", "--enforce-eager", *options]
     environment = {**os.environ, "GIRCSE_CACHE": str(scratch)}

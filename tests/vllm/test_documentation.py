@@ -62,12 +62,12 @@ def test_vllm_accepts_every_launch_line_on_the_page() -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    lines = re.findall(r"^gircse serve .*$", PAGE, re.M)
+    lines = re.findall(r"^gircse serve --backend vllm .*$", PAGE, re.M)
     assert len(lines) >= 4
     parsed = []
     for line in lines:
         words = shlex.split(line.removesuffix("&"), comments=True)
-        parsed.append(make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:]))
+        parsed.append(make_arg_parser(FlexibleArgumentParser()).parse_args(words[4:]))
     assert {options.data_parallel_size for options in parsed} == {1, 4}
     assert {options.tensor_parallel_size for options in parsed} == {1, 2}
 

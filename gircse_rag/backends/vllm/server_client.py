@@ -47,8 +47,8 @@ class ServerBackend:
     changes, calls end with SpecMismatchError.
 
     Args:
-        url: the server's address, with or without /v1. If the server requires a key, set VLLM_API_KEY here too. A user
-            and password in it are sent as HTTP basic authentication, instead of the key.
+        url: the server's address, with or without /v1. If the server requires a key, set GIRCSE_API_KEY or
+            VLLM_API_KEY here too. A user and password in it are sent as HTTP basic authentication, instead of the key.
 
     Attributes:
         spec: the server's vector space.
@@ -59,7 +59,9 @@ class ServerBackend:
     """
 
     def __init__(self, url: str) -> None:
-        address, basic, key = read_credentials(url, "VLLM_API_KEY")
+        address, basic, key = read_credentials(
+            url, "GIRCSE_API_KEY" if "GIRCSE_API_KEY" in os.environ else "VLLM_API_KEY"
+        )
         self._url = address.rstrip("/").removesuffix("/v1")
         authorization = basic or (f"Bearer {key}" if key else None)
         try:
@@ -236,7 +238,7 @@ class ServerBackend:
         if response.status_code == httpx.codes.NOT_FOUND and response.url.path == "/v1/gircse":
             raise GircseError(
                 f"{self._url} serves no GIRCSE model, or runs without our plugin; start it with `gircse serve`, or "
-                "with VLLM_PLUGINS=gircse"
+                "vLLM with VLLM_PLUGINS=gircse"
             )
         if response.is_redirect:
             where = response.headers.get("Location", "an unknown address")

@@ -11,9 +11,10 @@ from pathlib import Path
 from gircse_rag.documents.document import SkippedFile
 from gircse_rag.documents.readers import SUFFIXES
 from gircse_rag.errors import InputError, plural
+from gircse_rag.qdrant.ingestion.deletion import delete_document
 from gircse_rag.qdrant.ingestion.report import IngestReport
 from gircse_rag.qdrant.ingestion.seen import Seen
-from gircse_rag.qdrant.points import Points, point_id
+from gircse_rag.qdrant.points import Points
 
 DRY_RUN = "this was a dry run"
 """`IngestReport.kept_because` of a dry run that found no other reason to delete nothing."""
@@ -38,8 +39,7 @@ def is_read_error(skipped: SkippedFile) -> bool:
 def sync_source(points: Points, source: str, seen: Seen, report: IngestReport, *, delete: bool) -> None:
     """Find the documents of `source` that this run has not seen, and delete them if `delete`.
 
-    Sets `gone`, `removed` and `kept_because` of the report. Chunk 0 of a document is deleted last: until then it tells
-    where the other chunks are.
+    Sets `gone`, `removed` and `kept_because` of the report.
     """
     gone = [head for head in points.first_records(source) if head.document not in seen]
     report.gone = [head.document for head in gone]
@@ -51,7 +51,5 @@ def sync_source(points: Points, source: str, seen: Seen, report: IngestReport, *
         report.kept_because = DRY_RUN
     else:
         for head in gone:
-            reach = max(head.reach, head.chunks)
-            for positions in (range(1, reach), range(1)):
-                report.deleted += len(points.delete(point_id(head.document, position) for position in positions))
+            report.deleted += delete_document(points, head)
             report.removed += 1

@@ -33,6 +33,7 @@ from gircse_rag.backends.vllm.plugin.llm_inputs import render
 from gircse_rag.backends.vllm.plugin.scoring import GircseScores
 from gircse_rag.backends.vllm.plugin.settings import STEPS, Settings
 from gircse_rag.errors import CheckpointError, InputError
+from gircse_rag.tokens import TOKEN_IDS_REFUSED
 
 ACCEPT_TOKEN_IDS = "GIRCSE_ACCEPT_TOKEN_IDS"
 """Environment variable that `gircse serve --accept-token-ids` sets."""
@@ -89,11 +90,7 @@ class GircseIOProcessor(EmbedIOProcessor):
     def _check_tokenizer(self, tokenizer: object) -> None:
         """Refuse token ids that may be those of another tokenizer."""
         if tokenizer != self.settings.spec.tokenizer_hash and not os.environ.get(ACCEPT_TOKEN_IDS):
-            raise InputError(
-                "input is token ids, perhaps of another tokenizer; send texts (LangChain: OpenAIEmbeddings(..., "
-                "check_embedding_ctx_length=False)). If the ids are of this model's tokenizer, add the field tokenizer "
-                "with the tokenizer_hash of /v1/gircse, or start the server with `gircse serve --accept-token-ids`"
-            )
+            raise InputError(TOKEN_IDS_REFUSED)
 
 
 class GircseServing(ServingEmbedding):

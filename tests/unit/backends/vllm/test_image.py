@@ -1,4 +1,4 @@
-"""The build context of deploy/Dockerfile and the secret of deploy/vllm-gpu.yaml."""
+"""The build context of deploy/Dockerfile and deploy/vllm.Dockerfile and the secret of deploy/vllm-gpu.yaml."""
 
 from __future__ import annotations
 
