@@ -1,19 +1,17 @@
-"""The clients that people use get the Embedder's vectors."""
+"""The clients that people use get the Embedder's vectors. Each is imported by its test: the imports take seconds."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import cohere
 import httpx
 import numpy as np
-import openai
 import pytest
-from langchain_openai import OpenAIEmbeddings
-from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 
 from gircse_rag import Embedder
 from tests.unit.serving.conftest import MODEL
+
+pytestmark = pytest.mark.slow
 
 TEXTS = ["a cat purrs", "the way of the world", '"quoted" text']
 
@@ -23,6 +21,8 @@ def assert_equal(found: Any, expected: np.ndarray[Any, Any]) -> None:
 
 
 def test_openai(url: str, embedder: Embedder) -> None:
+    import openai
+
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         documents = client.embeddings.create(model=MODEL, input=TEXTS)
         assert_equal([entry.embedding for entry in documents.data], embedder.embed_documents(TEXTS))
@@ -38,6 +38,8 @@ def test_openai(url: str, embedder: Embedder) -> None:
 
 
 def test_langchain(url: str, embedder: Embedder) -> None:
+    from langchain_openai import OpenAIEmbeddings
+
     options: dict[str, Any] = {"base_url": f"{url}/v1", "api_key": "none", "model": MODEL}
     client = OpenAIEmbeddings(**options, check_embedding_ctx_length=False)
     assert_equal(client.embed_documents(TEXTS), embedder.embed_documents(TEXTS))
@@ -48,6 +50,9 @@ def test_langchain(url: str, embedder: Embedder) -> None:
 
 
 def test_langchain_that_would_send_token_ids_of_another_tokenizer(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openai
+    from langchain_openai import OpenAIEmbeddings
+
     class Encoding:
         """Stands for a tiktoken encoding, which would be downloaded."""
 
@@ -63,6 +68,8 @@ def test_langchain_that_would_send_token_ids_of_another_tokenizer(url: str, monk
 
 
 def test_llama_index(url: str, embedder: Embedder) -> None:
+    from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+
     client = OpenAILikeEmbedding(model_name=MODEL, api_base=f"{url}/v1", api_key="none")
     assert_equal(client.get_text_embedding_batch(TEXTS), embedder.embed_documents(TEXTS))
     asked = OpenAILikeEmbedding(
@@ -92,6 +99,8 @@ def test_haystack(url: str, embedder: Embedder) -> None:
     ],
 )
 def test_cohere(url: str, embedder: Embedder, input_type: Any, role: Any) -> None:
+    import cohere
+
     client = cohere.ClientV2(api_key="none", base_url=url)
     answer = client.embed(model=MODEL, texts=TEXTS, input_type=input_type, embedding_types=["float"])
     result = embedder.embed(TEXTS, role=role)
@@ -104,6 +113,8 @@ def test_cohere(url: str, embedder: Embedder, input_type: Any, role: Any) -> Non
 
 @pytest.mark.filterwarnings("ignore::gircse_rag.errors.GircseWarning")
 def test_cohere_says_which_texts_it_cut(url: str, embedder: Embedder) -> None:
+    import cohere
+
     client = cohere.ClientV2(api_key="none", base_url=url)
     texts = ["short", "the way of the world " * 300]
     options: dict[str, Any] = {"model": MODEL, "texts": texts, "input_type": "search_document"}
