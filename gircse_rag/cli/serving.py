@@ -148,7 +148,8 @@ def log_to_stderr() -> None:
 def _serve_with_vllm(context: typer.Context) -> None:
     """Become vLLM's server. Options that are only for the paged engine are refused."""
     given = context.params
-    for name in sorted(given.keys() - {"model", "revision", "backend", "dtype", "host", "port", "api_key", "accept_token_ids"}):
+    shared = {"model", "revision", "backend", "dtype", "host", "port", "api_key", "accept_token_ids"}
+    for name in sorted(given.keys() - shared):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(f"--{name.replace('_', '-')} is not for --backend vllm")

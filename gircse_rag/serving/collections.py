@@ -98,9 +98,8 @@ def collection_routes(service: Service, client: QdrantClient) -> APIRouter:
         def work(cancelled: threading.Event) -> bytes:
             embedder = embedder_for(service.embedder, service.backend, cancelled)
             check_exists(client, name)
-            check_question(embedder, body.question, body.instruction)
+            used = check_question(embedder, body.question, body.instruction)
             hits = search(body.question, collection=name, embedder=embedder, client=client, **arguments)
-            used = body.instruction or embedder.spec.default_instruction
             head = {"question": body.question, "instruction": used, "collection": name}
             return to_json({**head, "hits": [asdict(hit) for hit in hits]})
 

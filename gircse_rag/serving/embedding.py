@@ -18,7 +18,7 @@ from gircse_rag.prompts import Role, check_role
 from gircse_rag.serving.problems import RefusedError
 from gircse_rag.serving.settings import Settings
 from gircse_rag.spec import check_steps
-from gircse_rag.tokens import TOKEN_IDS_REFUSED, Prompt, check_instruction, encode
+from gircse_rag.tokens import TOKEN_IDS_REFUSED, Prompt, encode, read_instruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Task:
         steps: K for all inputs, one per input, "auto", or None for the spec's.
         max_length: maximum tokens per text if smaller than the spec's.
         truncate: cut longer texts at their end; otherwise they are an error.
-        fingerprint: the vector space that the client expects; also proves that token ids are of the right tokenizer.
+        tokenizer: hash of the tokenizer that made the token ids.
     """
 
     inputs: Any
@@ -41,7 +41,7 @@ class Task:
     steps: Any = None
     max_length: int | None = None
     truncate: bool = False
-    fingerprint: str | None = None
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,9 @@ def embed(embedder: Embedder, settings: Settings, task: Task) -> Embedded:
 
     Raises:
         InputError: an input, an argument or a limit of the request; `index` is the input's position.
-        RefusedError: the client expects another vector space, or has no right to send token ids.
+        RefusedError: the inputs are token ids, perhaps of another tokenizer.
         GircseError: the model failed on an input.
     """
-    if task.fingerprint is not None and task.fingerprint != embedder.fingerprint:
-        raise RefusedError(
-            409,
-            f"this server has the vector space {embedder.fingerprint} ({embedder.spec.describe()}), not "
-            f"{task.fingerprint}; load the client's embedder again",
-            code="other_vector_space",
-        )
     check_count(len(task.inputs), settings, "inputs")
     steps, tolerance = _resolve_steps(task.steps, len(task.inputs), embedder, settings)
     prompts = _encode(embedder, settings, task)
@@ -153,33 +146,33 @@ def check_server_steps(steps: int, settings: Settings) -> None:
         raise InputError(f"{steps} refinement steps are too many for this server; send at most {settings.max_steps}")
 
 
-def check_question(embedder: Embedder, question: str, instruction: str | None) -> None:
-    """Refuse a question that would be cut.
+def check_question(embedder: Embedder, question: str, instruction: str | None) -> str:
+    """Refuse a question that would be cut. Returns the sentence of its instruction.
 
     Raises:
         InputError: it is too long, or `encode` refuses it.
     """
     if instruction is not None:
-        check_instruction(instruction)
+        instruction = read_instruction(instruction)
     if encode(embedder.tokenizer, embedder.spec, question, role="query", instruction=instruction).truncated:
         raise InputError(
             f"the question and its instruction are longer than {embedder.spec.max_length} tokens; shorten it"
         )
+    return embedder.spec.default_instruction if instruction is None else instruction
 
 
 def _encode(embedder: Embedder, settings: Settings, task: Task) -> list[Prompt]:
     if isinstance(task.inputs[0], list):
-        return _check_token_ids(settings, task)
+        return _check_token_ids(embedder, settings, task)
     role: Role = task.role or ("document" if task.instruction is None else "query")
     check_role(role, task.instruction)
-    if task.instruction is not None:
-        check_instruction(task.instruction)
+    instruction = None if task.instruction is None else read_instruction(task.instruction)
     spec = embedder.spec
     if task.max_length is not None:
         spec = replace(spec, max_length=min(spec.max_length, task.max_length))
     prompts = []
     for index, text in enumerate(task.inputs):
-        prompt = encode(embedder.tokenizer, spec, text, role=role, instruction=task.instruction, index=index)
+        prompt = encode(embedder.tokenizer, spec, text, role=role, instruction=instruction, index=index)
         if prompt.truncated and not task.truncate:
             raise InputError(
                 f"text {index} is longer than {spec.max_length} tokens; split it into chunks, or send "
@@ -190,8 +183,8 @@ def _encode(embedder: Embedder, settings: Settings, task: Task) -> list[Prompt]:
     return prompts
 
 
-def _check_token_ids(settings: Settings, task: Task) -> list[Prompt]:
-    if task.fingerprint is None and not settings.accept_token_ids:
+def _check_token_ids(embedder: Embedder, settings: Settings, task: Task) -> list[Prompt]:
+    if task.tokenizer != embedder.spec.tokenizer_hash and not settings.accept_token_ids:
         raise RefusedError(400, TOKEN_IDS_REFUSED, code="token_ids_refused")
     if task.role is not None or task.instruction is not None:
         raise InputError("input is token ids, which are embedded unchanged; role and instruction are for texts")

@@ -42,7 +42,7 @@ class EmbeddingsBody(BaseModel):
     instruction: str | None = None
     steps: Steps = None
     truncate_prompt_tokens: int | None = Field(None, ge=-1, description="Cut longer texts; -1 at the model's limit.")
-    fingerprint: str | None = Field(None, description="The vector space that the client expects.")
+    tokenizer: str | None = Field(None, description="For token ids: the tokenizer_hash of /v1/gircse.")
     endianness: Literal["little", "native"] = Field("little", description="Of base64; always little.")
 
 
@@ -65,7 +65,7 @@ def openai_routes(service: Service) -> APIRouter:
             steps=body.steps,
             max_length=None if limit == -1 else limit,
             truncate=limit is not None,
-            fingerprint=body.fingerprint,
+            tokenizer=body.tokenizer,
         )
 
         def render(result: Embedded) -> bytes:

@@ -12,7 +12,7 @@ class Settings:
     Attributes:
         model: the name that clients send as `model`.
         api_key: the key that clients must send; None lets everybody in.
-        accept_token_ids: whether token ids are embedded without proof that they are of the model's own tokenizer.
+        accept_token_ids: whether token ids are embedded without asking for their tokenizer.
         cors_origins: web pages of these origins may call the server.
         max_body_bytes: maximum size of a request's body.
         max_inputs: maximum number of texts, or of documents, per request.

@@ -160,7 +160,7 @@ def test_a_call_ends_only_with_its_last_result_queued(monkeypatch: pytest.Monkey
     open_counts: list[int] = []
     call = _Call()
     call.done = RecordingDeque()
-    monkeypatch.setattr(module, "_Call", lambda: call)
+    monkeypatch.setattr(module, "_Call", lambda cancelled: call)
     assert len(list(PagedBackend(tiny.model(), SPEC).refine([Request((1, 2), 2)]))) == 1
     assert open_counts == [1], "the call looked finished before its last result was queued"
 

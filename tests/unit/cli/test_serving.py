@@ -84,7 +84,7 @@ def test_serve_execs_vllms_server_with_our_plugin(
     assert options["--port"] == "8123" and options["--tensor-parallel-size"] == "2"
     assert expected <= set(environment["VLLM_PLUGINS"].split(","))
     assert "GIRCSE_ACCEPT_TOKEN_IDS" not in environment
-    assert gircse("serve", "--model", tiny_folder, "--accept-token-ids").code == 0
+    assert gircse("serve", "--backend", "vllm", "--model", tiny_folder, "--accept-token-ids").code == 0
     assert "--accept-token-ids" not in started[-1][1] and started[-1][2]["GIRCSE_ACCEPT_TOKEN_IDS"] == "1"
     assert options["--dtype"] in ("bfloat16", "float32")  # vLLM's own choice would be float16
     for chosen in (["--dtype", "float16"], ["--dtype=float16"]):

@@ -98,12 +98,12 @@ def test_token_ids_are_refused_with_the_remedy(http: httpx.Client) -> None:
         assert error["code"] == "token_ids_refused"
 
 
-def test_token_ids_of_a_client_that_names_the_vector_space(http: httpx.Client, embedder: Embedder) -> None:
+def test_token_ids_of_a_client_that_names_the_tokenizer(http: httpx.Client, embedder: Embedder) -> None:
     ids = [embedder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
-    answer = embeddings(http, input=ids, fingerprint=embedder.fingerprint)
+    answer = embeddings(http, input=ids, tokenizer=embedder.spec.tokenizer_hash)
     assert_equal(vectors(answer), embedder.embed_documents(TEXTS))
-    other = http.post("/v1/embeddings", json={"input": ids, "fingerprint": "0" * 32})
-    assert other.status_code == 409 and embedder.fingerprint in other.json()["error"]["message"]
+    other = http.post("/v1/embeddings", json={"input": ids, "tokenizer": "0" * 64})
+    assert other.status_code == 400 and other.json()["error"]["code"] == "token_ids_refused"
 
 
 def test_token_ids_may_be_accepted(embedder: Embedder) -> None:
