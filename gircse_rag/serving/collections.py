@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -42,7 +42,6 @@ class SearchBody(BaseModel):
     offset: int = Field(0, ge=0)
     steps: Steps = None
     filter: dict[str, Any] | None = Field(None, description="Metadata keys and values, as `as_filter` takes them.")
-    mode: Literal["dense", "lexical", "hybrid"] | None = None
     min_score: float | None = None
     group: int | None = Field(None, ge=1, description="Maximum hits per document; `limit` then counts documents.")
     mmr: float | None = Field(None, ge=0, le=1)
@@ -92,8 +91,6 @@ def collection_routes(service: Service, client: QdrantClient) -> APIRouter:
             "group_size": body.group,
             "mmr": body.mmr,
         }
-        if body.mode is not None:
-            arguments["mode"] = body.mode
 
         def work(cancelled: threading.Event) -> bytes:
             embedder = embedder_for(service.embedder, service.backend, cancelled)
