@@ -6,6 +6,7 @@
     embedding.py     embed, explain
     ingesting.py     ingest
     searching.py     search
+    questions.py     questions one after the other
     migrating.py     migrate
     verifying.py     verify
     training.py      train

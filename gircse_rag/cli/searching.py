@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from contextlib import closing
@@ -14,6 +15,7 @@ from typer import Argument, Option
 
 from gircse_rag.cli import options
 from gircse_rag.cli.output import emit, emit_json, note, only_results_on_stdout, shorten
+from gircse_rag.cli.questions import answer_lines
 from gircse_rag.errors import InputError
 from gircse_rag.prompts import resolve_instruction
 
@@ -27,8 +29,10 @@ _KEY_AND_VALUE = re.compile(r'((?>"[^"]*"|[^=])+)=(.*)', re.DOTALL)
 
 @options.with_model_options
 def search(
-    question: Annotated[str, Argument(help="The question, in plain words.")],
     collection: options.Collection,
+    question: Annotated[
+        str | None, Argument(help="The question, in plain words (default: ask for one after the other).")
+    ] = None,
     instruction: Annotated[
         str | None, Option(help="What makes a good answer: a sentence, or a name (`gircse instructions`).")
     ] = None,
@@ -51,21 +55,26 @@ def search(
     model: options.ModelOptions = options.DEFAULT,
     as_json: options.AsJson = False,
 ) -> None:
-    """Search a collection with an instructed question.
+    """Search a collection with instructed questions.
 
-    The table shows the start of each answer; --json gives all of it.
+    The table shows the start of each answer; --json gives all of it. Without QUESTION the model stays loaded and
+    answers one question per line, from the terminal or from stdin, until the end of the input. A line
+    `:instruction TEXT` changes the instruction.
     """
     incompatible = {"--offset": offset or None, "--min-score": min_score, "--group": group, "--mmr": mmr}
     if coarse_to_fine and (given := [name for name, value in incompatible.items() if value is not None]):
         raise InputError(f"--coarse-to-fine cannot be combined with {given[0]}; leave one of them out")
     if coarse_to_fine and steps == "auto":
         raise InputError("--coarse-to-fine needs a fixed number of --steps, not auto")
-    with only_results_on_stdout():
-        from gircse_rag.qdrant import explain_empty, open_client, search, search_coarse_to_fine
+    with contextlib.ExitStack() as stack:
+        with only_results_on_stdout():
+            from gircse_rag.qdrant import explain_empty, open_client, search, search_coarse_to_fine
 
-        query_filter = _parse_filters(filters or [])
-        with closing(open_client(path, url, create=False)) as client:
+            query_filter = _parse_filters(filters or [])
+            client = stack.enter_context(closing(open_client(path, url, create=False)))
             embedder = options.load(model)
+
+        def answer(question: str, instruction: str | None) -> None:
             arguments: dict[str, Any] = {
                 "collection": collection,
                 "embedder": embedder,
@@ -74,30 +83,37 @@ def search(
                 "limit": limit,
                 "query_filter": query_filter,
             }
+            with only_results_on_stdout():
+                if coarse_to_fine:
+                    fixed = {} if steps is None else {"steps": steps}
+                    answers = search_coarse_to_fine(question, **arguments, **fixed)
+                else:
+                    more = {"offset": offset, "steps": steps, "min_score": min_score, "group_size": group, "mmr": mmr}
+                    answers = iter([search(question, **arguments, **more)])
+                hits, reason = next(answers), None
+                if not hits:
+                    chosen = {**arguments, "min_score": min_score, "offset": offset, "steps": steps}
+                    reason = explain_empty(question, **chosen)
+            first_answer: dict[str, Any] = {}
             if coarse_to_fine:
-                answers = search_coarse_to_fine(question, **arguments, **({} if steps is None else {"steps": steps}))
+                first_answer = {"at_once": [asdict(hit) for hit in hits]}
+                if not as_json:
+                    emit("at once, after one refinement step:", _table(hits), "refined:")
+                with only_results_on_stdout():
+                    hits = next(answers)
+            if reason is not None:
+                note("note", f"no hits: {reason}")
+            if as_json:
+                used = embedder.spec.default_instruction if instruction is None else resolve_instruction(instruction)
+                head = {"question": question, "instruction": used, "collection": collection}
+                emit_json({**head, **first_answer, "hits": [asdict(hit) for hit in hits]})
             else:
-                more = {"offset": offset, "steps": steps, "min_score": min_score, "group_size": group, "mmr": mmr}
-                answers = iter([search(question, **arguments, **more)])
-            hits, reason = next(answers), None
-            if not hits:
-                chosen = {**arguments, "min_score": min_score, "offset": offset, "steps": steps}
-                reason = explain_empty(question, **chosen)
-    first_answer: dict[str, Any] = {}
-    if coarse_to_fine:
-        first_answer = {"at_once": [asdict(hit) for hit in hits]}
-        if not as_json:
-            emit("at once, after one refinement step:", _table(hits), "refined:")
-        with only_results_on_stdout():
-            hits = next(answers)
-    if reason is not None:
-        note("note", f"no hits: {reason}")
-    if as_json:
-        used = embedder.spec.default_instruction if instruction is None else resolve_instruction(instruction)
-        head = {"question": question, "instruction": used, "collection": collection}
-        emit_json({**head, **first_answer, "hits": [asdict(hit) for hit in hits]})
-    else:
-        emit(_table(hits))
+                emit(_table(hits))
+
+        if question is not None:
+            answer(question, instruction)
+        else:
+            answer_lines(answer, instruction, embedder.spec.default_instruction)
 
 
 def _table(hits: list[Hit]) -> Table:
