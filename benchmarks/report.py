@@ -32,7 +32,7 @@ def parser(description: str | None, name: str, *, rounds: int | None = None) -> 
         "--data", type=Path, default=HERE.parents[1] / "shared/data", help="folder laid out like shared/data"
     )
     made.add_argument("--out", type=Path, help=f"default: results/{name}.json, or results/float32/{name}.json")
-    made.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    made.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")
     made.add_argument("--threads", type=int, default=1)
     made.set_defaults(name=name)
     if rounds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from gircse_rag.backend import Backend, Refinement, Request
 from gircse_rag.backends.lazy import LazyBackend
@@ -73,14 +75,29 @@ class Embedder:
 
     Attributes:
         spec: the vector space, see EmbeddingSpec.
-        tokenizer: the model's tokenizer, for chunkers that count tokens.
+        backend_tokenizer: the model's tokenizer as the `tokenizers` library has it.
         backend: runs the refinement.
     """
 
-    def __init__(self, backend: Backend, tokenizer: PreTrainedTokenizerBase, spec: EmbeddingSpec) -> None:
+    def __init__(self, backend: Backend, tokenizer: Tokenizer | PreTrainedTokenizerBase, spec: EmbeddingSpec) -> None:
         self.backend = backend
-        self.tokenizer = tokenizer
         self.spec = spec
+        if isinstance(tokenizer, Tokenizer):
+            self.backend_tokenizer = tokenizer
+        else:  # a copy, because the owner's may be set to truncate
+            self.backend_tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            self.__dict__["tokenizer"] = tokenizer
+        if self.backend_tokenizer.truncation is not None:  # a change fails while another thread encodes
+            self.backend_tokenizer.no_truncation()
+        if self.backend_tokenizer.padding is not None:
+            self.backend_tokenizer.no_padding()
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer as transformers has it, for libraries that count tokens with one."""
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(tokenizer_object=self.backend_tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -102,8 +119,9 @@ class Embedder:
             backend: "paged" (the engine, gircse_rag/engine), "reference" (the paper's loop, one text at a time) or
                 "vllm" (docs/operate/vllm.md): vLLM in this process, or the server at `url`.
             device: "auto" (CUDA if available, else the CPU) or a torch device name; Apple's "mps" is untested.
-            dtype: "auto" (bfloat16 where the hardware multiplies it natively, else float32), "float32", "bfloat16"
-                or "float16".
+            dtype: of the weights: "float32", "bfloat16", "float16" or "auto". "auto" is bfloat16 where the hardware
+                multiplies it natively. Elsewhere it is float32, or on an x86 CPU with the backend "paged" float16,
+                where everything but the weights stays float32: half the time, and 1 - cos below 1e-6.
             steps: K for documents, and for queries by default; None uses the checkpoint's own (5 in the paper).
                 Part of the vector space and so of the fingerprint.
             url: address of a running server (`gircse serve`), for backend "vllm". The server has the weights and
@@ -127,10 +145,11 @@ class Embedder:
             raise InputError(f"url is for backend='vllm'; the backend {backend!r} computes in this process")
         if backend == "vllm":
             return cls._from_vllm(os.fspath(name), device, dtype, steps, url, revision)
-        from gircse_rag.checkpoint import load_checkpoint, load_spec
+        from gircse_rag.checkpoint import load_spec, load_weights
 
         torch_device = device_of(device)
-        options: dict[str, Any] = {"dtype": dtype_of(dtype, torch_device), "revision": revision}
+        weights_dtype = dtype_of(dtype, torch_device, float16_weights=backend == "paged")
+        options: dict[str, Any] = {"dtype": weights_dtype, "revision": revision}
         if lazy and (loaded := load_spec(os.fspath(name), **options)) is not None:
             tokenizer, spec = loaded[0], loaded[1] if steps is None else replace(loaded[1], document_steps=steps)
 
@@ -141,14 +160,17 @@ class Embedder:
                 return embedder.backend, embedder.spec
 
             return cls(LazyBackend(load, spec), tokenizer, spec)
-        checkpoint = load_checkpoint(os.fspath(name), device=torch_device, **options)
-        spec = checkpoint.spec if steps is None else replace(checkpoint.spec, document_steps=steps)
         if backend == "paged":
             from gircse_rag.backends.paged import PagedBackend
 
-            return cls(PagedBackend(checkpoint.model, spec), checkpoint.tokenizer, spec)
+            prepared = load_weights(os.fspath(name), device=torch_device, **options)
+            spec = prepared.spec if steps is None else replace(prepared.spec, document_steps=steps)
+            return cls(PagedBackend(prepared.weights, spec), prepared.tokenizer, spec)
         from gircse_rag.backends.reference import ReferenceBackend
+        from gircse_rag.checkpoint import load_checkpoint
 
+        checkpoint = load_checkpoint(os.fspath(name), device=torch_device, **options)
+        spec = checkpoint.spec if steps is None else replace(checkpoint.spec, document_steps=steps)
         return cls(ReferenceBackend(checkpoint.model, temperature=spec.temperature), checkpoint.tokenizer, spec)
 
     @classmethod
@@ -253,15 +275,18 @@ class Embedder:
             instruction = read_instruction(instruction)
         if on_error not in ("raise", "return"):
             raise InputError(f"on_error must be 'raise' or 'return', not {on_error!r}")
-        if not isinstance(soft_tokens, int) or not 0 <= soft_tokens <= len(self.tokenizer):
-            raise InputError(f"soft_tokens must be a number from 0 to {len(self.tokenizer)}, not {soft_tokens!r}")
+        vocabulary = self.backend_tokenizer.get_vocab_size()
+        if not isinstance(soft_tokens, int) or not 0 <= soft_tokens <= vocabulary:
+            raise InputError(f"soft_tokens must be a number from 0 to {vocabulary}, not {soft_tokens!r}")
         per_text, limit = self._resolve_steps(steps, len(texts), tolerance)
 
         errors: dict[int, GircseError] = {}
         prompts: list[Prompt | None] = []
         for index, text in enumerate(texts):
             try:
-                prompts.append(encode(self.tokenizer, self.spec, text, role=role, instruction=instruction, index=index))
+                prompts.append(
+                    encode(self.backend_tokenizer, self.spec, text, role=role, instruction=instruction, index=index)
+                )
             except InputError as error:
                 if on_error == "raise":
                     raise
@@ -381,7 +406,7 @@ class Embedder:
             if trajectories is not None:
                 trajectories[index, : result.steps] = result.trajectory
                 trajectories[index, result.steps :] = result.vector
-        decode = self.tokenizer.decode
+        decode = functools.partial(self.backend_tokenizer.decode, skip_special_tokens=False)
         top_tokens = [
             [[(decode([token]), weight) for token, weight in step] for step in (result and result.soft_tokens) or []]
             for result in results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from gircse_rag.errors import InputError, first_line
@@ -28,8 +29,13 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """The dtype called `name`; "auto" is bfloat16 where `device` multiplies it natively, else float32.
+def dtype_of(name: str, device: torch.device, *, float16_weights: bool = False) -> torch.dtype:
+    """The dtype called `name`.
+
+    Args:
+        name: "auto", or a dtype's name. "auto" is bfloat16 where `device` multiplies it natively, else float32, or
+            float16 with `float16_weights`.
+        float16_weights: whether the caller can multiply float32 rows by float16 weights (`has_float16_products`).
 
     Raises:
         InputError: the name is none of auto, float32, bfloat16, float16.
@@ -41,7 +47,9 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
         return choices[name]
     if name != "auto":
         raise InputError(f"dtype {name!r} does not exist; it is one of auto, {', '.join(choices)}")
-    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    if multiplies_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if float16_weights and device.type == "cpu" and has_float16_products() else torch.float32
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -52,3 +60,26 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@functools.cache
+def has_float16_products() -> bool:
+    """Whether this CPU multiplies float32 rows by float16 weights (FBGEMM): tried once against plain products.
+
+    ARM has no FBGEMM. The shapes cover one row, a block of rows with a remainder, and sizes that no vector divides.
+    """
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    try:
+        for rows, width, outputs in ((1, 64, 96), (7, 57, 33), (20, 130, 65)):
+            x, weight, bias = (
+                torch.randn(*shape, generator=draw) for shape in ((rows, width), (outputs, width), (outputs,))
+            )
+            exact = x.double() @ weight.half().double().T + bias.double()
+            packed = torch.ops.quantized.linear_prepack_fp16(weight.half().float(), bias)
+            if not (torch.ops.quantized.linear_dynamic_fp16(x, packed) - exact).abs().max() < 1e-4:  # also for NaN
+                return False
+    except (RuntimeError, AttributeError):
+        return False
+    return True

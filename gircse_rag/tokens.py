@@ -15,6 +15,7 @@ from gircse_rag.prompts import Role, prefix, resolve_instruction
 from gircse_rag.spec import EmbeddingSpec
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 # Python counts \t \n \v \f \r and \x1c-\x1f as white space. Other control characters indicate binary data.
@@ -94,7 +95,7 @@ def read_instruction(instruction: str) -> str:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer | PreTrainedTokenizerBase,
     spec: EmbeddingSpec,
     text: str,
     *,
@@ -106,6 +107,9 @@ def encode(
 
     Template and suffix always survive. No special tokens are added.
 
+    Args:
+        tokenizer: a fast tokenizer of transformers, or the Tokenizer inside, which must neither truncate nor pad.
+
     Raises:
         InputError: the text is refused (`check_text`), the tokenizer fails on it, or template, instruction and suffix
             leave no room for it.
@@ -115,13 +119,12 @@ def encode(
     head = prefix(spec.document_template, None) if role == "document" else prefix(spec.query_template, asked)
     rendered = head + text + spec.suffix
     with refuse_rust_errors(_label(index), index):
-        ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        encoding = _tokenise(tokenizer, rendered)
+    ids: list[int] = encoding.ids
     if len(ids) <= spec.max_length:
         return Prompt(tuple(ids), truncated=False)
 
-    spans: list[tuple[int, int]] = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)[
-        "offset_mapping"
-    ]
+    spans: list[tuple[int, int]] = encoding.offsets
     body_end = len(rendered) - len(spec.suffix)
     tail = sum(1 for _, end in spans if end > body_end)
     first_of_body = next(i for i, (_, end) in enumerate(spans) if end > len(head))
@@ -133,6 +136,13 @@ def encode(
             index=index,
         )
     return Prompt(tuple(ids[:kept] + ids[len(ids) - tail :]), truncated=True)
+
+
+def _tokenise(tokenizer: Tokenizer | PreTrainedTokenizerBase, text: str) -> Encoding:
+    if callable(tokenizer):  # transformers'
+        encoding: Encoding = tokenizer(text, add_special_tokens=False).encodings[0]
+        return encoding
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _label(index: int | None) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gircse_rag import Embedder
+from gircse_rag.checkpoint import prepared
 from tests import tiny
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a model hub
@@ -15,6 +16,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a model hub
 if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 4 << 30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(autouse=True)
+def _own_prepared_files(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the prepared files of tiny models out of the user's cache."""
+    if "model" not in request.keywords:
+        monkeypatch.setattr(prepared, "cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from gircse_rag.backend import CLOSED, Backend, Refinement, Request, check_process
 from gircse_rag.errors import CheckpointError, GircseError
@@ -49,7 +50,7 @@ class LazyBackend:
                 raise GircseError(CLOSED)
             if self._backend is None:
                 backend, spec = self._load()
-                if spec != self._spec:
+                if replace(spec, dtype=self._spec.dtype) != self._spec:  # float32 if float16 cannot hold a weight
                     raise CheckpointError(
                         f"the loaded model ({spec.describe()}) differs from the spec read before loading "
                         f"({self._spec.describe()}): did the files change meanwhile? Run again"

@@ -9,20 +9,26 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from gircse_rag.backend import CANCELLED, CLOSED, Refinement, Request, check_process, check_request
 from gircse_rag.engine.attention import has_paged_kernel
 from gircse_rag.engine.block_manager import BlockManager
+from gircse_rag.engine.decoder import Decoder, check_supported
 from gircse_rag.engine.engine import Engine, EngineStats, Outcome
-from gircse_rag.engine.fused import can_pack, check_supported, fused_copy
 from gircse_rag.engine.kv_cache import GATHERED_BLOCK_SIZE, PAGED_BLOCK_SIZE, KVCache, bytes_per_block
 from gircse_rag.engine.model_runner import ModelRunner
+from gircse_rag.engine.products import Form, packed_form
 from gircse_rag.engine.sequence import Sequence
+from gircse_rag.engine.vocabulary import Vocabulary
 from gircse_rag.errors import GircseError, InputError, plural
 from gircse_rag.spec import MAX_STEPS, EmbeddingSpec
+from gircse_rag.weights import DecoderWeights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}
 MAX_RUNNING = {"cpu": 256, "cuda": 1024}
@@ -51,8 +57,8 @@ class PagedBackend:
     and never exceeds `cache_bytes`.
 
     Args:
-        model: a causal LM in eval mode. The engine shares its parameters: weights that fused.py merges become views
-            of the merged ones. The model's own outputs do not change.
+        model: a causal LM, or its weights. The engine shares them: weights that decoder.py merges become views of the
+            merged ones. The model's own outputs do not change.
         spec: the vector space (salt of the prefix cache), temperature and maximum length.
         cache_bytes: memory for keys and values. None: 256 MiB on a CPU, or more if the longest text needs it; half of
             the free memory on a GPU.
@@ -68,7 +74,7 @@ class PagedBackend:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | DecoderWeights,
         spec: EmbeddingSpec,
         *,
         cache_bytes: int | None = None,
@@ -77,22 +83,26 @@ class PagedBackend:
         block_size: int | None = None,
         prefix_caching: bool = True,
     ) -> None:
-        weights = model.get_input_embeddings().weight
-        self._vocabulary, self._dimension = map(int, weights.shape)
-        self._window = int(model.config.max_position_embeddings)
+        weights = model if isinstance(model, DecoderWeights) else DecoderWeights.of(model)
+        config, embeddings = weights.config, weights.embeddings
+        self._window = config.max_position_embeddings
         longest = min(self._window, spec.max_length + MAX_STEPS)
-        check_supported(model, longest)
-        device, dtype = weights.device, weights.dtype
-        paged = has_paged_kernel(model.config, device, dtype)
+        check_supported(config, longest)
+        self._vocabulary, self._dimension = map(int, embeddings.shape)
+        form = packed_form(embeddings)
+        if form is Form.ONEDNN and weights.num_bytes > MAX_PACKED_FRACTION * _available_bytes():
+            form = Form.PLAIN
+        device = embeddings.device
+        decoder = Decoder(weights, form)  # before the cache, which is sized by the memory that this leaves
+        dtype = decoder.dtype
+        paged = has_paged_kernel(config, device, dtype)
         size = block_size or (PAGED_BLOCK_SIZE if paged else GATHERED_BLOCK_SIZE)
-        weight_bytes = model.get_memory_footprint(return_buffers=False)
-        pack = can_pack(weights) and weight_bytes <= MAX_PACKED_FRACTION * _available_bytes()
-        fused = fused_copy(model, pack=pack)  # before the cache, which is sized by the memory that this leaves
-        block_bytes = bytes_per_block(model.config, size, dtype)
+        block_bytes = bytes_per_block(config, size, dtype)
         memory = _default_cache_bytes(device, -(-longest // size) * block_bytes) if cache_bytes is None else cache_bytes
         num_blocks = 1 + memory // block_bytes
-        cache = KVCache(model.config, num_blocks, paged=paged, block_size=size, dtype=dtype, device=device)
-        runner = ModelRunner(fused, cache, temperature=spec.temperature, pack=pack)
+        cache = KVCache(config, num_blocks, paged=paged, block_size=size, dtype=dtype, device=device)
+        vocabulary = Vocabulary(weights, form, dtype, temperature=spec.temperature)
+        runner = ModelRunner(decoder, vocabulary, cache, num_heads=config.num_attention_heads)
         self._blocks = BlockManager(num_blocks, size, salt=spec.fingerprint, caching=prefix_caching)
         self._max_running = max_running or MAX_RUNNING.get(device.type, MAX_RUNNING["cpu"])
         self._engine = Engine(
@@ -100,6 +110,7 @@ class PagedBackend:
             self._blocks,
             token_budget=token_budget or max(TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"]), self._max_running + 1),
             max_running=self._max_running,
+            sweeping=form is not Form.FBGEMM,
         )
         self._queue: deque[Sequence] = deque()
         self._ended_calls: deque[_Call] = deque()

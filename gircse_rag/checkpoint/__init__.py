@@ -7,9 +7,10 @@
     lora      a PEFT LoRA adapter, merged into its base model
     hashing   sha256 of the weights, the adapter and the tokenizer
     load      `load_checkpoint`: all of the above together
+    prepared  `load_weights`: the same for the engine, from a merged copy in the user's cache
     weights/  the adapter that ships with the package
 
-The names below load on first use, because `load` imports torch.
+The names below load on first use, because `load` imports torch and transformers.
 """
 
 from __future__ import annotations
@@ -17,21 +18,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gircse_rag.checkpoint.load import (
-        Checkpoint,
-        checkpoint_state,
-        load_checkpoint,
-        load_hf,
-        load_spec,
-        load_tokenizer,
-    )
+    from gircse_rag.checkpoint.load import Checkpoint, load_checkpoint, load_hf, load_tokenizer
+    from gircse_rag.checkpoint.locate import checkpoint_state
+    from gircse_rag.checkpoint.prepared import load_spec, load_weights
 
-__all__ = ["Checkpoint", "checkpoint_state", "load_checkpoint", "load_hf", "load_spec", "load_tokenizer"]
+_MODULES = {
+    "Checkpoint": "load",
+    "checkpoint_state": "locate",
+    "load_checkpoint": "load",
+    "load_hf": "load",
+    "load_spec": "prepared",
+    "load_tokenizer": "load",
+    "load_weights": "prepared",
+}
+
+__all__ = [
+    "Checkpoint",
+    "checkpoint_state",
+    "load_checkpoint",
+    "load_hf",
+    "load_spec",
+    "load_tokenizer",
+    "load_weights",
+]
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module 'gircse_rag.checkpoint' has no attribute {name!r}")
-    from gircse_rag.checkpoint import load
+    from importlib import import_module
 
-    return getattr(load, name)
+    return getattr(import_module(f"gircse_rag.checkpoint.{_MODULES[name]}"), name)

@@ -5,7 +5,7 @@ Reads only safetensors, and the one pinned GGUF of bundled.py. Never unpickles, 
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,10 +21,10 @@ from transformers.utils import logging
 from gircse_rag.checkpoint.bundled import BUNDLED
 from gircse_rag.checkpoint.hashing import hash_lora, hash_model, hash_tokenizer
 from gircse_rag.checkpoint.locate import ADAPTER_CONFIG, Located, locate
-from gircse_rag.checkpoint.lora import merge_lora, read_lora
+from gircse_rag.checkpoint.lora import FLOAT16_MAX, merge_lora, read_lora
 from gircse_rag.checkpoint.model_config import advice, read_model_config
 from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, make_spec, read_export, read_json
-from gircse_rag.errors import CheckpointError, first_line, plural
+from gircse_rag.errors import CheckpointError, GircseWarning, first_line, plural
 from gircse_rag.spec import EmbeddingSpec
 
 
@@ -77,6 +77,9 @@ def load_checkpoint(
             config.json is not supported; the adapter does not fit; the weights hold NaN. The message names the file or
             layer.
         InputError: there is a `revision`, and `name` is no Hub id.
+
+    Warns:
+        GircseWarning: float16 cannot hold a weight; the model is loaded in float32.
     """
     located = locate(name, revision)
     base = located.base.folder
@@ -91,7 +94,13 @@ def load_checkpoint(
         config, weights = read_json(located.adapter / ADAPTER_CONFIG), read_lora(located.adapter)
         model = merge_lora(model, located.adapter, config, weights, dtype)
         origin |= {"adapter": name, "adapter_hash": hash_lora(config, weights), "adapter_revision": located.revision}
-    _check_finite(model)
+    if (beyond := _check_weights(model)) is not None and dtype == torch.float16:
+        warnings.warn(
+            f"{name}: the weights of {beyond} exceed float16's largest number, {FLOAT16_MAX:.0f}; computing in float32",
+            GircseWarning,
+            stacklevel=2,
+        )
+        return load_checkpoint(name, dtype=torch.float32, device=device, revision=revision)
     vocabulary, dimension = model.get_input_embeddings().weight.shape
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
@@ -163,25 +172,6 @@ def load_spec(
         **hashes,  # base_hash is among them: the base is bundled
     )
     return tokenizer, spec
-
-
-def checkpoint_state(name: str, revision: str | None = None) -> str:
-    """Return 32 hex digits that change with the files of `load_checkpoint(name)` (weights: their size and mtime).
-
-    Raises:
-        CheckpointError: no such model.
-        InputError: there is a `revision`, and `name` is no Hub id.
-    """
-    located = locate(name, revision)
-    folders = [located.folder] if located.adapter is None else [located.folder, located.base.folder]
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.iterdir()):
-        if path.suffix == ".json":
-            digest.update(f"{path.name} ".encode() + path.read_bytes())
-        elif path.suffix == ".safetensors":
-            status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns} ".encode())
-    return digest.hexdigest()[:32]
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -270,9 +260,15 @@ def _load_tokenizer(adapter: Path | None, base: Path) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _check_finite(model: nn.Module) -> None:
+def _check_weights(model: nn.Module) -> str | None:
+    """Refuse weights that are not finite; return the name of a layer that float16 cannot hold, or None."""
+    beyond = None
     for name, weight in model.named_parameters():
-        if not torch.stack(torch.aminmax(weight)).isfinite().all():
+        largest = torch.stack(torch.aminmax(weight)).abs().max()
+        if not largest.isfinite():
             raise CheckpointError(
                 f"the weights hold NaN or infinity in {name}; the file is damaged or training diverged"
             )
+        if largest > FLOAT16_MAX:
+            beyond = name
+    return beyond

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,6 +110,25 @@ def _locate(name: str, revision: str | None) -> Located:
         )
     folder = _download(name, revision)
     return Located(name, folder, folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else None)
+
+
+def checkpoint_state(name: str, revision: str | None = None) -> str:
+    """Return 32 hex digits that change with the files of `load_checkpoint(name)` (weights: their size, time and inode).
+
+    Raises:
+        CheckpointError: no such model.
+        InputError: there is a `revision`, and `name` is no Hub id.
+    """
+    located = locate(name, revision)
+    folders = [located.folder] if located.adapter is None else [located.folder, located.base.folder]
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in folder.iterdir()):
+        if path.suffix == ".json":
+            digest.update(f"{path.name} ".encode() + path.read_bytes())
+        elif path.suffix == ".safetensors":
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns} {status.st_ino} ".encode())
+    return digest.hexdigest()[:32]
 
 
 def local_base_name(name: str) -> str:

@@ -21,6 +21,7 @@ _SPECIAL_LORA = (
     *("layers_to_transform", "layer_replication", "exclude_modules", "target_parameters", "trainable_token_indices"),
     *("use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config"),
 )
+FLOAT16_MAX = 65504.0
 MATCHING_SECONDS = 1.0
 """Time for matching `target_modules` with all layers: milliseconds, except for a pattern that backtracks endlessly."""
 # Values of init_lora_weights that leave the base weights unchanged.
@@ -47,7 +48,8 @@ def merge_lora(
 ) -> PreTrainedModel:
     """Merge W + scale * B @ A into every adapted layer, in place. Weights and adapted layers must match exactly.
 
-    Tests compare it with PEFT, which takes 1.5 s to wrap, merge and unwrap 210 layers; this takes 0.2 s.
+    A weight that float16 cannot hold stays in float32, for `load_checkpoint` to find. Tests compare the result with
+    PEFT, which takes 1.5 s to wrap, merge and unwrap 210 layers; this takes 0.2 s.
 
     Raises:
         CheckpointError: not a plain LoRA adapter, or not for this model; the message names `folder` and the reason.
@@ -94,7 +96,9 @@ def merge_lora(
                 f"{misfit}{name} is {tuple(weight.shape)}, its A {tuple(A.shape)}, B {tuple(B.shape)}"
             )
         # a new tensor in the final dtype: writing into the memory-mapped file would first copy all its pages
-        weight.data = torch.addmm(weight.detach().float(), B.float(), A.float(), alpha=scale).to(dtype)
+        merged = torch.addmm(weight.detach().float(), B.float(), A.float(), alpha=scale)
+        fits = dtype != torch.float16 or merged.abs().max() <= FLOAT16_MAX
+        weight.data = merged.to(dtype) if fits else merged
     return model
 
 

@@ -181,8 +181,11 @@ def _cache() -> list[Check]:
 
 
 def _model(name: str) -> list[Check]:
+    import torch
+
     from gircse_rag.checkpoint.bundled import BUNDLED
     from gircse_rag.checkpoint.locate import local_base_name
+    from gircse_rag.checkpoint.prepared import check_prepared
 
     if options.needs_fetching(name):
         return [Check("model", "note", f"{name}: not downloaded yet; the first use downloads 93 MB")]
@@ -190,7 +193,12 @@ def _model(name: str) -> list[Check]:
     if base not in BUNDLED and base.count("/") == 1 and not Path(base).expanduser().exists():
         return [Check("model", "note", f"{name}: not checked, because {base} is a Hub id and could be downloaded")]
     embedder = options.load(options.ModelOptions(name, device="cpu"))
-    return [Check("model", "ok", f"{embedder.spec.describe()}, d={embedder.dimension}, weights verified")]
+    found = f"{embedder.spec.describe()}, d={embedder.dimension}, weights verified"
+    if check_prepared(name, dtype=getattr(torch, embedder.spec.dtype)):
+        return [Check("model", "ok", found)]
+    return [
+        Check("model", "note", f"{found}; the prepared copy was damaged and is deleted, the next start makes it again")
+    ]
 
 
 def _qdrant() -> list[Check]:

@@ -111,7 +111,7 @@ def ingest(
                     store = open_to_read(path, url) if dry_run else open_client(path, url, engine=engine)
                     with closing(store) as client:
                         embedder = load()
-                        chunker = make_chunker(embedder.tokenizer, embedder.spec)
+                        chunker = make_chunker(embedder.backend_tokenizer, embedder.spec)
                         report = ingest(documents, embedder=embedder, client=client, chunker=chunker, **arguments)
                         if not dry_run:
                             build_index(client, collection)

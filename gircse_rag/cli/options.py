@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -111,11 +112,10 @@ def announce(model: str) -> None:
 
     if needs_fetching(model):
         note("note", f"first use: downloading SmolLM2-135M (93 MB) to {base_folder()}; converting it takes a minute")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
+    # transformers reads both when it is imported, which most commands never do
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def needs_fetching(model: str) -> bool:

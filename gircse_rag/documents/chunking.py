@@ -11,12 +11,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from semantic_text_splitter import CodeSplitter, MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerBase
 
 from gircse_rag.documents.document import Document
 from gircse_rag.documents.languages import LANGUAGES, grammar
@@ -25,6 +24,9 @@ from gircse_rag.documents.outline import NO_OUTLINE, read_outline
 from gircse_rag.errors import InputError, refuse_rust_errors, require
 from gircse_rag.prompts import prefix
 from gircse_rag.spec import EmbeddingSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 By: TypeAlias = Literal["tokens", "sentences", "headings"]
 _Splitter: TypeAlias = TextSplitter | MarkdownSplitter | CodeSplitter

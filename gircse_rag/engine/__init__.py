@@ -1,7 +1,7 @@
 """The paged engine: continuous batching, a paged KV cache and prefix sharing for generative embeddings.
 
 * policy, without torch: Scheduler (which rows come next), BlockManager (which blocks hold them), Sequence
-* tensors: ModelRunner (the forward, the soft tokens), KVCache, the attention plans, the fused modules
+* tensors: ModelRunner (the forward, the soft tokens), KVCache, the attention plans, Decoder, Vocabulary
 * Engine: one step of both
 """
 

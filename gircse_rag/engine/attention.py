@@ -1,10 +1,9 @@
-"""Attention over paged keys and values, called by Hugging Face's own layers.
+"""Attention over paged keys and values.
 
     o_i = softmax(scaling * q_i K_{<=i}^T) V_{<=i}        per head; K, V from the sequence's blocks
 
-A plan is made once per forward and used by every layer, which receives it as the keyword argument `plan` that the model
-passes through. Each layer first writes all rows of the forward, then attends, so a row may read rows that another
-sequence computes in the same forward.
+A plan is made once per forward and used by every layer. Each layer first writes all rows of the forward, then attends,
+so a row may read rows that another sequence computes in the same forward.
 
 * PagedPlan (float16 and bfloat16 on CUDA): torch's varlen_attn reads the blocks through a block table.
 * GatheredPlan (gathered.py): everywhere else, and where this build of torch lacks that kernel or has a faulty one.
@@ -12,22 +11,20 @@ sequence computes in the same forward.
 
 from __future__ import annotations
 
-import copy
 import warnings
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PretrainedConfig
 
 from gircse_rag.engine.kv_cache import PAGED_BLOCK_SIZE, KVCache
 from gircse_rag.errors import GircseWarning
+from gircse_rag.weights import DecoderConfig
 
-ATTENTION_NAME = "gircse_paged"
 KERNEL_TOLERANCE = 0.02  # bfloat16 rounding causes 0.002; attending to one key too many or too few, at least 0.07
 
 
@@ -49,27 +46,18 @@ class Plan(Protocol):
     """How the layers of one forward attend to the cache."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Write key and value (T, H_kv, D) to the cache, then attend with query (T, H, D). Returns (T, H * D)."""
+        """Write key and value (T, H_kv, D) to the cache, then attend with query (T, H, D). Returns (T, H * D).
+
+        D may be split into several dimensions.
+        """
         ...
 
 
-def paged_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    plan: Plan,
-    **kwargs: object,
-) -> tuple[Tensor, None]:
-    """Attention function registered with transformers: (1, H, T, D) in, (1, T, H * D) out."""
-    q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
-    return plan.attend(module.layer_idx, q, k, v, scaling)[None], None
+def varlen_attn(*arguments: Any, **options: Any) -> Any:
+    """torch's varlen_attn. Importing it takes as long as importing torch, and only CUDA needs it."""
+    from torch.nn.attention.varlen import varlen_attn as attend
 
-
-AttentionInterface.register(ATTENTION_NAME, paged_attention)
+    return attend(*arguments, **options)
 
 
 class PagedPlan:
@@ -118,13 +106,13 @@ class PagedPlan:
         return out.flatten(1)
 
 
-def has_paged_kernel(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
+def has_paged_kernel(config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether varlen_attn works on paged keys and values here, compared once with plain attention."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     try:
         difference = kernel_difference(config, device, dtype)
-    except (RuntimeError, TypeError, NotImplementedError):  # an older torch, or a GPU without the kernel
+    except (RuntimeError, TypeError, ImportError):  # an older torch, or a GPU without the kernel
         return False
     if difference < KERNEL_TOLERANCE:  # False for NaN
         return True
@@ -137,10 +125,9 @@ def has_paged_kernel(config: PretrainedConfig, device: torch.device, dtype: torc
     return False
 
 
-def kernel_difference(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> float:
+def kernel_difference(config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> float:
     """Largest difference of PagedPlan from float32 attention, on a batch of 64 prompt rows and one soft row."""
-    one_layer = copy.copy(config)
-    one_layer.num_hidden_layers = 1
+    one_layer = replace(config, num_hidden_layers=1)
     cache = KVCache(one_layer, 6, paged=True, block_size=PAGED_BLOCK_SIZE, dtype=dtype, device=device)
     segments = [Segment(64, PAGED_BLOCK_SIZE + 30, [5, 2]), Segment(1, PAGED_BLOCK_SIZE + 1, [1, 4])]
     counts = [segment.num_rows for segment in segments]

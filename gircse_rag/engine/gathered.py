@@ -25,9 +25,9 @@ GROUP_WASTE = 3_000  # (query, key) pairs of padding that cost less than another
 class _Group(NamedTuple):
     """Pieces of sequences padded to one shape: B pieces, Lq queries, Lk keys."""
 
-    rows: Tensor  # (B * Lq,) rows of the packed forward; padding repeats a piece's last row
+    rows: Tensor | None  # (B * Lq,) rows of the packed forward, None for all in order; padding repeats the last row
     blocks: Tensor  # (B * H_kv * Lk / block_size,) indices of (block, head) pairs
-    masked: Tensor  # (B, 1, Lq, Lk) bool: True where a query must not attend to a key
+    masked: Tensor | None  # (B, 1, Lq, Lk) bool: True where a query must not attend to a key; None if nowhere
     shape: tuple[int, int, int]
 
 
@@ -49,10 +49,11 @@ class GatheredPlan:
         blocks, offsets = np.divmod(slots, cache.block_size)
         per_head = (blocks[:, None] * cache.num_kv_heads + heads) * cache.block_size + offsets[:, None]
         self._slots = self._tensor(per_head.reshape(-1))
-        self._groups = [self._build_group(pieces) for pieces in _group_pieces(_split_segments(segments), num_heads)]
+        grouped = _group_pieces(_split_segments(segments), num_heads)
+        rows = [_padded_rows(pieces) for pieces in grouped]
+        self._groups = [self._build_group(*group, len(slots)) for group in zip(grouped, rows, strict=True)]
         # where each row of the forward first occurs in the groups' padded outputs
-        rows = np.concatenate([group.rows.numpy(force=True) for group in self._groups])
-        index = np.unique(rows, return_index=True)[1]
+        index = np.unique(np.concatenate([part.reshape(-1) for part in rows]), return_index=True)[1]
         self._unpad_index = None if (index == np.arange(len(index))).all() else self._tensor(index)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -60,41 +61,48 @@ class GatheredPlan:
         cache.write(layer, key, value, self._slots)
         width, kv_heads = cache.head_dim, cache.num_kv_heads
         repeats = self._num_heads // kv_heads
-        keys = cache.keys[layer].view(-1, cache.block_size * width)
-        values = cache.values[layer].view(-1, cache.block_size * width)
+        keys, values = cache.flat_blocks[layer]
         outputs = []
         for group in self._groups:
             B, Lq, Lk = group.shape
-            q = query.index_select(0, group.rows)
+            q = query if group.rows is None else query.index_select(0, group.rows)
             if Lq > 1:
                 q = q.view(B, Lq, kv_heads, repeats, width).permute(0, 2, 3, 1, 4)
             q = q.reshape(B * kv_heads, repeats * Lq, width)
             k = keys.index_select(0, group.blocks).view(B * kv_heads, Lk, width)
             v = values.index_select(0, group.blocks).view(B * kv_heads, Lk, width)
-            if B * self._num_heads * Lq * Lk <= TINY_SCORES:
+            if q.dtype != torch.float32 and B * self._num_heads * Lq * Lk <= TINY_SCORES:
                 q, k, v = q.float(), k.float(), v.float()
-            scores = torch.bmm(q, k.transpose(1, 2)).view(B, self._num_heads, Lq, Lk)
-            scores.masked_fill_(group.masked, float("-inf"))  # fill, not add: a NaN must be replaced too
-            weights = torch.softmax(torch.add(self._zero, scores, alpha=scaling), dim=-1).to(v.dtype)
-            out = torch.bmm(weights.view(B * kv_heads, repeats * Lq, Lk), v)
+            if q.dtype == torch.float32:
+                scores = torch.baddbmm(self._zero, q, k.transpose(1, 2), beta=0, alpha=scaling)
+            else:  # scaling converts to float32
+                scores = torch.add(self._zero, torch.bmm(q, k.transpose(1, 2)), alpha=scaling)
+            if group.masked is not None:  # fill, not add: a NaN must be replaced too
+                scores.view(B, self._num_heads, Lq, Lk).masked_fill_(group.masked, float("-inf"))
+            weights = torch.softmax(scores, dim=-1)
+            out = torch.bmm(weights if v.dtype == torch.float32 else weights.to(v.dtype), v)
             if Lq > 1:
                 out = out.view(B, self._num_heads, Lq, width).transpose(1, 2)
-            outputs.append(out.reshape(B * Lq, self._num_heads * width).to(query.dtype))
+            out = out.reshape(B * Lq, self._num_heads * width)
+            outputs.append(out if out.dtype == query.dtype else out.to(query.dtype))
         padded = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return padded if self._unpad_index is None else padded.index_select(0, self._unpad_index)
 
-    def _build_group(self, pieces: list[_Piece]) -> _Group:
+    def _build_group(self, pieces: list[_Piece], rows: NDArray[np.int64], num_rows: int) -> _Group:
         size, heads = self._cache.block_size, self._cache.num_kv_heads
         lengths = [piece.length for piece in pieces]
         tables = pad_tables(lengths, [piece.block_table for piece in pieces], size)
         blocks = tables[:, None, :] * heads + np.arange(heads)[:, None]
-        counts = np.array([piece.num_rows for piece in pieces])[:, None]
-        offsets = np.minimum(np.arange(counts.max()), counts - 1)
-        rows = np.array([piece.row for piece in pieces])[:, None] + offsets
-        positions = np.array(lengths)[:, None] - counts + offsets
+        starts = np.array([piece.length - piece.num_rows - piece.row for piece in pieces])[:, None]
         Lk = tables.shape[1] * size
-        masked = self._tensor((np.arange(Lk) > positions[:, :, None])[:, None])
-        return _Group(self._tensor(rows.reshape(-1)), self._tensor(blocks.reshape(-1)), masked, (*rows.shape, Lk))
+        masked = (np.arange(Lk) > (rows + starts)[:, :, None])[:, None]
+        in_order = rows.size == num_rows and bool((rows.reshape(-1) == np.arange(num_rows)).all())
+        return _Group(
+            None if in_order else self._tensor(rows.reshape(-1)),
+            self._tensor(blocks.reshape(-1)),
+            self._tensor(masked) if masked.any() else None,
+            (*rows.shape, Lk),
+        )
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -107,6 +115,14 @@ class _Piece(NamedTuple):
     row: int  # first row, in the packed forward
     num_rows: int
     length: int  # number of keys that the last row attends to
+
+
+def _padded_rows(pieces: list[_Piece]) -> NDArray[np.int64]:
+    """(B, Lq): the rows of each piece in the packed forward, padded to one length by repeating the last."""
+    counts = np.array([piece.num_rows for piece in pieces])[:, None]
+    offsets = np.minimum(np.arange(counts.max()), counts - 1)
+    rows: NDArray[np.int64] = np.array([piece.row for piece in pieces])[:, None] + offsets
+    return rows
 
 
 def _split_segments(segments: list[Segment]) -> list[_Piece]:

@@ -201,7 +201,7 @@ class _Migration:
         if not text.strip():
             return "there is no text in its payload (page_content)"
         try:
-            cut = encode(self.embedder.tokenizer, spec, text, role="document", instruction=None).truncated
+            cut = encode(self.embedder.backend_tokenizer, spec, text, role="document", instruction=None).truncated
         except InputError as error:
             return str(error)
         if cut:

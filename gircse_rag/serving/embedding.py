@@ -79,7 +79,7 @@ class RequestBackend:
 
 def embedder_for(embedder: Embedder, backend: PagedBackend, cancelled: threading.Event) -> Embedder:
     """The embedder as one HTTP request sees it."""
-    return Embedder(RequestBackend(backend, cancelled), embedder.tokenizer, embedder.spec)
+    return Embedder(RequestBackend(backend, cancelled), embedder.backend_tokenizer, embedder.spec)
 
 
 def embed(embedder: Embedder, settings: Settings, task: Task) -> Embedded:
@@ -154,7 +154,7 @@ def check_question(embedder: Embedder, question: str, instruction: str | None) -
     """
     if instruction is not None:
         instruction = read_instruction(instruction)
-    if encode(embedder.tokenizer, embedder.spec, question, role="query", instruction=instruction).truncated:
+    if encode(embedder.backend_tokenizer, embedder.spec, question, role="query", instruction=instruction).truncated:
         raise InputError(
             f"the question and its instruction are longer than {embedder.spec.max_length} tokens; shorten it"
         )
@@ -172,7 +172,7 @@ def _encode(embedder: Embedder, settings: Settings, task: Task) -> list[Prompt]:
         spec = replace(spec, max_length=min(spec.max_length, task.max_length))
     prompts = []
     for index, text in enumerate(task.inputs):
-        prompt = encode(embedder.tokenizer, spec, text, role=role, instruction=instruction, index=index)
+        prompt = encode(embedder.backend_tokenizer, spec, text, role=role, instruction=instruction, index=index)
         if prompt.truncated and not task.truncate:
             raise InputError(
                 f"text {index} is longer than {spec.max_length} tokens; split it into chunks, or send "

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from gircse_rag import Embedder
+from tests.unit.engine.test_decoder import needs_float16_products
 
 VECTORS = Path(__file__).with_name("vectors.npz")
 RECORD = VECTORS.with_suffix(".json")
@@ -57,7 +58,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=needs_float16_products)])
 def test_the_vectors_of_the_bundled_model_stay_bit_equal(dtype: str, one_thread: None) -> None:
     recorded_here = json.loads(RECORD.read_text(encoding="utf-8"))["machine"] == machine()
     with np.load(VECTORS) as stored:
@@ -65,16 +66,25 @@ def test_the_vectors_of_the_bundled_model_stay_bit_equal(dtype: str, one_thread:
             expected = stored[name]
             if recorded_here:
                 assert np.array_equal(vectors, expected), f"{name} changed"
-            elif dtype == "float32":
-                np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5, err_msg=name)
-            else:
+            elif dtype == "bfloat16":
                 assert (vectors * expected).sum(axis=1).min() > 0.999, name
+            else:  # float16 weights are multiplied in float32
+                np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.model
+@needs_float16_products
+def test_float16_weights_change_vectors_by_rounding_only(one_thread: None) -> None:
+    float32, float16 = embed("float32"), embed("float16")
+    for name, exact in float32.items():
+        found = float16[name.replace("float32", "float16")].astype(np.float64)
+        assert (1 - (found * exact).sum(axis=1)).max() < 1e-6, name
 
 
 def main() -> None:
     torch.set_num_threads(1)
     record = json.loads(RECORD.read_text(encoding="utf-8")) | {"machine": machine()}
-    arrays: dict[str, Any] = embed("float32") | embed("bfloat16")
+    arrays: dict[str, Any] = embed("float32") | embed("bfloat16") | embed("float16")
     np.savez_compressed(VECTORS, **arrays)
     RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

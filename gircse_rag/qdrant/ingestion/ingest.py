@@ -92,7 +92,7 @@ def ingest(
             collection=collection,
             embedder=embedder,
             client=client,
-            chunker=chunker or Chunker(embedder.tokenizer, embedder.spec),
+            chunker=chunker or Chunker(embedder.backend_tokenizer, embedder.spec),
             source=str(source),
             deadline=deadline,
             progress=progress,
@@ -102,7 +102,7 @@ def ingest(
     with store_errors(client), closing(Seen()) as seen:
         retry(ensure_collection, client, collection, embedder.spec)
         points = Points(client, collection, retry)
-        chunker = chunker or Chunker(embedder.tokenizer, embedder.spec)
+        chunker = chunker or Chunker(embedder.backend_tokenizer, embedder.spec)
         intake = Intake(points, chunker, Checker(chunker, seen, report, source))
         with (
             ThreadPoolExecutor(1, "gircse-write") as executor,

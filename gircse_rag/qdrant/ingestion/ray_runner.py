@@ -93,7 +93,7 @@ def ingest_on_ray(
                 collection=collection,
                 embedder=model,
                 client=store,
-                chunker=chunker(model.tokenizer, model.spec),
+                chunker=chunker(model.backend_tokenizer, model.spec),
                 source=str(source),
                 deadline=deadline,
                 progress=progress,

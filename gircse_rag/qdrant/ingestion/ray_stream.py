@@ -81,7 +81,7 @@ def read(documents: Callable[[], Iterable[Document | SkippedFile]], work: Work) 
     characters = 0
     try:
         embedder = work.embedder()
-        chunker = work.chunker(embedder.tokenizer, embedder.spec)
+        chunker = work.chunker(embedder.backend_tokenizer, embedder.spec)
         with closing(Seen()) as seen:
             checker = Checker(chunker, seen, IngestReport(), work.source)
             for _, document in chain.from_iterable(checker.groups(documents())):
@@ -117,7 +117,7 @@ class Worker:
         work = self._work
         if self._embedder is None:
             self._embedder = work.embedder()
-            self._chunker = work.chunker(self._embedder.tokenizer, self._embedder.spec)
+            self._chunker = work.chunker(self._embedder.backend_tokenizer, self._embedder.spec)
             self._client = work.open_client()
             # If the collection is deleted during the run, no worker may recreate it: other workers' points are gone.
             vars(self._client)["create_collection"] = self._refuse_to_create

@@ -25,6 +25,7 @@ from gircse_rag.engine.scheduler import Chunk
 from gircse_rag.errors import CheckpointError, GircseError, InputError
 from gircse_rag.spec import EmbeddingSpec
 from tests import tiny
+from tests.unit.engine.test_decoder import needs_float16_products
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +106,22 @@ def test_equals_the_reference(family: str, tied: bool, mix: str) -> None:
         assert_same(refinements(found), expected)
     assert (paged._blocks.num_hits > 0) == (mix != "no prefix cache")
     assert (paged._engine.scheduler.num_preemptions > 0) == (mix == "preemption")
+    assert_idle(paged)
+
+
+@needs_float16_products
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("mix", MIXES)
+def test_float16_weights_equal_the_float32_reference_of_the_same_weights(family: str, tied: bool, mix: str) -> None:
+    batch = requests(1)
+    expected = refinements(dict(ReferenceBackend(tiny.model(family, tied=tied).half().float()).refine(batch)))
+    paged = backend(tiny.model(family, tied=tied).half(), **MIXES[mix])
+    assert paged._engine.runner.dtype == torch.float32
+    for order in (1, -1):
+        numbers = list(range(len(batch)))[::order]
+        found = {numbers[i]: outcome for i, outcome in paged.refine([batch[n] for n in numbers])}
+        assert_same(refinements(found), expected)
     assert_idle(paged)
 
 
@@ -439,7 +456,9 @@ def test_a_nan_fails_its_text_alone_and_leaves_nothing_behind(
     assert_idle(paged)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=needs_float16_products)]
+)
 def test_a_nan_does_not_reach_the_rows_before_it(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts that share only the prefix before the NaN succeed; texts that share the NaN fail."""
     poison(monkeypatch, 399)
@@ -496,7 +515,7 @@ def test_a_failing_forward_fails_its_texts_and_not_the_engine(monkeypatch: pytes
     model = tiny.model()
     paged = backend(model)
     batch = requests(11, 6)
-    layer = paged._engine.runner._body.layers[0]
+    layer = paged._engine.runner.decoder.layers[0]
     with monkeypatch.context() as patch:
         patch.setattr(layer, "forward", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of memory")))
         found = dict(paged.refine(batch))
@@ -510,7 +529,7 @@ def test_an_interrupt_reaches_the_caller_and_leaves_a_usable_engine(monkeypatch:
     model = tiny.model()
     paged = backend(model)
     batch = requests(12, 6)
-    layer = paged._engine.runner._body.layers[0]
+    layer = paged._engine.runner.decoder.layers[0]
     with monkeypatch.context() as patch:
         patch.setattr(layer, "forward", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,34 @@ import torch
 from gircse_rag.backends import paged as module
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.backends.reference import ReferenceBackend
+from gircse_rag.engine.products import Form
 from gircse_rag.spec import MAX_STEPS
 from tests import tiny
 from tests.unit.backends.test_paged import SPEC, assert_same, requests
 
 
-def storage_bytes(*modules: torch.nn.Module) -> int:
-    """Bytes of all tensor storages in these modules, each storage counted once."""
+def storage_bytes(*owners: Any) -> int:
+    """Bytes of all tensor storages that the owners reach through attributes, closures and containers, counted once."""
     found: dict[int, int] = {}
-    for part in (part for whole in modules for part in whole.modules()):
-        tensors = [*part.parameters(recurse=False), *(v for v in vars(part).values() if isinstance(v, torch.Tensor))]
-        found |= {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    seen: set[int] = set()
+    waiting = list(owners)
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor):
+            found[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+        elif isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, (list, tuple)):
+            waiting += item
+        elif isinstance(item, functools.partial):
+            waiting += [*item.args, *item.keywords.values()]
+        elif hasattr(item, "__closure__"):
+            waiting += [cell.cell_contents for cell in item.__closure__ or ()]
+        elif hasattr(item, "__dict__") and not isinstance(item, type):
+            waiting += vars(item).values()
     return sum(found.values())
 
 
@@ -39,11 +57,11 @@ def test_merged_weights_are_not_stored_twice(family: str, monkeypatch: pytest.Mo
         merged.append(first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr())
         return original(*arguments)
 
-    monkeypatch.setattr(module, "can_pack", lambda weight: False)
+    monkeypatch.setattr(module, "packed_form", lambda weight: Form.PLAIN)
     monkeypatch.setattr(module, "_default_cache_bytes", record_merge)
     paged = PagedBackend(model, SPEC)
     assert merged == [True]
-    assert storage_bytes(model, paged._engine.runner._body) <= 1.02 * before  # 2% for merged biases
+    assert storage_bytes(model, paged._engine.runner.decoder) <= 1.02 * before  # 2% for merged biases
     assert_same(dict(paged.refine(batch)), expected)
     assert_same(dict(ReferenceBackend(model).refine(batch)), expected)
     model.save_pretrained(tmp_path)

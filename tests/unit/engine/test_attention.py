@@ -14,9 +14,11 @@ from gircse_rag.engine.attention import PagedPlan, Plan, Segment
 from gircse_rag.engine.gathered import GatheredPlan
 from gircse_rag.engine.kv_cache import KVCache
 from gircse_rag.errors import GircseWarning
+from gircse_rag.weights import DecoderWeights
 from tests import tiny
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
+CONFIG = DecoderWeights.of(tiny.model()).config
 SCALING = 0.3
 
 MIXES = {
@@ -71,10 +73,9 @@ def test_equals_dense_attention(mix: str, layout: str, dtype: torch.dtype, monke
     generator = torch.Generator().manual_seed(7)
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     block_size = 16 if layout == "paged" else 4
-    config = tiny.model().config
     num_blocks = 1 + sum(-(-length // block_size) for _, length in MIXES[mix])
     cache = KVCache(
-        config, num_blocks, paged=layout == "paged", block_size=block_size, dtype=dtype, device=torch.device("cpu")
+        CONFIG, num_blocks, paged=layout == "paged", block_size=block_size, dtype=dtype, device=torch.device("cpu")
     )
     free = iter((1 + torch.randperm(num_blocks - 1, generator=generator)).tolist())
     tables = [[next(free) for _ in range(-(-length // block_size))] for _, length in MIXES[mix]]
@@ -118,9 +119,7 @@ def test_pieces_and_groups_cover_every_row_once() -> None:
 @pytest.mark.parametrize("layout", ["gathered", "paged"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_non_finite_values_are_stored_as_finite_and_marked_in_the_key(layout: str, bad: float) -> None:
-    cache = KVCache(
-        tiny.model().config, 2, paged=layout == "paged", block_size=4, dtype=torch.bfloat16, device=torch.device("cpu")
-    )
+    cache = KVCache(CONFIG, 2, paged=layout == "paged", block_size=4, dtype=torch.bfloat16, device=torch.device("cpu"))
     key, value = torch.randn(2, 4, KV_HEADS, WIDTH).bfloat16()
     value[2, 1, 3] = bad
     segment = Segment(4, 4, [1])
@@ -135,7 +134,7 @@ def test_non_finite_values_are_stored_as_finite_and_marked_in_the_key(layout: st
 @pytest.mark.parametrize("where", ["key", "value"])
 def test_a_nan_reaches_the_rows_that_see_it_and_no_others(where: str) -> None:
     """Two sequences in one forward; in the second, row 5 of 9 is NaN. A stale block of NaN keys follows each."""
-    cache = KVCache(tiny.model().config, 9, paged=False, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(CONFIG, 9, paged=False, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
     cache.keys[0][1:] = float("nan")
     query, key, value = (torch.randn(18, heads, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS))
     (key if where == "key" else value)[9 + 5, 1] = float("nan")
@@ -145,7 +144,7 @@ def test_a_nan_reaches_the_rows_that_see_it_and_no_others(where: str) -> None:
 
 
 def test_no_paged_kernel_on_a_cpu() -> None:
-    assert not attention.has_paged_kernel(tiny.model().config, torch.device("cpu"), torch.bfloat16)
+    assert not attention.has_paged_kernel(CONFIG, torch.device("cpu"), torch.bfloat16)
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -176,19 +175,19 @@ def test_kernel_difference_detects_a_wrong_kernel(
         return kernel(*arguments, **options)
 
     monkeypatch.setattr(attention, "varlen_attn", faulty)
-    difference = attention.kernel_difference(tiny.model().config, torch.device("cpu"), torch.bfloat16)
+    difference = attention.kernel_difference(CONFIG, torch.device("cpu"), torch.bfloat16)
     assert (difference < attention.KERNEL_TOLERANCE) == (change is _unchanged)
 
 
 @pytest.mark.parametrize("difference", [0.001, 0.1, float("nan")])
 def test_a_wrong_kernel_is_not_used(difference: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "kernel_difference", lambda *_: difference)
-    config, device = tiny.model().config, torch.device("cuda")
+    device = torch.device("cuda")
     if difference == 0.001:
-        assert attention.has_paged_kernel(config, device, torch.bfloat16)
+        assert attention.has_paged_kernel(CONFIG, device, torch.bfloat16)
         return
     with pytest.warns(GircseWarning, match="gathers keys and values instead"):
-        assert not attention.has_paged_kernel(config, device, torch.bfloat16)
+        assert not attention.has_paged_kernel(CONFIG, device, torch.bfloat16)
 
 
 def test_a_torch_without_the_kernel_falls_back_silently(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,4 +195,4 @@ def test_a_torch_without_the_kernel_falls_back_silently(monkeypatch: pytest.Monk
         raise TypeError("varlen_attn() got an unexpected keyword argument 'block_table'")
 
     monkeypatch.setattr(attention, "kernel_difference", reject)
-    assert not attention.has_paged_kernel(tiny.model().config, torch.device("cuda"), torch.bfloat16)
+    assert not attention.has_paged_kernel(CONFIG, torch.device("cuda"), torch.bfloat16)

@@ -17,6 +17,7 @@ from gircse_rag.engine.attention import PagedPlan, Segment, has_paged_kernel
 from gircse_rag.engine.gathered import GatheredPlan
 from gircse_rag.engine.kv_cache import PAGED_BLOCK_SIZE, KVCache
 from gircse_rag.spec import EmbeddingSpec
+from gircse_rag.weights import DecoderWeights
 
 pytestmark = [
     pytest.mark.gpu,
@@ -75,7 +76,7 @@ def test_equals_the_float32_reference(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_kernel_equals_the_gathered_plan(dtype: torch.dtype) -> None:
     device = torch.device("cuda")
-    config = model(dtype).config
+    config = DecoderWeights.of(model(dtype)).config
     if not has_paged_kernel(config, device, dtype):
         pytest.skip("this torch or GPU has no paged varlen_attn")
     shapes = [(1, 1), (1, 300), (40, 40), (100, 400), (256, 256), (1, 257), (300, 800)]
