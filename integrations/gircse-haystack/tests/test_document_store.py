@@ -274,3 +274,11 @@ def test_a_point_under_the_uuid_of_another_spelling_is_replaced_and_deleted(
     write_as_before()
     document_store.delete_documents([own])
     assert document_store.count_documents() == 0
+
+
+def test_a_password_is_not_serialized(tiny_folder: Path) -> None:
+    embedder = GircseDocumentEmbedder(str(tiny_folder))
+    assert GircseQdrantDocumentStore("docs", embedder, url="http://host:6333").to_dict()
+    with pytest.raises(ValueError, match=r"http://\*\*\*@host:6333 holds a password.*QDRANT_URL") as caught:
+        GircseQdrantDocumentStore("docs", embedder, url="http://me:s3cret@host:6333").to_dict()
+    assert "s3cret" not in str(caught.value)

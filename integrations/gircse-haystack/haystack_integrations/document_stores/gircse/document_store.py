@@ -17,6 +17,7 @@ from gircse_rag.errors import GircseError
 from gircse_rag.qdrant.foreign import find_former_ids, foreign_id, foreign_payload, read_payload
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import open_client, store_errors
+from gircse_rag.redaction import redact, split_credentials
 from haystack import Document, default_from_dict, default_to_dict
 from haystack.document_stores.errors import DocumentStoreError, DuplicateDocumentError
 from haystack.document_stores.types import DuplicatePolicy
@@ -90,7 +91,15 @@ class GircseQdrantDocumentStore:
                 self._client = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Serializes the store."""
+        """Serializes the store.
+
+        :raises ValueError: the URL holds a password, which would be written in plain text.
+        """
+        if self.url is not None and split_credentials(self.url)[1] is not None:
+            raise ValueError(
+                f"{redact(self.url)} holds a password, which a serialized store would show; set QDRANT_URL to it, and "
+                "leave `url` out"
+            )
         return default_to_dict(  # type: ignore[no-any-return]
             self, collection=self.collection, embedder=self.embedder, path=self.path, url=self.url
         )
