@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         run(arguments)
 
-    interrupts.current.run(command)
+    interrupts.run(command, restore=arguments is not None)
 
 
 __all__ = ["main"]

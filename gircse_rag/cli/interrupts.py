@@ -35,7 +35,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Handles the signals of one command.
+    """Handles the signals of one command; the next command needs a new object.
 
     Attributes:
         received: number of the first signal, or None.
@@ -45,16 +45,22 @@ class Interrupts:
         self.received: int | None = None
         self._received_at = 0.0
         self._repeating = False
-        self._main_thread = 0
         self._ended = False
 
-    def run(self, command: Callable[[], None]) -> NoReturn:
-        """Run `command` and exit: after a signal with 128 + its number, else with the command's code, or 0."""
-        self._main_thread = _thread.get_ident()
-        report = sys.unraisablehook
-        for number in SIGNALS:
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup ignores SIGHUP
-                signal.signal(number, self._handle)
+    def run(self, command: Callable[[], None], *, restore: bool = False) -> NoReturn:
+        """Run `command` and exit: after a signal with 128 + its number, else with the command's code, or 0.
+
+        Args:
+            command: runs in the main thread, or else without handling signals.
+            restore: put the program's own handlers back at the end, for a program that catches SystemExit.
+        """
+        report, before = sys.unraisablehook, {number: signal.getsignal(number) for number in SIGNALS}
+        for number, handler in before.items():
+            if handler in (signal.SIG_DFL, signal.default_int_handler):  # nohup ignores SIGHUP
+                try:
+                    signal.signal(number, self._handle)
+                except ValueError:  # not in the main thread
+                    break
         sys.unraisablehook = lambda dropped: None if self._is_expected(dropped) else report(dropped)
         try:
             command()
@@ -63,6 +69,11 @@ class Interrupts:
                 raise
         finally:
             self._ended = True
+            if restore:
+                sys.unraisablehook = report
+                for number, handler in before.items():
+                    if signal.getsignal(number) == self._handle:
+                        signal.signal(number, handler)
         sys.exit(0 if self.received is None else 128 + self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -87,10 +98,7 @@ class Interrupts:
             if self._ended:
                 return
             self._repeating = True
-            if hasattr(signal, "pthread_kill"):
-                signal.pthread_kill(self._main_thread, number)  # also ends a system call
-            else:
-                _thread.interrupt_main(number)
+            _thread.interrupt_main(number)  # no real signal: Ray's shutdown, for one, puts back a handler that kills
 
     def _is_expected(self, dropped: Any) -> bool:
         return self.received is not None and issubclass(dropped.exc_type, KeyboardInterrupt)
@@ -105,4 +113,11 @@ def _is_unwinding() -> bool:
 
 
 current = Interrupts()
-"""The signals of this process's command."""
+"""The signals of the command that runs, or ran last."""
+
+
+def run(command: Callable[[], None], *, restore: bool) -> NoReturn:
+    """Run a command as `Interrupts.run` does, as the current one."""
+    global current
+    current = Interrupts()
+    current.run(command, restore=restore)

@@ -6,10 +6,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gircse_rag.cli import interrupts
+from gircse_rag.cli import interrupts, main
 from gircse_rag.cli.app import run as run_command
 from gircse_rag.cli.interrupts import SIGNALS, Interrupted, Interrupts
 
@@ -152,6 +153,32 @@ def test_a_signal_after_the_command_exits_at_once(exits: list[int]) -> None:
     with pytest.raises(SystemExit):
         signal.raise_signal(signal.SIGTERM)
     assert exits == [143]
+
+
+def test_a_program_that_calls_the_command_gets_its_handlers_back() -> None:
+    def handler(*_: object) -> None:
+        pass
+
+    signal.signal(signal.SIGHUP, handler)
+    handlers, hook = [signal.getsignal(number) for number in SIGNALS], sys.unraisablehook
+    for _ in range(2):
+        with pytest.raises(SystemExit) as caught:
+            interrupts.run(lambda: signal.raise_signal(signal.SIGTERM), restore=True)
+        assert caught.value.code == 143
+        assert [signal.getsignal(number) for number in SIGNALS] == handlers and sys.unraisablehook is hook
+    with pytest.raises(SystemExit) as caught:
+        interrupts.run(lambda: wait(0.5), restore=True)  # the end of the first is not raised again in this one
+    assert caught.value.code == 0 and interrupts.current.received is None
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+
+
+def test_a_command_may_run_in_another_thread(capfd: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(SystemExit) as caught:
+        pool.submit(main, ["--version"]).result()
+    assert caught.value.code == 0 and capfd.readouterr().err == ""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_without_a_signal_the_command_decides() -> None:
