@@ -15,12 +15,15 @@ __version__ = "0.1.0"
 # Not from typing, whose import takes longer than all that `gircse` needs before it handles signals.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from gircse_rag.adaptation import Adapted, adapt
     from gircse_rag.embedder import Embedder, EmbeddingResult
     from gircse_rag.errors import GircseError, GircseWarning
     from gircse_rag.prompts import INSTRUCTIONS
     from gircse_rag.spec import EmbeddingSpec
 
 _MODULES = {
+    "Adapted": "gircse_rag.adaptation",
+    "adapt": "gircse_rag.adaptation",
     "Embedder": "gircse_rag.embedder",
     "EmbeddingResult": "gircse_rag.embedder",
     "EmbeddingSpec": "gircse_rag.spec",
@@ -29,7 +32,16 @@ _MODULES = {
     "INSTRUCTIONS": "gircse_rag.prompts",
 }
 
-__all__ = ["INSTRUCTIONS", "Embedder", "EmbeddingResult", "EmbeddingSpec", "GircseError", "GircseWarning"]
+__all__ = [
+    "INSTRUCTIONS",
+    "Adapted",
+    "Embedder",
+    "EmbeddingResult",
+    "EmbeddingSpec",
+    "GircseError",
+    "GircseWarning",
+    "adapt",
+]
 
 
 def __getattr__(name: str) -> object:

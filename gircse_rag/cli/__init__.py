@@ -9,6 +9,8 @@
     questions.py     questions one after the other
     migrating.py     migrate
     verifying.py     verify
+    adapting.py      adapt
+    comparing.py     compare-instructions
     training.py      train
     evaluation.py    eval
     serving.py       export, serve

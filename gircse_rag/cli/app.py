@@ -11,6 +11,8 @@ import typer
 
 import gircse_rag
 from gircse_rag.cli import (
+    adapting,
+    comparing,
     embedding,
     environment,
     evaluation,
@@ -58,6 +60,8 @@ for command in (
     verifying.verify,
     embedding.embed,
     embedding.explain,
+    adapting.adapt,
+    comparing.compare_instructions,
     training.train,
     evaluation.eval_,
     serving.export,
@@ -66,7 +70,7 @@ for command in (
     environment.instructions,
     environment.doctor,
 ):
-    app.command(command.__name__.rstrip("_"))(command)
+    app.command(command.__name__.rstrip("_").replace("_", "-"))(command)
 # `serve` passes unknown options on to vLLM
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serving.serve)
 

@@ -28,6 +28,7 @@ LIBRARIES = ("torch", "transformers", "peft", "qdrant-client", "semantic-text-sp
 EXTRAS = {
     "eval": "pytrec-eval-terrier",
     "train": "accelerate",
+    "adapt": "bm25s",
     "html": "lxml",
     "pdf": "pypdf",
     "parquet": "pyarrow",

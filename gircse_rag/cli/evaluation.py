@@ -30,7 +30,8 @@ def _split_list(value: str) -> list[str]:
     return parts
 
 
-def _parse_steps(value: str) -> tuple[int, ...]:
+def parse_step_list(value: str) -> tuple[int, ...]:
+    """Parse numbers of steps separated by commas."""
     try:
         steps = tuple(int(part) for part in _split_list(value))
         for step in steps:
@@ -52,7 +53,7 @@ def _check_suffix(path: Path | None) -> Path | None:
 def eval_(
     folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder of evaluation sets (docs/guides/evaluation.md).")],
     model: options.ModelOptions = options.DEFAULT,
-    steps: Annotated[Any, Option(parser=_parse_steps, metavar="K,K,...", help="Numbers of steps to score.")] = "1,5",
+    steps: Annotated[Any, Option(parser=parse_step_list, metavar="K,K,...", help="Numbers of steps to score.")] = "1,5",
     sets: Annotated[Any, Option(parser=_split_list, metavar="NAME,...", help=_SETS)] = None,
     limit: Annotated[int | None, Option(min=1, help="Size of a fixed sample of each set (default: all).")] = None,
     output: Annotated[Path | None, Option(dir_okay=False, help="File for the report, as JSON.")] = None,
