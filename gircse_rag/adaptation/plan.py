@@ -19,7 +19,7 @@ POOL_SHARE = 0.15
 LARGEST_POOL = 3_000
 SMALLEST_POOL = 200
 LONGEST = 256
-"""Tokens per text in training: longer chunks are cut there, which halves the time and loses little."""
+"""Tokens per text in training. Longer chunks are cut there to save time; the report ranks whole chunks."""
 RATE, SHORT_RATE, FRESH_RATE = 2e-4, 3e-4, 1e-3
 """Learning rates: of a trained adapter, the same for at most `FEW_STEPS` steps, and of a fresh one."""
 FEW_STEPS = 60
