@@ -183,6 +183,7 @@ def ask(question: Question, limit: int, store: Store) -> Answer:
         client=store.client,
         instruction=INSTRUCTIONS[question.instruction],
         limit=limit,
+        mode="dense",  # shows what instructions do; the default also ranks by the question's words
     )
     return Answer(hits, time.monotonic() - began)
 

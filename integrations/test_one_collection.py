@@ -46,7 +46,9 @@ def test_all_integrations_read_the_same_collection(instruction: str | None, tiny
 
     expected = [
         (hit.text, hit.metadata["by"], hit.score)
-        for hit in search("heap", collection="c", embedder=embedder, client=client, instruction=instruction, limit=9)
+        for hit in search(
+            "heap", collection="c", embedder=embedder, client=client, instruction=instruction, limit=9, mode="dense"
+        )
     ]
     vector = langchain.embeddings.embed_query("heap", instruction=instruction)
     through_langchain = [

@@ -24,10 +24,11 @@ from qdrant_client.http.models import models as rest
 
 from gircse_rag.qdrant.local import serialize_access
 
-Fault = Literal["429", "408", "500", "503", "drop before", "drop after", "delay", "acknowledged", "400"]
+Fault = Literal["429", "408", "500", "503", "drop before", "drop after", "delay", "acknowledged", "400", "404"]
 FAULTS: tuple[Fault, ...] = ("429", "408", "500", "503", "drop before", "drop after", "acknowledged")
 """Faults that a retry fixes and that take no time."""
 
+_INDEX = re.compile(r"/collections/([^/]+)/index")
 _COLLECTION = re.compile(r"/collections/([^/]+)(/.*)?$")
 
 
@@ -42,9 +43,13 @@ class Shim:
         retry_after: the Retry-After header of a 429, or None for no header.
         delay_seconds: duration of a "delay".
         version: what the server says its version is. Before 1.16 it ignores the metadata of new collections.
+        indexes: the payload indexes of each collection: field -> kind.
+        strict: refuse filters and groups by fields without an index, as Qdrant Cloud does by default.
     """
 
-    def __init__(self, path: Path | None = None, *, api_key: str | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, api_key: str | None = None, strict: bool = False) -> None:
+        self.strict = strict
+        self.indexes: dict[str, dict[str, str]] = {}
         self.store = QdrantClient(":memory:") if path is None else QdrantClient(path=str(path))
         serialize_access(self.store)  # which also keeps vectors of unit length as they are, as a server does
         self.requests: list[tuple[str, str]] = []
@@ -104,7 +109,30 @@ class Shim:
         with self._lock:
             if _COLLECTION.match(path) and method == "PUT" and isinstance(body, dict) and self._is_old():
                 body.pop("metadata", None)
-            return _route(self.store, method, path, body)
+            if self.strict:
+                self._refuse_unindexed(path, body)
+            if (index := _INDEX.fullmatch(path)) and method == "PUT":
+                self.indexes.setdefault(index[1], {})[body["field_name"]] = body["field_schema"]
+                return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
+            result = _route(self.store, method, path, body)
+            if isinstance(result, models.CollectionInfo):
+                fields = self.indexes.get(path.removeprefix("/collections/"), {})
+                result.payload_schema = {
+                    field: models.PayloadIndexInfo(data_type=models.PayloadSchemaType(kind), points=0)
+                    for field, kind in fields.items()
+                }
+            return result
+
+    def _refuse_unindexed(self, path: str, body: Any) -> None:
+        collection = _COLLECTION.match(path)
+        if collection is None or not (collection[2] or "").startswith("/points"):
+            return
+        for field in _filtered_fields(body):
+            if field not in self.indexes.get(collection[1], {}):
+                raise ValueError(
+                    f'Bad request: Index required but not found for "{field}" of one of the following types: '
+                    "[keyword]. Help: Create an index for this key or use a different filter."
+                )
 
     def _is_old(self) -> bool:
         return tuple(map(int, self.version.split(".")[:2])) < (1, 16)
@@ -131,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply(401, "Invalid API key or JWT")
         if fault == "drop before":
             return self._hang_up()
-        if fault in ("429", "408", "500", "503", "400"):
+        if fault in ("429", "408", "500", "503", "400", "404"):
             headers = (
                 {"Retry-After": self.shim.retry_after} if fault == "429" and self.shim.retry_after is not None else {}
             )
@@ -141,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             result = self.shim.answer(self.command, path, body)
         except ValueError as error:
-            missing = "not found" in str(error)
+            missing = "not found" in str(error) and "Index required" not in str(error)
             return self._reply(404 if missing else 409 if "already exists" in str(error) else 400, str(error))
         if fault == "drop after":
             return self._hang_up()
@@ -178,6 +206,21 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def _filtered_fields(body: Any, *, inside_filter: bool = False) -> Iterator[str]:
+    """The payload fields that a request filters or groups by."""
+    if isinstance(body, list):
+        for part in body:
+            yield from _filtered_fields(part, inside_filter=inside_filter)
+    elif isinstance(body, dict):
+        if inside_filter and "key" in body:
+            yield body["key"]
+        if "group_by" in body:
+            yield body["group_by"]
+        for name, part in body.items():
+            if name not in ("payload", "points", "vector", "query"):
+                yield from _filtered_fields(part, inside_filter=inside_filter or name == "filter")
+
+
 def _route(store: QdrantClient, method: str, path: str, body: Any) -> Any:
     if path == "/collections":
         return store.get_collections()
@@ -189,6 +232,9 @@ def _route(store: QdrantClient, method: str, path: str, body: Any) -> Any:
     if match_path is None:
         raise ValueError(f"the shim does not support {method} {path}")
     name, rest_of_path = match_path[1], match_path[2] or ""
+    if method == "PUT" and rest_of_path.startswith("/vectors/"):
+        config = rest.SparseVectorNameConfig.model_validate(body)
+        return store.create_vector_name(name, rest_of_path.removeprefix("/vectors/"), config)
     match method, rest_of_path:
         case "GET", "/exists":
             return {"exists": store.collection_exists(name)}
@@ -198,7 +244,17 @@ def _route(store: QdrantClient, method: str, path: str, body: Any) -> Any:
             return store.delete_collection(name)
         case "PUT", "":
             settings = rest.CreateCollection.model_validate(body)
-            return store.create_collection(name, settings.vectors, metadata=settings.metadata)
+            return store.create_collection(
+                name,
+                settings.vectors,
+                sparse_vectors_config=settings.sparse_vectors,
+                metadata=settings.metadata,
+            )
+        case "PATCH", "":
+            changes = rest.UpdateCollection.model_validate(body)
+            return store.update_collection(name, metadata=changes.metadata)
+        case "PUT", "/points/vectors":
+            return store.update_vectors(name, rest.UpdateVectors.model_validate(body).points)
         case "PUT", "/points":
             return store.upsert(name, rest.PointsList.model_validate(body).points)
         case "POST", "/points":
@@ -211,7 +267,7 @@ def _route(store: QdrantClient, method: str, path: str, body: Any) -> Any:
         case "POST", "/points/delete":
             return store.delete(name, rest.PointIdsList.model_validate(body))
         case "POST", "/points/count":
-            return store.count(name)
+            return store.count(name, rest.CountRequest.model_validate(body).filter)
         case "POST", "/points/query/batch":
             return store.query_batch_points(name, rest.QueryRequestBatch.model_validate(body).searches)
         case "POST", "/points/query":

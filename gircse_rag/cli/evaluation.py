@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -56,6 +56,10 @@ def eval_(
     steps: Annotated[Any, Option(parser=parse_step_list, metavar="K,K,...", help="Numbers of steps to score.")] = "1,5",
     sets: Annotated[Any, Option(parser=_split_list, metavar="NAME,...", help=_SETS)] = None,
     limit: Annotated[int | None, Option(min=1, help="Size of a fixed sample of each set (default: all).")] = None,
+    mode: Annotated[
+        Literal["dense", "hybrid", "lexical"],
+        Option(help="Rank retrieval sets by embeddings, words (BM25) or both, as gircse search does."),
+    ] = "dense",
     output: Annotated[Path | None, Option(dir_okay=False, help="File for the report, as JSON.")] = None,
     figure: Annotated[
         Path | None,
@@ -79,12 +83,14 @@ def eval_(
         earlier = [Report.load(path) for path in compare or []]
         chosen = load_sets(folder, sets, limit=limit)  # before the model, so that a bad set fails fast
         if trained_pooling(model.name) in ("last", "mean"):
-            report = evaluate(_baseline(model.name, model.dtype), chosen, (0,), limit=limit, model=model.name)
+            report = evaluate(
+                _baseline(model.name, model.dtype), chosen, (0,), limit=limit, model=model.name, mode=mode
+            )
         else:
             embedder = options.load(model)
             with progress("embedding") as update:
                 embedder.backend = ProgressBackend(embedder.backend, update, _count_texts(chosen))
-                report = evaluate(embedder, chosen, steps, limit=limit, model=model.name)
+                report = evaluate(embedder, chosen, steps, limit=limit, model=model.name, mode=mode)
     if as_json:
         emit_json(report.to_dict())
     else:

@@ -51,6 +51,13 @@ def ingest(
     chunk_overlap: Annotated[
         int, Option(metavar="N", min=0, help="Tokens that a chunk repeats from the one before it.")
     ] = 0,
+    language: options.Language = None,
+    indexes: Annotated[
+        list[str] | None,
+        Option(
+            "--index", metavar="KEY=KIND", help="Payload index for filters by a metadata key, such as kind=keyword."
+        ),
+    ] = None,
     runner: Annotated[
         Literal["local", "ray"],
         Option(help="ray uses several processes or machines and needs a server (docs/operate/scale.md)."),
@@ -93,6 +100,8 @@ def ingest(
             arguments: dict[str, Any] = {  # of both runners
                 "collection": collection,
                 "progress": report_progress,
+                "language": language,
+                "indexes": options.parse_indexes(indexes or []),
                 "source": source or ", ".join(sorted(str(Path(item).resolve()) for item in paths)),
                 "sync": "dry-run" if dry_run else sync,
             }

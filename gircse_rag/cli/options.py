@@ -52,6 +52,19 @@ Steps = Annotated[Any, Option(parser=_parse_steps, metavar="K|auto", help=_STEPS
 Collection = Annotated[str, Option(metavar="NAME", help="Qdrant collection.")]
 StorePath = Annotated[Path | None, Option(metavar="DIR", help="Folder of an embedded store (default: ./qdrant).")]
 StoreUrl = Annotated[str | None, Option(help="Qdrant server (default: $QDRANT_URL; its API key: $QDRANT_API_KEY).")]
+
+
+def parse_indexes(items: list[str]) -> dict[str, str]:
+    """Parse KEY=KIND items. The last = separates them, because a key may contain one."""
+    for item in items:
+        if not all(item.rpartition("=")[::2]):
+            raise InputError(f"--index {item!r} is not KEY=KIND, such as --index kind=keyword")
+    return {key: kind for key, _, kind in (item.rpartition("=") for item in items)}
+
+
+Language = Annotated[
+    str | None, Option(metavar="NAME", help="Language of the texts, for its stemmer and stop words (default: english).")
+]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document.")]
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -36,12 +36,18 @@ def search(
     instruction: Annotated[
         str | None, Option(help="What makes a good answer: a sentence, or a name (`gircse instructions`).")
     ] = None,
+    mode: Annotated[
+        Literal["hybrid", "dense", "lexical"] | None,
+        Option(help="Rank by embeddings (dense), words (lexical) or both (default: hybrid where possible)."),
+    ] = None,
     limit: Annotated[int, Option(min=1, help="Maximum number of answers.")] = 5,
     offset: Annotated[int, Option(min=0, help="Number of best answers to skip, for paging.")] = 0,
     filters: Annotated[
         list[str] | None, Option("--filter", metavar="KEY=VALUE", help="Metadata value; repeat a key for alternatives.")
     ] = None,
-    min_score: Annotated[float | None, Option(help="Minimum cosine similarity.")] = None,
+    min_score: Annotated[
+        float | None, Option(help="Minimum cosine similarity; with --mode lexical, minimum BM25 score.")
+    ] = None,
     group: Annotated[
         int | None, Option(min=1, metavar="N", help="Maximum answers per document; --limit then counts documents.")
     ] = None,
@@ -72,7 +78,7 @@ def search(
 
             query_filter = _parse_filters(filters or [])
             client = stack.enter_context(closing(open_client(path, url, create=False)))
-            embedder = options.load(model)
+            embedder = options.load(model, lazy=mode == "lexical")
 
         def answer(question: str, instruction: str | None) -> None:
             arguments: dict[str, Any] = {
@@ -82,6 +88,7 @@ def search(
                 "instruction": instruction,
                 "limit": limit,
                 "query_filter": query_filter,
+                "mode": mode,
             }
             with only_results_on_stdout():
                 if coarse_to_fine:
@@ -117,9 +124,12 @@ def search(
 
 
 def _table(hits: list[Hit]) -> Table:
-    table = Table("score", "document", "text", show_lines=True)
+    """The hits; in hybrid mode, their places in the dense and in the lexical ranking too."""
+    hybrid = any(hit.dense_rank for hit in hits) and any(hit.lexical_rank for hit in hits)
+    table = Table("score", *(["ranks"] if hybrid else []), "document", "text", show_lines=True)
     for hit in hits:
-        table.add_row(f"{hit.score:.4f}", Text(hit.document or ""), Text(shorten(hit.text, 200)))
+        ranks = [f"{hit.dense_rank or '-'} dense\n{hit.lexical_rank or '-'} lexical"] if hybrid else []
+        table.add_row(f"{hit.score:.4f}", *ranks, Text(hit.document or ""), Text(shorten(hit.text, 200)))
     return table
 
 

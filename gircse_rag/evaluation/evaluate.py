@@ -17,7 +17,7 @@ from gircse_rag.errors import InputError, require
 from gircse_rag.evaluation.catalogue import load_sets
 from gircse_rag.evaluation.metrics import Estimate
 from gircse_rag.evaluation.results import Report, Score, SetResult, score_of
-from gircse_rag.evaluation.scoring import score
+from gircse_rag.evaluation.scoring import Mode, score
 from gircse_rag.evaluation.sets import EvalSet, RetrievalSet
 from gircse_rag.evaluation.vectors import EmbedFn, FromEmbedder, Vectors, check_steps
 
@@ -36,6 +36,7 @@ def evaluate(
     instructions: Mapping[str, str] | None = None,
     model: str | None = None,
     on_set: Callable[[SetResult], None] | None = None,
+    mode: Mode = "dense",
 ) -> Report:
     """Score a model on evaluation sets at every K of `steps`.
 
@@ -50,6 +51,8 @@ def evaluate(
             two are an error.
         model: name for the report (default: the Embedder's base model).
         on_set: called with each set's result as soon as it is available.
+        mode: how retrieval sets are ranked: by vectors ("dense"), by BM25 ("lexical") or by both ("hybrid"), as in
+            `gircse_rag.qdrant.search`. Other sets are not affected.
 
     Raises:
         MissingExtraError: the `eval` extra is not installed; checked before embedding.
@@ -71,7 +74,7 @@ def evaluate(
     results: list[SetResult] = []
     mains: list[list[Estimate]] = []
     for index, evaluation_set in enumerate(chosen):
-        result, estimates = score_set(evaluation_set, vectors, sorted_steps)
+        result, estimates = score_set(evaluation_set, vectors, sorted_steps, mode)
         vectors.done_with(index)
         results.append(result)
         if result.in_mean:
@@ -91,15 +94,19 @@ def evaluate(
         truncated=getattr(function, "truncated", None),
         seconds=round(time.perf_counter() - started, 1),
         versions=_versions(),
+        mode=mode,
     )
 
 
-def score_set(evaluation_set: EvalSet, vectors: Vectors, steps: tuple[int, ...]) -> tuple[SetResult, list[Estimate]]:
+def score_set(
+    evaluation_set: EvalSet, vectors: Vectors, steps: tuple[int, ...], mode: Mode = "dense"
+) -> tuple[SetResult, list[Estimate]]:
     """Score one set at every K. Return its result, and the estimates of its main metric in the order of `steps`."""
     started = time.perf_counter()
     blocks = evaluation_set.blocks
-    arrays = {name: vectors.of(block) for name, block in blocks.items()}
-    by_step = [score(evaluation_set, {name: a[:, i] for name, a in arrays.items()}) for i in range(len(steps))]
+    unused = mode == "lexical" and isinstance(evaluation_set, RetrievalSet)
+    arrays = {} if unused else {name: vectors.of(block) for name, block in blocks.items()}
+    by_step = [score(evaluation_set, {name: a[:, i] for name, a in arrays.items()}, mode) for i in range(len(steps))]
     result = SetResult(
         name=evaluation_set.name,
         task=evaluation_set.task,

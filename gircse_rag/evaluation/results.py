@@ -65,6 +65,7 @@ class Report:
         sets: one result per set, in order.
         mean: K -> mean of the main scores over the sets with `in_mean`; empty if there is none.
         gain: K -> mean at K minus mean at the first K, on the same resampled queries.
+        mode: how retrieval sets were ranked: "dense", "lexical" or "hybrid".
         texts: number of distinct (text, role, instruction); truncated: how many of them were cut (None: unknown).
     """
 
@@ -79,6 +80,7 @@ class Report:
     truncated: int | None = None
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
+    mode: str = "dense"
 
     def __repr__(self) -> str:
         means = ", ".join(f"K={k}: {score.value:.1f}" for k, score in self.mean.items()) or "none"
@@ -168,6 +170,8 @@ class Report:
 
     def _title(self) -> str:
         parts = [self.model, "scores x 100 [95% bootstrap]"]
+        if self.mode != "dense":
+            parts.append(f"retrieval ranked in mode {self.mode}")
         if self.limit is not None:
             parts.append(f"samples of {self.limit} per set: not the scores of the full sets")
         if self.truncated:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
 from gircse_rag.errors import InputError, require
 from gircse_rag.evaluation import metrics
+from gircse_rag.evaluation.lexical import fuse_runs, rank_by_words
 from gircse_rag.evaluation.metrics import Array, Estimate, average_precision_rows, mean_estimate
 from gircse_rag.evaluation.sets import (
     ChoiceContrastSet,
@@ -20,6 +22,7 @@ from gircse_rag.evaluation.sets import (
     RetrievalSet,
 )
 
+Mode = Literal["dense", "hybrid", "lexical"]
 KMEANS_SEEDS = (0, 1, 2)
 # Smaller gains in average precision are rank swaps among near-equal neighbours, not an effect of the instruction.
 # Float noise between two batches of a model that ignores instructions stays below it.
@@ -28,11 +31,12 @@ LEAST_GAIN = 1e-3
 PROBE_C = 10.0
 
 
-def score(evaluation_set: EvalSet, vectors: Mapping[str, Array]) -> dict[str, Estimate]:
+def score(evaluation_set: EvalSet, vectors: Mapping[str, Array], mode: Mode = "dense") -> dict[str, Estimate]:
     """Compute all metrics of a set, the main one (`evaluation_set.main`) first.
 
     Args:
         vectors: name in `evaluation_set.blocks` -> embeddings of its texts at one K, (n, d) float32 unit rows.
+        mode: how a retrieval set is ranked: by vectors, by BM25 ("lexical", which needs no vectors) or by both.
 
     Raises:
         MissingExtraError: a library of the `eval` extra is not installed.
@@ -40,7 +44,7 @@ def score(evaluation_set: EvalSet, vectors: Mapping[str, Array]) -> dict[str, Es
     seed = zlib.crc32(evaluation_set.name.encode())
     match evaluation_set:
         case RetrievalSet():
-            return retrieval(evaluation_set, vectors["queries"], vectors["documents"], seed)
+            return retrieval(evaluation_set, vectors, seed, mode)
         case PairSet():
             return pairs(evaluation_set, vectors["first"], vectors["second"], seed)
         case ProbeSet():
@@ -53,9 +57,14 @@ def score(evaluation_set: EvalSet, vectors: Mapping[str, Array]) -> dict[str, Es
             return choice_contrast(evaluation_set, vectors, seed)
 
 
-def retrieval(data: RetrievalSet, queries: Array, documents: Array, seed: int) -> dict[str, Estimate]:
+def retrieval(data: RetrievalSet, vectors: Mapping[str, Array], seed: int, mode: Mode) -> dict[str, Estimate]:
     """nDCG@10, recall@10, recall@100, MRR@10, resampled over queries."""
-    run = metrics.rank(queries, documents, data.query_ids, data.document_ids)
+    if mode == "lexical":
+        run = rank_by_words(data)
+    else:
+        run = metrics.rank(vectors["queries"], vectors["documents"], data.query_ids, data.document_ids)
+    if mode == "hybrid":
+        run = fuse_runs(run, rank_by_words(data), len(data.document_ids))
     return {name: mean_estimate(values, seed) for name, values in metrics.retrieval_metrics(data.qrels, run).items()}
 
 

@@ -10,6 +10,7 @@
     search       questions -> hits; filters: conditions on metadata; empty_result: why there is no hit
     schema       layout of a collection; points: layout of its points, reading and writing them
     stores       opening a local, edge or server store; retry: repeating failed requests
+    ranking      dense, lexical and hybrid rankings; lexical: BM25 as a vector of the collection
     migration    embedding a collection again with another model
     verification finding damage by checksums
     foreign      points written by LangChain, LlamaIndex or Haystack
@@ -21,6 +22,7 @@ Vectors are NumPy arrays here, never tensors. `gircse_rag.documents` reads and c
 from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.documents.readers import read_documents
+from gircse_rag.qdrant.adding_lexical import LexicalReport, add_lexical
 from gircse_rag.qdrant.damage import Damage, VerifyReport
 from gircse_rag.qdrant.empty_result import explain_empty
 from gircse_rag.qdrant.ingestion.deletion import delete_documents
@@ -39,10 +41,12 @@ __all__ = [
     "FailedDocument",
     "Hit",
     "IngestReport",
+    "LexicalReport",
     "MigrationReport",
     "Progress",
     "SkippedFile",
     "VerifyReport",
+    "add_lexical",
     "create_collection",
     "delete_documents",
     "explain_empty",

@@ -52,6 +52,7 @@ def explain_empty(
         if min_score is not None:
             target: dict[str, Any] = {"collection": collection, "embedder": embedder, "client": client}
             target |= {name: options.get(name) for name in ("instruction", "steps")}
+            target["mode"] = "lexical" if options.get("mode") == "lexical" else "dense"  # whose score is compared
             best = search(question, **target, limit=1, query_filter=query_filter)
             if best and best[0].score < min_score:
                 return f"{what}: all score below {min_score:g}; the best has {best[0].score:.4f}"

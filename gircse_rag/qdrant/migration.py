@@ -18,12 +18,13 @@ from qdrant_client import QdrantClient, models
 
 from gircse_rag.backoff import DEADLINE
 from gircse_rag.errors import InputError, StoreError, summarize, without_index
+from gircse_rag.lexical import Bm25Encoder
 from gircse_rag.qdrant.checksums import hash_vector, unit_vector
 from gircse_rag.qdrant.foreign import read_payload
 from gircse_rag.qdrant.limits import check_count, check_name
-from gircse_rag.qdrant.points import Points, RefusedError, is_intact, read_pages, read_record
+from gircse_rag.qdrant.points import Points, RefusedError, is_intact, make_vectors, read_pages, read_record
 from gircse_rag.qdrant.retry import Retry
-from gircse_rag.qdrant.schema import RECORD, VECTOR, ensure_collection
+from gircse_rag.qdrant.schema import RECORD, ensure_collection
 from gircse_rag.qdrant.stores import store_errors, store_name
 from gircse_rag.tokens import encode
 
@@ -69,6 +70,7 @@ def migrate(
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
     deadline: float = DEADLINE,
+    language: str | None = None,
 ) -> MigrationReport:
     """Embed the texts of collection `old` with another model into `new`, then point `alias` at `new`.
 
@@ -82,9 +84,11 @@ def migrate(
         batch_size: points read and embedded at once; they may be written in several requests.
         progress: called after every batch with the number of points done and the total.
         deadline: seconds after which a failing request to the store is no longer repeated.
+        language: language of the texts, for the lexical vector of `new`. None takes that of `new`, else English.
 
     Raises:
-        InputError: `old` and `new` are the same collection, `new` is an alias, or a name or number is invalid.
+        InputError: `old` and `new` are the same collection, `new` is an alias or has another language, or a name or
+            number is invalid.
         SpecMismatchError: `new` was made with another model than the embedder's.
         StoreError: `old` does not exist, `alias` is the name of a collection, or the store does not answer.
     """
@@ -106,8 +110,8 @@ def migrate(
             raise StoreError(f"{alias!r} is a collection, so Qdrant allows no alias of that name; choose another")
         if new in aliases:
             raise InputError(f"{new!r} is an alias, of {aliases[new]!r}; choose another name for the new collection")
-        ask(ensure_collection, client, new, embedder.spec)
-        return _Migration(source, new, embedder, client, ask, batch_size, progress).run(alias, aliases)
+        lexical = ask(ensure_collection, client, new, embedder.spec, language)
+        return _Migration(source, new, embedder, client, ask, batch_size, progress, lexical).run(alias, aliases)
 
 
 @dataclass
@@ -119,6 +123,7 @@ class _Migration:
     ask: Retry
     batch_size: int
     progress: Callable[[int, int], None] | None
+    lexical: Bm25Encoder | None
     report: MigrationReport = field(default_factory=MigrationReport)
     common: int = 0  # points in both collections, as of the last pass
 
@@ -178,7 +183,8 @@ class _Migration:
             else:
                 vector = unit_vector(result.vectors[row])
                 payload = _with_checksum(point.payload or {}, vector)
-                made.append(models.PointStruct(id=point.id, vector={VECTOR: vector.tolist()}, payload=payload))
+                vectors: Any = make_vectors(vector.tolist(), texts[row], self.lexical)
+                made.append(models.PointStruct(id=point.id, vector=vectors, payload=payload))
                 report.prompt_tokens += int(result.prompt_tokens[row])
         self._write(made)
 

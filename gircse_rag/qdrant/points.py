@@ -1,7 +1,7 @@
 """The points of a document: their layout, ids, reading and writing.
 
     id        uuid5 of document id and position
-    vector    {"gircse": [d floats, unit length]}
+    vector    {"gircse": [d floats, unit length], "bm25": {term id: weight}}
     payload   page_content, metadata    read by LangChain, and by the stores of our integrations
               doc_id                    the document's id, by which LlamaIndex deletes
               gircse                    `Record`, read by later ingests
@@ -28,7 +28,9 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gircse_rag.documents.chunking import Chunk
 from gircse_rag.errors import StoreError
+from gircse_rag.lexical import Bm25Encoder
 from gircse_rag.qdrant.checksums import hash_record
+from gircse_rag.qdrant.lexical import LEXICAL, to_sparse
 from gircse_rag.qdrant.retry import Retry, answer_text
 from gircse_rag.qdrant.schema import RECORD, VECTOR, stores_exactly
 
@@ -140,6 +142,16 @@ def shared_payload(document: str, text: str, metadata: dict[str, Any]) -> dict[s
 def covered_fields(payload: dict[str, Any]) -> dict[str, Any]:
     """The fields of a payload that `Record.content` covers."""
     return {name: payload[name] for name in _COVERED if name in payload}
+
+
+def make_vectors(
+    vector: Sequence[float], text: str, encoder: Bm25Encoder | None
+) -> dict[str, list[float] | models.SparseVector]:
+    """Build the named vectors of a point: `vector` (d,), and the lexical vector of its text."""
+    vectors: dict[str, list[float] | models.SparseVector] = {VECTOR: list(vector)}
+    if encoder is not None and (weights := encoder.encode_document(text)):
+        vectors[LEXICAL] = to_sparse(weights)
+    return vectors
 
 
 def collection_gone(collection: str) -> StoreError:

@@ -2,8 +2,9 @@
 
 The collection's metadata stores the spec of its vectors, so a search with an incompatible model is refused:
 
-    collection.metadata   {"gircse": {"fingerprint": "...", "spec": {...}}}
-    collection.vectors    {"gircse": d floats, cosine}
+    collection.metadata         {"gircse": {"fingerprint": "...", "spec": {...}, "lexical": {...}}}
+    collection.vectors          {"gircse": d floats, cosine}
+    collection.sparse_vectors   {"bm25": IDF modifier}, see `lexical`
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
+from gircse_rag.lexical import DEFAULT_LANGUAGE, Bm25Encoder
+from gircse_rag.qdrant.indexes import check_kinds, ensure_indexes
+from gircse_rag.qdrant.lexical import check_language, encoder_of, lexical_metadata, sparse_params
 from gircse_rag.qdrant.limits import check_name
 from gircse_rag.qdrant.stores import store_errors, store_name, warn_if_outgrown
 from gircse_rag.spec import EmbeddingSpec
@@ -33,15 +37,35 @@ RECORD = "gircse"
 _SET_BY_US = {"self", "collection_name", "vectors_config", "sparse_vectors_config", "metadata", "kwargs"}
 
 
-def ensure_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> None:
+def ensure_collection(
+    client: QdrantClient,
+    name: str,
+    spec: EmbeddingSpec,
+    language: str | None = None,
+    indexes: Mapping[str, str] | None = None,
+) -> Bm25Encoder | None:
     """Create the collection if it does not exist, else check that its vectors were made with `spec`.
 
+    Creates the payload indexes that the collection lacks.
+
+    Args:
+        language: of the lexical vector; None takes the collection's, and English for a new one.
+        indexes: metadata key -> kind of payload index.
+
+    Returns:
+        the encoder of the lexical vector, or None if an earlier version made the collection without one.
+
     Raises:
-        InputError: Qdrant does not allow the name.
+        InputError: Qdrant does not allow the name, the language is unknown or not the collection's, or there is no such
+            kind of index.
         SpecMismatchError, StoreError: as `check_collection`, or the server is older than 1.16.
     """
-    if not _create_if_missing(client, name, spec, {}, {}):
-        check_collection(client, name, spec)
+    check_kinds(indexes or {})
+    _create_if_missing(client, name, spec, {}, {}, language)
+    info, encoder = _check(client, name, spec)
+    check_language(name, language, encoder)
+    ensure_indexes(client, name, info.payload_schema, indexes or {})
+    return encoder
 
 
 def create_collection(
@@ -51,6 +75,7 @@ def create_collection(
     *,
     vector_params: Mapping[str, Any] | None = None,
     payload_indexes: Mapping[str, Any] | None = None,
+    language: str = DEFAULT_LANGUAGE,
     **options: Any,
 ) -> None:
     """Create an empty collection with custom settings. Without it, `ingest` creates one with default settings.
@@ -58,6 +83,7 @@ def create_collection(
     Args:
         vector_params: further arguments of `models.VectorParams`: on_disk, hnsw_config, quantization_config, datatype.
         payload_indexes: payload field -> index type, such as {"metadata.kind": models.PayloadSchemaType.KEYWORD}.
+        language: language of the texts, for the stemmer and the stop words of the lexical vector.
         options: arguments of `QdrantClient.create_collection`: shard_number, sharding_method, replication_factor,
             write_consistency_factor, on_disk_payload, hnsw_config, optimizers_config, wal_config,
             quantization_config, timeout.
@@ -67,14 +93,20 @@ def create_collection(
         StoreError: the collection exists, the store does not support a setting, or the server does not answer.
     """
     with store_errors(client):
-        if not _create_if_missing(client, name, embedder.spec, vector_params or {}, options):
+        if not _create_if_missing(client, name, embedder.spec, vector_params or {}, options, language):
             raise StoreError(f"collection {name!r} exists; change its settings with client.update_collection")
+        ensure_indexes(client, name, payload_indexes or {}, {})
         for field, kind in (payload_indexes or {}).items():
             client.create_payload_index(name, field, kind, wait=True)
 
 
 def _create_if_missing(
-    client: QdrantClient, name: str, spec: EmbeddingSpec, vector: Mapping[str, Any], options: Mapping[str, Any]
+    client: QdrantClient,
+    name: str,
+    spec: EmbeddingSpec,
+    vector: Mapping[str, Any],
+    options: Mapping[str, Any],
+    language: str | None,
 ) -> bool:
     """Create the collection. Returns False if it already exists, also if another process creates it meanwhile."""
     check_name(name)
@@ -93,9 +125,10 @@ def _create_if_missing(
         models.CreateCollection(**{option: value for option, value in options.items() if option != "timeout"})
     except ValidationError as error:
         raise InputError(f"options {dict(options)!r} are not valid: {error}") from error
-    metadata = {RECORD: {"fingerprint": spec.fingerprint, "spec": spec.to_dict()}}
+    stamp = {"fingerprint": spec.fingerprint, "spec": spec.to_dict(), **lexical_metadata(language)}
+    settings = {"vectors_config": {VECTOR: params}, "sparse_vectors_config": sparse_params(), **options}
     try:
-        client.create_collection(name, vectors_config={VECTOR: params}, metadata=metadata, **options)
+        client.create_collection(name, metadata={RECORD: stamp}, **settings)
     except (UnexpectedResponse, grpc.RpcError, StoreError, ValueError) as error:
         # Another process may have created it just now, which each kind of store reports with another error.
         if client.collection_exists(name):
@@ -120,16 +153,23 @@ def _server_version(client: QdrantClient) -> str:
         return ""
 
 
-def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> None:
+def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> Bm25Encoder | None:
     """Check that vectors made with `spec` are comparable with those of the collection.
 
     A different dtype only warns (GircseWarning).
+
+    Returns:
+        the encoder of the collection's lexical vector, or None if it has none.
 
     Raises:
         InputError: no collection can have this name.
         StoreError: the collection does not exist, gircse did not make it, or its vectors have another name or size.
         SpecMismatchError: the collection was made with another spec; names every field that differs.
     """
+    return _check(client, name, spec)[1]
+
+
+def _check(client: QdrantClient, name: str, spec: EmbeddingSpec) -> tuple[models.CollectionInfo, Bm25Encoder | None]:
     info, stored, stamped = read_stamp(client, name)
     spec.check_matches(stored, theirs=f"collection {name!r}")
     if stamped != spec.fingerprint:
@@ -147,6 +187,7 @@ def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> No
             f"{spec.dimension} Cosine; use another collection name"
         )
     warn_if_outgrown(client, name, info)
+    return info, encoder_of(name, info.config, (info.config.metadata or {})[RECORD])
 
 
 def read_stamp(client: QdrantClient, name: str) -> tuple[models.CollectionInfo, EmbeddingSpec, object]:

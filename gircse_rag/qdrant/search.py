@@ -1,30 +1,37 @@
-"""Search a collection with one question (`search`), several (`search_batch`), or in two passes (coarse to fine)."""
+"""Search a collection with one question (`search`), several (`search_batch`), or in two passes (coarse to fine).
+
+hybrid    dense and lexical rankings, fused (`gircse_rag.lexical.fusion`); the default
+dense     cosine similarity of the embeddings
+lexical   BM25: the words that question and chunk share
+"""
 
 from __future__ import annotations
 
+import math
 import reprlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from qdrant_client import QdrantClient, models
+from qdrant_client import QdrantClient
+from qdrant_client.models import SparseVector
 
 from gircse_rag.errors import GircseWarning, InputError
+from gircse_rag.lexical import Bm25Encoder
 from gircse_rag.qdrant.filters import Filter, as_filter
 from gircse_rag.qdrant.foreign import read_payload
+from gircse_rag.qdrant.lexical import Mode, choose_mode
 from gircse_rag.qdrant.limits import check_count
 from gircse_rag.qdrant.points import read_record
-from gircse_rag.qdrant.schema import RECORD, VECTOR, check_collection
+from gircse_rag.qdrant.ranking import Options, Question, Ranked, find_candidates, find_terms, rank_points
+from gircse_rag.qdrant.schema import check_collection
 from gircse_rag.qdrant.stores import store_errors
+from gircse_rag.tokens import check_text
 
 if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder
-
-_QUERIES_PER_REQUEST = 64
-_MMR_CANDIDATES = 10
-"""Candidates per requested hit for MMR. Qdrant's default, one per hit, would only reorder the hits."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,11 +40,16 @@ class Hit:
 
     Attributes:
         id: id of the point in Qdrant.
-        score: cosine similarity, in [-1, 1].
+        score: what the hits are ranked by. Mode "dense": cosine similarity, in [-1, 1]. Mode "lexical": BM25, above 0.
+            Mode "hybrid": the fused score, in [0, 1]; it compares the hits of one question, not those of different
+            questions.
         text: text of the chunk.
         metadata: metadata of the document, with `source` (the document's id, unless the document sets it) and `_chunk`:
             number, chunks, start, end, headings, and the page if there are pages.
         document: id of the document; None for points written by other tools.
+        dense_rank, lexical_rank: place in the dense and in the lexical ranking, from 1. None where the mode has no such
+            ranking, where the hit is not among its best (hybrid: 100), and with `mmr`, or with `group_size` outside
+            hybrid mode.
     """
 
     id: str
@@ -45,6 +57,8 @@ class Hit:
     text: str
     metadata: dict[str, Any]
     document: str | None
+    dense_rank: int | None = None
+    lexical_rank: int | None = None
 
     def __repr__(self) -> str:
         return f"Hit({self.score:.4f}, {self.document!r}, {reprlib.repr(' '.join(self.text.split()))})"
@@ -64,26 +78,32 @@ def search(
     min_score: float | None = None,
     group_size: int | None = None,
     mmr: float | None = None,
+    mode: Mode | None = None,
 ) -> list[Hit]:
-    """Find the chunks most similar to a question under an instruction, best first.
+    """Find the chunks that answer a question best under an instruction, best first.
 
     Args:
-        instruction: says what makes a chunk a good answer; the spec's default if None.
+        instruction: says what makes a chunk a good answer; the spec's default if None. Mode "lexical" ignores it.
         limit: maximum number of hits, or of documents if `group_size` is given.
         offset: number of best hits to skip, for paging.
         steps: refinement steps of the question; None uses those of the documents. Any other number works too, but the
             embedder warns (GircseWarning).
         query_filter: metadata keys and their required values, or a Qdrant filter: see `as_filter`.
-        min_score: minimum cosine similarity (Qdrant: score_threshold).
+        min_score: minimum cosine similarity, also in hybrid mode, whose `score` is another number. In mode "lexical":
+            minimum BM25 score.
         group_size: maximum number of hits per document. Hits are then grouped by document, best document first. Points
             written by other tools have no document and are skipped.
         mmr: weight of diversity against similarity, 0 to 1 (maximal marginal relevance, Carbonell and Goldstein, 1998).
-            Chooses among the best `10 * (limit + offset)` chunks; hits come in order of choice.
+            Chooses among the best `10 * (limit + offset)` chunks; hits come in order of choice. Not in mode "lexical".
+        mode: "hybrid", "dense" or "lexical". None means hybrid, or dense if the collection has no lexical vector
+            (GircseWarning). In mode "lexical", a question without any term (only stop words or signs) has no hits
+            (GircseWarning); in hybrid mode the dense ranking alone answers it.
 
     Raises:
         InputError: the question is empty or not a string, or an argument is invalid.
         SpecMismatchError: the collection was made with another model or spec; the message names both.
-        StoreError: the collection does not exist or was not made by gircse, or the server does not answer.
+        StoreError: the collection does not exist, was not made by gircse or lacks the lexical vector that `mode` needs;
+            or the server does not answer.
     """
     (hits,) = search_batch(
         [question],
@@ -98,6 +118,7 @@ def search(
         min_score=min_score,
         group_size=group_size,
         mmr=mmr,
+        mode=mode,
     )
     return hits
 
@@ -116,6 +137,7 @@ def search_batch(
     min_score: float | None = None,
     group_size: int | None = None,
     mmr: float | None = None,
+    mode: Mode | None = None,
 ) -> list[list[Hit]]:
     """Run `search` for several questions, batched: one list of hits per question, in order.
 
@@ -123,28 +145,17 @@ def search_batch(
         InputError: as `search`; `index` says which question. No search was made.
         SpecMismatchError, StoreError: as `search`.
     """
-    _check_options(limit, offset, min_score, group_size, mmr)
-    condition = as_filter(query_filter)
+    _check_options(limit, offset, min_score, group_size, mmr, mode)
+    options = Options(limit, offset, as_filter(query_filter), min_score, group_size, mmr)
     with store_errors(client):
-        check_collection(client, collection, embedder.spec)
-        vectors = embedder.embed(questions, role="query", instruction=instruction, steps=steps).vectors.tolist()
-        options: dict[str, Any] = {"using": VECTOR, "limit": limit, "score_threshold": min_score, "with_payload": True}
-        if group_size is not None:
-            options |= {"group_by": f"{RECORD}.document", "group_size": group_size, "query_filter": condition}
-            results = [client.query_points_groups(collection, query=vector, **options).groups for vector in vectors]
-            return [[_to_hit(point) for group in groups for point in group.hits] for groups in results]
-        options |= {"filter": condition, "offset": offset or None}
-        if mmr is not None:
-            pool = min(_MMR_CANDIDATES * (limit + offset), 16_384)
-            diverse = models.Mmr(diversity=mmr, candidates_limit=pool)
-            vectors = [models.NearestQuery(nearest=vector, mmr=diverse) for vector in vectors]
-        requests = [models.QueryRequest(query=vector, **options) for vector in vectors]
-        answers = [
-            answer
-            for start in range(0, len(requests), _QUERIES_PER_REQUEST)
-            for answer in client.query_batch_points(collection, requests[start : start + _QUERIES_PER_REQUEST])
-        ]
-    return [[_to_hit(point) for point in answer.points] for answer in answers]
+        encoder = check_collection(client, collection, embedder.spec)
+        mode = choose_mode(mode, encoder, client, collection)
+        terms = [None] * len(questions) if encoder is None or mode == "dense" else _find_terms(encoder, questions, mode)
+        vectors: list[Any] = [None] * len(questions)
+        if mode != "lexical":
+            vectors = embedder.embed(questions, role="query", instruction=instruction, steps=steps).vectors.tolist()
+        ranked = rank_points(client, collection, [*map(Question, vectors, terms)], mode, options)
+    return [[_to_hit(each) for each in hits] for hits in ranked]
 
 
 def search_coarse_to_fine(
@@ -158,39 +169,46 @@ def search_coarse_to_fine(
     query_filter: Filter | None = None,
     steps: int = 20,
     candidates: int = 50,
+    mode: Mode | None = None,
 ) -> Iterator[list[Hit]]:
     """Yield a quick answer, then a refined one: two lists of at most `limit` hits, best first.
 
     The first list uses the question after one refinement step. The second list refines the question to `steps` and
-    reranks the `candidates` of the first search, without another search. It is computed only when requested, so a
-    caller who stops after the first list pays only for that.
+    ranks the candidates of the first search again, without another search: the best `candidates` of each ranking that
+    the mode uses. It is computed only when requested, so a caller who stops after the first list pays only for that.
 
     Raises (when the first list is requested):
         InputError, SpecMismatchError, StoreError: as `search`.
     """
-    _check_options(limit, 0, None, None, None)
+    _check_options(limit, 0, None, None, None, mode)
+    if mode == "lexical":
+        raise InputError("refinement steps do not change the lexical ranking; choose mode hybrid or dense")
     if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < limit:
         raise InputError(f"candidates must be an integer of at least limit ({limit}), not {candidates!r}")
+    options = Options(limit, condition=as_filter(query_filter))
     with store_errors(client):
-        check_collection(client, collection, embedder.spec)
-        points = client.query_points(
-            collection,
-            query=_embed_question(embedder, question, instruction, 1).tolist(),
-            using=VECTOR,
-            query_filter=as_filter(query_filter),
-            limit=candidates,
-            with_payload=True,
-            with_vectors=[VECTOR],
-        ).points
-    hits = [_to_hit(point) for point in points]
-    yield hits[:limit]
-    if not hits:
-        yield []
-        return
-    vectors = np.asarray([point.vector[VECTOR] for point in points if isinstance(point.vector, dict)], dtype=np.float32)
-    scores = vectors @ _embed_question(embedder, question, instruction, steps)
-    best = np.argsort(-scores, kind="stable")[:limit]
-    yield [replace(hits[row], score=float(scores[row])) for row in best]
+        encoder = check_collection(client, collection, embedder.spec)
+        hybrid = choose_mode(mode, encoder, client, collection) == "hybrid"
+        coarse = _embed_question(embedder, question, instruction, 1)
+        terms = find_terms(encoder, question) if encoder is not None and hybrid else None
+        found = find_candidates(client, collection, Question(coarse.tolist(), terms), candidates, options)
+    yield [_to_hit(each) for each in found.rank(coarse)[:limit]]
+    yield [_to_hit(each) for each in found.rank(_embed_question(embedder, question, instruction, steps))[:limit]]
+
+
+def _find_terms(encoder: Bm25Encoder, questions: Sequence[str], mode: Mode) -> list[SparseVector | None]:
+    """The lexical vector of each question; None if no word of it is a term, which warns if nothing else can answer."""
+    found = []
+    for index, question in enumerate(questions):
+        found.append(find_terms(encoder, check_text(question, index)))
+        if found[-1] is None and mode == "lexical":
+            warnings.warn(
+                f"text {index} ({question[:80]!r}) has no words except {encoder.language} stop words, so it has no "
+                "hits; ask with other words, or search in mode hybrid or dense",
+                GircseWarning,
+                stacklevel=4,
+            )
+    return found
 
 
 def _embed_question(embedder: Embedder, question: str, instruction: str | None, steps: int) -> np.ndarray[Any, Any]:
@@ -201,20 +219,32 @@ def _embed_question(embedder: Embedder, question: str, instruction: str | None, 
     return np.asarray(vector)
 
 
-def _check_options(limit: int, offset: int, min_score: float | None, group_size: int | None, mmr: float | None) -> None:
+def _check_options(
+    limit: int,
+    offset: int,
+    min_score: float | None,
+    group_size: int | None,
+    mmr: float | None,
+    mode: str | None,
+) -> None:
     group = 1 if group_size is None else group_size
     for name, value, least in (("limit", limit, 1), ("offset", offset, 0), ("group_size", group, 1)):
         check_count(name, value, least)
     for name, share, lowest in (("min_score", min_score, -1), ("mmr", mmr, 0)):
-        if share is not None and (not isinstance(share, int | float) or not lowest <= share <= 1):
-            raise InputError(f"{name} must be a number from {lowest} to 1, not {share!r}")
+        most = math.inf if mode == "lexical" and name == "min_score" else 1
+        if share is not None and (not isinstance(share, int | float) or not lowest <= share <= most):
+            raise InputError(f"{name} must be a number from {lowest} to {most}, not {share!r}")
     if group_size is not None and (offset or mmr is not None):
         raise InputError(
             "group_size cannot be combined with offset or mmr: Qdrant supports neither for groups; give one of them"
         )
+    if mmr is not None and mode == "lexical":
+        raise InputError("mmr compares embeddings, which the mode lexical does not use; choose mode hybrid or dense")
 
 
-def _to_hit(point: models.ScoredPoint) -> Hit:
+def _to_hit(ranked: Ranked) -> Hit:
+    point = ranked.point
     _, text, metadata = read_payload(point.id, point.payload)
     record = read_record(point.payload)
-    return Hit(str(point.id), point.score, text, metadata, None if record is None else record.document)
+    document = None if record is None else record.document
+    return Hit(str(point.id), ranked.score, text, metadata, document, ranked.dense_rank, ranked.lexical_rank)

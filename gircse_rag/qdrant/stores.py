@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import sqlite3
 import warnings
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from gircse_rag.redaction import redact
 from gircse_rag.urls import read_credentials
 
 DEFAULT_PATH = "./qdrant"
+_UNINDEXED = re.compile(r'Index required but not found for \\*"([^"\\]+)')
+"""What a server in strict mode answers to a filter on a field without an index."""
 TIMEOUT = 60
 """Seconds per request to a server. The client's default of 5 is too short for a batch written to a busy server."""
 LOCAL_POINTS, UNINDEXED_POINTS = 20_000, 20_000
@@ -188,9 +191,7 @@ def _open_edge(folder: Path) -> QdrantClient:
 
 def warn_if_outgrown(client: QdrantClient, name: str, info: models.CollectionInfo) -> None:
     """Warn once per client and collection that is too large for its store (GircseWarning)."""
-    points, warned = info.points_count or 0, _warned.setdefault(client, set())
-    if name in warned:
-        return
+    points = info.points_count or 0
     if isinstance(client._client, QdrantLocal) and points > LOCAL_POINTS:
         advice = (
             'every question is compared with each of them; ingest into an edge store (engine="edge", --store edge), '
@@ -200,8 +201,15 @@ def warn_if_outgrown(client: QdrantClient, name: str, info: models.CollectionInf
         advice = f"many of them are not indexed yet; call client.build_index({name!r}) once the ingest is done"
     else:
         return
-    warned.add(name)
-    warnings.warn(f"collection {name!r} has {points:,} points, and {advice}", GircseWarning, stacklevel=4)
+    warn_once(client, f"size {name}", f"collection {name!r} has {points:,} points, and {advice}")
+
+
+def warn_once(client: QdrantClient, topic: str, message: str) -> None:
+    """Warn once per client and topic (GircseWarning)."""
+    warned = _warned.setdefault(client, set())
+    if topic not in warned:
+        warned.add(topic)
+        warnings.warn(message, GircseWarning, stacklevel=5)
 
 
 def store_name(client: QdrantClient) -> str:
@@ -230,6 +238,9 @@ def store_errors(client: QdrantClient) -> Iterator[None]:
             advice = "set QDRANT_API_KEY to a key that may do this"
             raise StoreError(f"the Qdrant {server} refuses access ({status}); {advice}") from error
         advice = f"check that it is a Qdrant server in good health; {again}"
+        if field := _UNINDEXED.search(answer_text(error)):
+            key = field[1].removeprefix("metadata.")
+            advice = f"it filters by indexed fields only: ingest once more with --index {key}=keyword, or another kind"
         raise StoreError(f"the {server} answered {status} ({answer_text(error)}); {advice}") from error
     except (grpc.RpcError, QdrantException) as error:
         details = error.details() if isinstance(error, grpc.Call) else error

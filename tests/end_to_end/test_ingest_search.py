@@ -50,7 +50,7 @@ def test_real_documents_answer_questions(tmp_path: Path, smollm2: Embedder) -> N
     assert (again.unchanged, again.embedded, client.count("docs").count) == (4, 0, report.embedded)
 
     question = "The mitochondrion is the powerhouse of the cell."
-    hits = search(question, collection="docs", embedder=smollm2, client=client, limit=20)
+    hits = search(question, collection="docs", embedder=smollm2, client=client, limit=20, mode="dense")
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert {hit.document for hit in hits} == {"guide.md", "facts.jsonl#cell", "facts.jsonl#sauce", "long.txt"}
     vectors = dict(zip((hit.id for hit in hits), smollm2.embed_documents([hit.text for hit in hits]), strict=True))
@@ -59,7 +59,13 @@ def test_real_documents_answer_questions(tmp_path: Path, smollm2: Embedder) -> N
         assert hit.score == pytest.approx(float(vectors[hit.id] @ query), abs=1e-4)
 
     instructed = search(
-        question, collection="docs", embedder=smollm2, client=client, instruction="Find a recipe", limit=20
+        question,
+        collection="docs",
+        embedder=smollm2,
+        client=client,
+        instruction="Find a recipe",
+        limit=20,
+        mode="dense",
     )
     assert not np.allclose([hit.score for hit in instructed], [hit.score for hit in hits], atol=1e-4)
     client.close()

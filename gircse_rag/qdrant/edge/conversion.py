@@ -37,17 +37,26 @@ def _convert_query(query: object, using: str | None) -> Any:
     """Convert a vector or a nearest-neighbour query, with or without MMR."""
     vector, mmr = (query.nearest, query.mmr) if isinstance(query, models.NearestQuery) else (query, None)
     if mmr is None:
-        return edge.Query.Nearest(_floats(vector), using=using)
+        return edge.Query.Nearest(_convert_vector(vector), using=using)
     # qdrant_edge takes the opposite weight: 1 means similarity only.
     diversity = 0.5 if mmr.diversity is None else mmr.diversity
     return edge.Mmr(_floats(vector), 1 - diversity, mmr.candidates_limit or 100, using)
 
 
 def to_edge_point(point: models.PointStruct) -> edge.Point:
-    """Convert a point with named dense vectors."""
+    """Convert a point with named vectors, dense or sparse."""
+    return edge.Point(point.id, _convert_vectors(point), point.payload or {})
+
+
+def to_edge_point_vectors(point: models.PointVectors) -> edge.PointVectors:
+    """Convert new vectors of an existing point."""
+    return edge.PointVectors(point.id, _convert_vectors(point))
+
+
+def _convert_vectors(point: models.PointStruct | models.PointVectors) -> dict[str, Any]:
     if not isinstance(point.vector, dict):
         raise StoreError(f"point {point.id}: an edge store takes named vectors")
-    return edge.Point(point.id, {name: _floats(vector) for name, vector in point.vector.items()}, point.payload or {})
+    return {name: _convert_vector(vector) for name, vector in point.vector.items()}
 
 
 def query_request(
@@ -80,15 +89,24 @@ def collection_info(about: dict[str, Any], info: edge.ShardInfo) -> models.Colle
         name: models.VectorParams(size=size, distance=models.Distance(distance))
         for name, (size, distance) in about["vectors"].items()
     }
+    sparse_vectors = {
+        name: models.SparseVectorParams(modifier=models.Modifier.IDF if idf else None)
+        for name, idf in about.get("sparse_vectors", {}).items()
+    }
     return models.CollectionInfo(
         status=models.CollectionStatus.GREEN,
         optimizer_status=models.OptimizersStatusOneOf.OK,
         points_count=info.points_count - 1,  # the reserved one
         indexed_vectors_count=info.indexed_vectors_count,
         segments_count=info.segments_count,
-        payload_schema={},
+        payload_schema={
+            field: models.PayloadIndexInfo(
+                data_type=models.PayloadSchemaType(str(index.data_type).rpartition(".")[2].lower()), points=index.points
+            )
+            for field, index in info.payload_schema.items()
+        },
         config=models.CollectionConfig(
-            params=models.CollectionParams(vectors=vectors),
+            params=models.CollectionParams(vectors=vectors, sparse_vectors=sparse_vectors or None),
             hnsw_config=models.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000),
             optimizer_config=models.OptimizersConfig(
                 deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0, flush_interval_sec=0
@@ -109,21 +127,41 @@ def selection(with_payload: Any) -> Any:
 
 def from_edge_record(point: edge.Record) -> models.Record:
     """Convert a stored point."""
-    vector: Any = point.vector or None  # a point without vectors has {}
-    return models.Record(id=plain_id(point.id), payload=point.payload, vector=vector)
+    return models.Record(id=plain_id(point.id), payload=point.payload, vector=_from_edge_vectors(point.vector))
 
 
 def from_edge_hit(point: edge.ScoredPoint) -> models.ScoredPoint:
     """Convert a point that a query returned."""
-    vector: Any = point.vector or None
     return models.ScoredPoint(
-        id=plain_id(point.id), version=point.version, score=point.score, payload=point.payload, vector=vector
+        id=plain_id(point.id),
+        version=point.version,
+        score=point.score,
+        payload=point.payload,
+        vector=_from_edge_vectors(point.vector),
     )
 
 
 def plain_id(value: Any) -> int | str:
     """A point id as qdrant_client uses it; the engine returns UUID objects."""
     return value if isinstance(value, int) else str(value)
+
+
+def _convert_vector(vector: Any) -> Any:
+    if isinstance(vector, models.SparseVector):
+        return edge.SparseVector(vector.indices, vector.values)
+    return _floats(vector)
+
+
+def _from_edge_vectors(vectors: Any) -> Any:
+    """Convert the named vectors of a point; None if it has none, for which the engine has {}."""
+    if not isinstance(vectors, Mapping):
+        return vectors or None
+    return {
+        name: models.SparseVector(indices=vector.indices, values=vector.values)
+        if isinstance(vector, edge.SparseVector)
+        else vector
+        for name, vector in vectors.items()
+    } or None
 
 
 def _floats(vector: Any) -> list[float]:

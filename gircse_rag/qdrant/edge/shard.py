@@ -72,13 +72,17 @@ class EdgeShard:
             name: edge.EdgeVectorParams(size=size, distance=getattr(edge.Distance, distance))
             for name, (size, distance) in about["vectors"].items()
         }
+        sparse_vectors = {
+            name: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf if idf else None)
+            for name, idf in about["sparse_vectors"].items()
+        }
         with engine_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)  # leftovers of a killed `create`
             name = _new_name()
             (folder / name).mkdir(parents=True)
             _check_room(folder, _ROOM_BYTES)
             optimizers = edge.EdgeOptimizersConfig(indexing_threshold=_INDEX_FROM_KB)
-            config = edge.EdgeConfig(vectors=vectors, optimizers=optimizers)
+            config = edge.EdgeConfig(vectors=vectors, sparse_vectors=sparse_vectors, optimizers=optimizers)
             engine = edge.EdgeShard.create(str(folder / name), config)
             engine.update(edge.UpdateOperation.upsert_points([edge.Point(RESERVED, {}, about)]))
             engine.close()
@@ -89,7 +93,8 @@ class EdgeShard:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The collection's description: {"metadata": {...}, "vectors": {name: [size, distance]}}."""
+        """The collection's description: {"metadata": {}, "vectors": {name: [size, distance]}, "sparse_vectors": {name:
+        whether IDF}}. Collections of earlier versions have no "sparse_vectors"."""
         with self.engine() as engine:
             points = engine.retrieve([RESERVED], with_payload=True, with_vector=False)
         about = dict(points[0].payload or {}) if points else {}

@@ -35,6 +35,7 @@ from gircse_rag.qdrant.edge.conversion import (
     selection,
     to_edge_filter,
     to_edge_point,
+    to_edge_point_vectors,
 )
 from gircse_rag.qdrant.edge.shard import RESERVED, EdgeShard, engine_errors, remove
 from gircse_rag.qdrant.folder_lock import lock_folder
@@ -106,7 +107,12 @@ class EdgeStore(QdrantBase):
             return collection_info(shard.about, engine.info())
 
     def create_collection(
-        self, collection_name: str, vectors_config: Any = None, metadata: Any = None, **kwargs: Any
+        self,
+        collection_name: str,
+        vectors_config: Any = None,
+        sparse_vectors_config: Any = None,
+        metadata: Any = None,
+        **kwargs: Any,
     ) -> bool:
         refuse(kwargs)
         check_name(collection_name)
@@ -114,9 +120,14 @@ class EdgeStore(QdrantBase):
             raise StoreError("an edge store takes named vectors")
         for params in vectors_config.values():
             refuse({name: value for name, value in params if name not in ("size", "distance")})
+        for params in (sparse_vectors_config or {}).values():
+            refuse({name: value for name, value in params if name != "modifier"})
         about = {
             "metadata": metadata or {},
             "vectors": {name: [params.size, params.distance.value] for name, params in vectors_config.items()},
+            "sparse_vectors": {
+                name: params.modifier == models.Modifier.IDF for name, params in (sparse_vectors_config or {}).items()
+            },
         }
         with self._exclusive_access():
             if self.collection_exists(collection_name):
@@ -131,6 +142,22 @@ class EdgeStore(QdrantBase):
             merged = {**shard.about["metadata"], **(metadata or {})}
             shard.write(edge.UpdateOperation.set_payload([RESERVED], {"metadata": merged}))
         return True
+
+    def create_vector_name(
+        self, collection_name: str, vector_name: str, vector_name_config: models.VectorNameConfig, **kwargs: Any
+    ) -> models.UpdateResult:
+        refuse(kwargs)
+        if not isinstance(vector_name_config, models.SparseVectorNameConfig):
+            raise StoreError("an edge store cannot add a dense vector to a collection; ingest into a new one")
+        refuse({name: value for name, value in vector_name_config.sparse if name != "modifier"})
+        idf = vector_name_config.sparse.modifier == models.Modifier.IDF
+        shard = self.shard(collection_name)
+        with shard.engine():  # no other change between reading and writing
+            modifier = edge.Modifier.Idf if idf else None
+            result = shard.write(edge.UpdateOperation.create_sparse_vector(vector_name, modifier))
+            sparse_vectors = {**shard.about.get("sparse_vectors", {}), vector_name: idf}
+            shard.write(edge.UpdateOperation.set_payload([RESERVED], {"sparse_vectors": sparse_vectors}))
+        return result
 
     def delete_collection(self, collection_name: str, **kwargs: Any) -> bool:
         with self._exclusive_access():
@@ -195,6 +222,13 @@ class EdgeStore(QdrantBase):
         rest = iter(points)
         while batch := list(islice(rest, batch_size)):
             self.upsert(collection_name, batch)
+
+    def update_vectors(
+        self, collection_name: str, points: Sequence[models.PointVectors], **kwargs: Any
+    ) -> models.UpdateResult:
+        refuse(kwargs)
+        converted = [to_edge_point_vectors(point) for point in points]
+        return self.shard(collection_name).write(edge.UpdateOperation.update_vectors(converted), len(converted))
 
     def set_payload(  # type: ignore[override]
         self, collection_name: str, payload: Any, points: Any, **kwargs: Any

@@ -12,7 +12,7 @@ An interrupted run loses only what was not written; the next run looks up what i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -54,6 +54,8 @@ def ingest(
     source: str | None = None,
     sync: bool | Literal["dry-run"] = False,
     deadline: float = DEADLINE,
+    language: str | None = None,
+    indexes: Mapping[str, str] | None = None,
 ) -> IngestReport:
     """Ingest documents into a collection, and create the collection if needed.
 
@@ -73,10 +75,14 @@ def ingest(
             run had no document or a file that could not be read. "dry-run" embeds, writes and deletes nothing; it
             reports what a run would do (`to_add`, `to_update`, `to_embed`, `gone`).
         deadline: seconds for which failing requests to the store are retried, where that helps (`retry`).
+        language: language of the texts, for the lexical vector (`gircse_rag.lexical.LANGUAGES`). None takes the
+            collection's, and English for a new collection.
+        indexes: metadata key (see `field_path`) -> kind of payload index, such as {"kind": "keyword"}, created where
+            the store has indexes. Filters need them on a server in strict mode, and are fast with them on any.
 
     Raises:
-        InputError: an item is not a Document (index: which), an argument is invalid, or Qdrant does not allow the
-            collection's name.
+        InputError: an item is not a Document (index: which), an argument is invalid, the collection has another
+            language, or Qdrant does not allow the collection's name.
         SpecMismatchError: the collection was made with another model or spec; both are named.
         StoreError: the collection was not made by gircse, has another dimension or was deleted during the run; or the
             store did not answer or confirm before the deadline. Run again: nothing written is embedded again.
@@ -100,7 +106,7 @@ def ingest(
     retry = Retry(store_name(client), deadline)
     report = IngestReport()
     with store_errors(client), closing(Seen()) as seen:
-        retry(ensure_collection, client, collection, embedder.spec)
+        lexical = retry(ensure_collection, client, collection, embedder.spec, language, indexes)
         points = Points(client, collection, retry)
         chunker = chunker or Chunker(embedder.backend_tokenizer, embedder.spec)
         intake = Intake(points, chunker, Checker(chunker, seen, report, source))
@@ -109,7 +115,7 @@ def ingest(
             closing(Prefetcher(intake.groups(documents))) as groups,
             retry.stopped_by_errors(),
         ):
-            _Pipeline(embedder, Writer(points, report), executor, report, batch_size, progress).run(groups)
+            _Pipeline(embedder, Writer(points, report, lexical), executor, report, batch_size, progress).run(groups)
         if sync:
             sync_source(points, str(source), seen, report, delete=True)
         report.retries = retry.repeated

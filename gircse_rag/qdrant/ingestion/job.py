@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from qdrant_client import models
 
 from gircse_rag.documents.chunking import Chunk
+from gircse_rag.lexical import Bm25Encoder
 from gircse_rag.qdrant.checksums import hash_content, hash_vector, unit_vector
-from gircse_rag.qdrant.points import Record, covered_fields, make_payload, point_id
-from gircse_rag.qdrant.schema import RECORD, VECTOR
+from gircse_rag.qdrant.points import Record, covered_fields, make_payload, make_vectors, point_id
+from gircse_rag.qdrant.schema import RECORD
 
 
 @dataclass(eq=False)
@@ -69,18 +70,21 @@ class Job:
         reach, source = (0, None) if position else (max(self.stored_end, count), self.source)
         return Record(self.document, self.version, self.hashes[number], position, count, reach, source)
 
-    def point(self, number: int, record: Record) -> tuple[models.PointStruct, Record]:
+    def point(self, number: int, record: Record, lexical: Bm25Encoder | None) -> tuple[models.PointStruct, Record]:
         """Make the point of chunk `number`, which must have a vector, at the position in `record`.
 
         Returns the point and its record, which is `record` with checksums.
         """
         vector = self.vectors[number]
         assert vector is not None
-        payload = make_payload(record, self.chunks[number], self.metadata)
+        chunk = self.chunks[number]
+        payload = make_payload(record, chunk, self.metadata)
         content = hash_content(covered_fields(payload))
         record = replace(record, content=content, vector=hash_vector(vector))
         payload[RECORD] = record.to_payload()
         point = models.PointStruct(
-            id=point_id(self.document, record.number), vector={VECTOR: vector.tolist()}, payload=payload
+            id=point_id(self.document, record.number),
+            vector=make_vectors(vector.tolist(), chunk.text, lexical),  # type: ignore[arg-type]
+            payload=payload,
         )
         return point, record

@@ -17,7 +17,7 @@ import pickle
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,6 +60,8 @@ def ingest_on_ray(
     source: str | None = None,
     sync: bool | Literal["dry-run"] = False,
     deadline: float = DEADLINE,
+    language: str | None = None,
+    indexes: Mapping[str, str] | None = None,
 ) -> IngestReport:
     """Run `ingest` with several workers, on the Ray cluster at RAY_ADDRESS or else on this machine.
 
@@ -107,7 +109,7 @@ def ingest_on_ray(
             reason = "only one process can open an embedded store, and Ray runs several"
             raise InputError(f"{reason}; run a Qdrant server and give its url")
         retry = Retry(str(url), deadline)
-        retry(ensure_collection, store, collection, embedder().spec)
+        retry(ensure_collection, store, collection, embedder().spec, language, indexes)
         api_key = os.environ.get(API_KEY_VARIABLE)
         work = Work(collection, embedder, client, chunker, batch_size, source, deadline, api_key, _DOCUMENTS_PER_PART)
         with _cluster(ray, workers, gpus), closing(_run_parts(ray, documents, work, workers, gpus)) as parts:

@@ -24,6 +24,7 @@ from dataclasses import replace
 
 from qdrant_client import models
 
+from gircse_rag.lexical import Bm25Encoder
 from gircse_rag.qdrant.ingestion.job import Job
 from gircse_rag.qdrant.ingestion.report import FailedDocument, IngestReport
 from gircse_rag.qdrant.points import Points, Record, RefusedError, point_id, read_record
@@ -31,9 +32,14 @@ from gircse_rag.qdrant.schema import RECORD
 
 
 class Writer:
-    """Writes jobs to the collection. All writes are acknowledged before a method returns."""
+    """Writes jobs to the collection. All writes are acknowledged before a method returns.
 
-    def __init__(self, points: Points, report: IngestReport) -> None:
+    Args:
+        lexical: encoder of the collection's lexical vector, or None if it has none.
+    """
+
+    def __init__(self, points: Points, report: IngestReport, lexical: Bm25Encoder | None) -> None:
+        self._lexical = lexical
         self._points = points
         self._report = report
         self._old: dict[Job, dict[int, models.PointStruct]] = {}  # old points of this batch, by position
@@ -141,7 +147,7 @@ class Writer:
 
         def make_points() -> Iterator[models.PointStruct]:
             for job, number, record in new:
-                point, complete_record = job.point(number, record)
+                point, complete_record = job.point(number, record, self._lexical)
                 written.append(complete_record)
                 yield point
 

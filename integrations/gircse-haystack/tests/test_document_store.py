@@ -72,7 +72,9 @@ def test_reads_what_gircse_ingested(
     vector = GircseTextEmbedder(**settings).run("heap", instruction=INSTRUCTION)["embedding"]
     retriever = GircseQdrantEmbeddingRetriever(ingested, top_k=5)
     theirs = retriever.run(vector) if mode == "sync" else asyncio.run(retriever.run_async(vector))
-    ours = search("heap", collection="docs", embedder=embedder, client=ingested.client, instruction=INSTRUCTION)
+    ours = search(
+        "heap", collection="docs", embedder=embedder, client=ingested.client, instruction=INSTRUCTION, mode="dense"
+    )
     assert [(hit.id, hit.text, hit.metadata) for hit in ours] == [
         (document.id, document.content, document.meta) for document in theirs["documents"]
     ]

@@ -14,18 +14,28 @@ from contextlib import contextmanager
 from typing import Any
 
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
+from gircse_rag.lexical import Bm25Encoder
 from gircse_rag.qdrant.foreign import find_former_ids, foreign_id, foreign_payload, read_payload
+from gircse_rag.qdrant.lexical import LEXICAL, Mode, choose_mode
+from gircse_rag.qdrant.points import make_vectors
+from gircse_rag.qdrant.ranking import Options, Question, find_terms, rank_points
 from gircse_rag.qdrant.schema import VECTOR, check_collection, ensure_collection
 from gircse_rag.qdrant.stores import TIMEOUT, open_client, store_errors
 from gircse_rag.spec import EmbeddingSpec
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_qdrant import QdrantVectorStore
+from langchain_qdrant import QdrantVectorStore, RetrievalMode
 from langchain_qdrant.qdrant import QdrantVectorStoreError
 from qdrant_client import QdrantClient, models
 
 from langchain_gircse.embeddings import GircseEmbeddings, translate_input_errors
 from langchain_gircse.retriever import GircseRetriever, Steps
+
+_MODES: dict[RetrievalMode, Mode] = {
+    RetrievalMode.DENSE: "dense",
+    RetrievalMode.SPARSE: "lexical",
+    RetrievalMode.HYBRID: "hybrid",
+}
 
 
 class GircseQdrantVectorStore(QdrantVectorStore):
@@ -37,19 +47,31 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         client: a Qdrant client.
         collection_name: created if it does not exist.
         embedding: must use the model that the collection was created with.
+        retrieval_mode: DENSE ranks by embeddings, SPARSE by words (BM25), HYBRID by both, as `gircse search` does.
 
     Raises:
         QdrantVectorStoreError: the collection was created with another model or spec (the message names both) or not
             by gircse, or the server does not answer.
     """
 
-    def __init__(self, client: QdrantClient, collection_name: str, embedding: GircseEmbeddings) -> None:
-        _prepare_collection(ensure_collection, client, collection_name, embedding)
+    def __init__(
+        self,
+        client: QdrantClient,
+        collection_name: str,
+        embedding: GircseEmbeddings,
+        retrieval_mode: RetrievalMode = RetrievalMode.DENSE,
+    ) -> None:
+        self._encoder = _prepare_collection(ensure_collection, client, collection_name, embedding)
+        self._mode = _MODES[RetrievalMode(retrieval_mode)]
+        with _translate_store_errors():
+            choose_mode(self._mode, self._encoder, client, collection_name)
         super().__init__(
             client,
             collection_name,
             embedding,
             vector_name=VECTOR,
+            sparse_vector_name=LEXICAL,
+            retrieval_mode=retrieval_mode,
             validate_embeddings=False,
             validate_collection_config=False,
         )
@@ -64,6 +86,7 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         collection_name: str = "langchain",
         *,
         batch_size: int = 64,
+        retrieval_mode: RetrievalMode = RetrievalMode.DENSE,
         **options: Any,
     ) -> GircseQdrantVectorStore:
         """Open a store and add the texts.
@@ -78,13 +101,18 @@ class GircseQdrantVectorStore(QdrantVectorStore):
             QdrantVectorStoreError: as for the constructor.
         """
         with _open_own_client(options) as client:
-            store = cls(client, collection_name, embedding)  # type: ignore[arg-type]
+            store = cls(client, collection_name, embedding, retrieval_mode)  # type: ignore[arg-type]
             store.add_texts(texts, metadatas, ids, batch_size)
             return store
 
     @classmethod
     def from_existing_collection(  # type: ignore[override]
-        cls, collection_name: str, embedding: GircseEmbeddings, **options: Any
+        cls,
+        collection_name: str,
+        embedding: GircseEmbeddings,
+        *,
+        retrieval_mode: RetrievalMode = RetrievalMode.DENSE,
+        **options: Any,
     ) -> GircseQdrantVectorStore:
         """Open a store; `options` are those of `from_texts`.
 
@@ -94,7 +122,7 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         """
         with _open_own_client(options, create=False) as client:
             _prepare_collection(check_collection, client, collection_name, embedding)
-            return cls(client, collection_name, embedding)
+            return cls(client, collection_name, embedding, retrieval_mode)
 
     def add_texts(  # type: ignore[override]
         self,
@@ -128,8 +156,8 @@ class GircseQdrantVectorStore(QdrantVectorStore):
             ]
         vectors = self._require_embeddings("add_texts").embed_documents(texts)
         points = [
-            models.PointStruct(id=foreign_id(own_id), vector={VECTOR: vector}, payload=payload)
-            for own_id, payload, vector in zip(own_ids, payloads, vectors, strict=True)
+            models.PointStruct(id=foreign_id(own_id), vector=make_vectors(vector, text, self._encoder), payload=payload)
+            for own_id, text, payload, vector in zip(own_ids, texts, payloads, vectors, strict=True)
         ]
         for start in range(0, len(points), batch_size):
             self.client.upsert(self.collection_name, points[start : start + batch_size], **kwargs)
@@ -141,6 +169,10 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         self,
         query: str,
         k: int = 4,
+        filter: models.Filter | None = None,
+        search_params: models.SearchParams | None = None,
+        offset: int = 0,
+        score_threshold: float | None = None,
         *args: Any,
         instruction: str | None = None,
         steps: Steps | None = None,
@@ -150,10 +182,16 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         """Search with a question under an instruction. Further arguments are those of QdrantVectorStore.
 
         `similarity_search`, `similarity_search_with_relevance_scores` and all retrievers go this way, so they take
-        `instruction=` and `steps=` too.
+        `instruction=` and `steps=` too. The score is the cosine similarity in retrieval mode DENSE, BM25 in SPARSE, and
+        the fused score, 0 to 1, in HYBRID. `score_threshold` is a minimum cosine similarity, also in HYBRID, and a
+        minimum BM25 score in SPARSE. `search_params` and further arguments go to Qdrant, in mode DENSE only.
         """
-        vector = self._embed_query(query, instruction, steps)
-        return super().similarity_search_with_score_by_vector(vector, k, *args, **kwargs)
+        vector = None if self._mode == "lexical" else self._embed_query(query, instruction, steps)
+        if self._mode == "dense":
+            return super().similarity_search_with_score_by_vector(
+                vector or [], k, filter, search_params, offset, score_threshold, *args, **kwargs
+            )
+        return self.search_by_question(query, vector, k, filter, offset, score_threshold)
 
     def max_marginal_relevance_search(
         self,
@@ -171,6 +209,28 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         embeddings = self._require_embeddings("a search")
         assert isinstance(embeddings, GircseEmbeddings)
         return embeddings.embed_query(query, instruction=instruction, steps=steps)
+
+    def search_by_question(
+        self,
+        query: str,
+        vector: list[float] | None,
+        k: int = 4,
+        filter: models.Filter | None = None,
+        offset: int = 0,
+        score_threshold: float | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """As `similarity_search_with_score`, for a query that is embedded already; mode SPARSE takes no vector."""
+        if self._mode == "dense" or self._encoder is None:
+            options = {"k": k, "filter": filter, "offset": offset, "score_threshold": score_threshold, **kwargs}
+            return self.similarity_search_with_score_by_vector(vector or [], **options)
+        if given := sorted(name for name, value in kwargs.items() if value is not None):
+            raise TypeError(f"retrieval mode {self.retrieval_mode.value} does not take {', '.join(given)}")
+        question = Question(vector, find_terms(self._encoder, query))
+        options = Options(k, offset, filter, score_threshold)
+        with _translate_store_errors(), store_errors(self.client):
+            (ranked,) = rank_points(self.client, self.collection_name, [question], self._mode, options)
+        return [(self._document_from_point(each.point, "", "", ""), each.score) for each in ranked]
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:  # type: ignore[override]
         """Delete by ids; unknown ids are ignored."""
@@ -198,16 +258,16 @@ class GircseQdrantVectorStore(QdrantVectorStore):
 
 
 def _prepare_collection(
-    prepare: Callable[[QdrantClient, str, EmbeddingSpec], None],
+    prepare: Callable[[QdrantClient, str, EmbeddingSpec], Bm25Encoder | None],
     client: QdrantClient,
     collection_name: str,
     embedding: GircseEmbeddings,
-) -> None:
-    """Check or create the collection."""
+) -> Bm25Encoder | None:
+    """Check or create the collection. Returns the encoder of its lexical vector, or None if it has none."""
     if not isinstance(embedding, GircseEmbeddings):
         raise TypeError(f"embedding must be GircseEmbeddings, not {type(embedding).__name__}")
     with _translate_store_errors(), store_errors(client):
-        prepare(client, collection_name, embedding.embedder.spec)
+        return prepare(client, collection_name, embedding.embedder.spec)
 
 
 @contextmanager

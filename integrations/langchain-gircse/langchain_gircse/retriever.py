@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -15,6 +15,13 @@ from pydantic.json_schema import SkipJsonSchema
 from langchain_gircse.embeddings import GircseEmbeddings
 
 Steps = int | Literal["auto"]
+
+
+@runtime_checkable
+class _SearchesByQuestion(Protocol):
+    """A store that ranks by the words of the question too: GircseQdrantVectorStore."""
+
+    def search_by_question(self, query: str, vector: list[float], **options: Any) -> list[tuple[Document, float]]: ...
 
 
 class GircseRetriever(VectorStoreRetriever):
@@ -65,7 +72,7 @@ class GircseRetriever(VectorStoreRetriever):
             return self.vectorstore.max_marginal_relevance_search_by_vector(vector, **options)
         if self.search_type == "similarity_score_threshold":
             return self._search_above_threshold(vector, **options)
-        return self.vectorstore.similarity_search_by_vector(vector, **options)
+        return self._search(query, vector, options)
 
     async def _aget_relevant_documents(
         self,
@@ -82,6 +89,8 @@ class GircseRetriever(VectorStoreRetriever):
             return await self.vectorstore.amax_marginal_relevance_search_by_vector(vector, **options)
         if self.search_type == "similarity_score_threshold":
             return await run_in_executor(None, self._search_above_threshold, vector, **options)
+        if isinstance(self.vectorstore, _SearchesByQuestion):
+            return await run_in_executor(None, self._search, query, vector, options)
         return await self.vectorstore.asimilarity_search_by_vector(vector, **options)
 
     def _search_above_threshold(self, vector: list[float], *, score_threshold: float, **options: Any) -> list[Document]:
@@ -96,6 +105,11 @@ class GircseRetriever(VectorStoreRetriever):
                 "filter by the scores of its similarity_search_with_score_by_vector instead"
             ) from error
         return [document for document, score in found if relevance(score) >= score_threshold]
+
+    def _search(self, query: str, vector: list[float], options: dict[str, Any]) -> list[Document]:
+        if isinstance(self.vectorstore, _SearchesByQuestion):
+            return [document for document, _ in self.vectorstore.search_by_question(query, vector, **options)]
+        return self.vectorstore.similarity_search_by_vector(vector, **options)
 
     @property
     def _embeddings(self) -> GircseEmbeddings:

@@ -41,7 +41,7 @@ def store(client: QdrantClient, embeddings: GircseEmbeddings) -> GircseQdrantVec
 
 
 def test_reads_what_gircse_ingested(store: GircseQdrantVectorStore, tiny_embedder: Embedder) -> None:
-    ours = search("heap", collection="docs", embedder=tiny_embedder, client=store.client)
+    ours = search("heap", collection="docs", embedder=tiny_embedder, client=store.client, mode="dense")
     theirs = store.similarity_search_with_score("heap", k=5)
     assert [(hit.id, hit.text, hit.metadata) for hit in ours] == [
         (document.id, document.page_content, document.metadata) for document, _ in theirs

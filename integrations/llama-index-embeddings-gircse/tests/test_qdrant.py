@@ -47,7 +47,7 @@ def index(store: GircseQdrantVectorStore, embed_model: GircseEmbedding) -> Vecto
 
 
 def test_reads_what_gircse_ingested(index: VectorStoreIndex, client: QdrantClient, tiny_embedder: Embedder) -> None:
-    ours = search("heap", collection="docs", embedder=tiny_embedder, client=client)
+    ours = search("heap", collection="docs", embedder=tiny_embedder, client=client, mode="dense")
     theirs = index.as_retriever(similarity_top_k=5).retrieve("heap")
     assert [(hit.id, hit.text, hit.metadata, hit.document) for hit in ours] == [
         (node.node_id, node.text, node.metadata, node.node.ref_doc_id) for node in theirs

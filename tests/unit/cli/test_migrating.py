@@ -141,3 +141,37 @@ def test_invalid_migrations_are_refused(
 def test_a_missing_store_exits_4(gircse: Gircse, tiny_model: list[str]) -> None:
     result: Any = gircse("migrate", "old", "new", "--path", "nowhere", *tiny_model)
     assert result.code == 4 and "there is no Qdrant store in nowhere" in result.err
+
+
+def test_add_lexical_changes_the_collection_itself(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> None:
+    store = ["--path", "store"]
+    _fill(gircse, tiny_model, tmp_path, store)
+    with closing(open_client(tmp_path / "store")) as client:  # as an earlier version made it
+        client.delete_vector_name("old", "bm25")
+        metadata = client.get_collection("old").config.metadata
+        assert metadata is not None
+        del metadata["gircse"]["lexical"]
+        client.update_collection("old", metadata=metadata)
+    search = ["search", "number 7", "--collection", "old", *store, "--json", *tiny_model]
+    before = gircse(*search)
+    assert before.code == 0 and "gircse migrate old --add-lexical" in before.err
+    assert gircse(*search, "--mode", "lexical").code != 0
+    result = gircse("migrate", "old", "--add-lexical", *store, "--json")
+    assert (result.code, result.json["points"], result.json["encoded"]) == (0, COUNT, COUNT)
+    after = gircse(*search)
+    assert after.err == "" and after.json["hits"][0]["text"] == "text number 7"
+    again = gircse("migrate", "old", "--add-lexical", *store)
+    assert again.code == 0 and f"{COUNT} points, 0 got a lexical vector" in again.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["old"], "give the name of the new collection, or --add-lexical"),
+        (["old", "new", "--add-lexical"], "leave out NEW and --alias"),
+        (["old", "--add-lexical", "--alias", "a"], "leave out NEW and --alias"),
+    ],
+)
+def test_contradictory_arguments_are_refused(gircse: Gircse, arguments: list[str], message: str) -> None:
+    result = gircse("migrate", *arguments)
+    assert result.code != 0 and message in result.err

@@ -57,12 +57,12 @@ def test_filters_are_combined_with_and_or_with_or_for_the_same_key(ask: Any) -> 
 
 
 def test_limit_offset_and_min_score_cut_the_same_list(ask: Any) -> None:
-    everything = ask("--limit", "100")["hits"]
+    everything = ask("--mode", "dense", "--limit", "100")["hits"]
     assert len(everything) == 24
-    assert ask("--limit", "3")["hits"] == everything[:3]
-    assert ask("--limit", "3", "--offset", "3")["hits"] == everything[3:6]
+    assert ask("--mode", "dense", "--limit", "3")["hits"] == everything[:3]
+    assert ask("--mode", "dense", "--limit", "3", "--offset", "3")["hits"] == everything[3:6]
     min_score = (everything[4]["score"] + everything[5]["score"]) / 2
-    assert ask("--limit", "100", "--min-score", str(min_score))["hits"] == everything[:5]
+    assert ask("--mode", "dense", "--limit", "100", "--min-score", str(min_score))["hits"] == everything[:5]
 
 
 def test_groups_hold_the_best_hits_of_each_document(ask: Any) -> None:
@@ -89,7 +89,8 @@ def test_other_steps_give_other_scores(ask: Any) -> None:
 
 def test_coarse_to_fine_answers_twice(ask: Any, gircse: Gircse, tiny_model: list[str]) -> None:
     answer = ask("--coarse-to-fine", "--limit", "3")
-    assert answer["at_once"] == ask("--limit", "3", "--steps", "1", quiet=False)["hits"]
+    coarse = ask("--limit", "3", "--steps", "1", quiet=False)["hits"]
+    assert [hit["id"] for hit in answer["at_once"]] == [hit["id"] for hit in coarse]
     fine = ask("--limit", "3", "--steps", "20", quiet=False)["hits"]  # the 50 candidates include all 24 chunks
     assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in fine]
     assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit["score"] for hit in fine], abs=1e-6)
@@ -172,3 +173,23 @@ def test_a_filter_matches_a_quoted_key_and_any_kind_of_value(
     assert found("NaN") == ["5"]
     assert found("true", "false") == ["0", "1"]
     assert found("1.5", "one", "1") == ["2", "3", "4"]
+
+
+def test_modes_rank_by_words_embeddings_or_both(ask: Any) -> None:
+    lexical = ask("--mode", "lexical", "--limit", "50", quiet=False)["hits"]
+    assert lexical == []  # "a large animal" is in no text
+    dense, hybrid = (ask("--mode", mode, "--limit", "50")["hits"] for mode in ("dense", "hybrid"))
+    assert ask("--limit", "50")["hits"] == hybrid
+    assert _ids({"hits": dense}) == _ids({"hits": hybrid}) and len(dense) == 24
+    assert {hit["lexical_rank"] for hit in hybrid} == {None} and [hit["dense_rank"] for hit in dense] == [*range(1, 25)]
+
+
+def test_words_decide_where_the_question_has_them(
+    gircse: Gircse, ask: Any, tiny_model: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mode in ([], ["--mode", "lexical"]):
+        result = gircse("search", "mammoths in place 21", *STORE, "--limit", "50", *mode, "--json", *tiny_model)
+        (best,) = (hit for hit in result.json["hits"] if hit["lexical_rank"] == 1)
+        assert "mammoth number 3" in best["text"]
+    table = gircse("search", "mammoths in place 21", *STORE, "--limit", "50", *tiny_model).out
+    assert "1 lexical" in table and "dense" in table

@@ -7,16 +7,19 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from gircse_rag import Embedder, GircseError
 from gircse_rag.errors import InputError, MissingExtraError
-from gircse_rag.evaluation import Report, evaluate, load_sets, plot
+from gircse_rag.evaluation import Report, evaluate, load_sets, metrics, plot
 from gircse_rag.evaluation.evaluate import summarise
+from gircse_rag.evaluation.lexical import fuse_runs, rank_by_words
 from gircse_rag.evaluation.metrics import Estimate, mean_estimate
+from gircse_rag.evaluation.scoring import Mode
+from gircse_rag.evaluation.sets import RetrievalSet
 from gircse_rag.evaluation.vectors import Vectors
 from gircse_rag.install_hint import install_command
 from gircse_rag.prompts import Role
@@ -295,3 +298,23 @@ def test_a_missing_extra_is_named_before_anything_is_embedded(root: Path, monkey
     with pytest.raises(MissingExtraError, match=re.escape(install_command("eval"))):
         evaluate(model, root, (1,))
     assert not model.calls
+
+
+def test_modes_rank_retrieval_by_words_vectors_or_both(root: Path) -> None:
+    (data,) = load_sets(root, ["retrieval"])
+    assert isinstance(data, RetrievalSet)
+    scores = {}
+    for mode in get_args(Mode):
+        model = folders.WordVectors()
+        report = evaluate(model, [data], (1,), mode=mode)
+        assert bool(model.calls) is (mode != "lexical") and Report.from_dict(report.to_dict()) == report
+        assert report.mode == mode and (mode == "dense") is ("mode" not in report._title())
+        scores[mode] = report.sets[0].scores["ndcg@10"][1].value
+    words = rank_by_words(data)
+    expected = metrics.retrieval_metrics(data.qrels, words)["ndcg@10"].mean()
+    assert scores["lexical"] == pytest.approx(100 * expected)
+    vectors = Vectors([data], folders.WordVectors(), (1,))
+    queries, documents = (vectors.of(data.blocks[name])[:, 0] for name in ("queries", "documents"))
+    dense = metrics.rank(queries, documents, data.query_ids, data.document_ids)
+    fused = metrics.retrieval_metrics(data.qrels, fuse_runs(dense, words, len(data.document_ids)))["ndcg@10"].mean()
+    assert scores["hybrid"] == pytest.approx(100 * fused)

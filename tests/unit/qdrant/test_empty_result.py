@@ -58,7 +58,7 @@ def test_the_reason_names_what_exists(store: Any, options: dict[str, Any], reaso
 
 
 def test_the_reason_names_the_best_score(store: Any) -> None:
-    best = search("cats", **store, query_filter={"kind": "plant"})[0].score
+    best = search("cats", **store, query_filter={"kind": "plant"}, mode="dense")[0].score
     assert search("cats", **store, query_filter={"kind": "plant"}, min_score=0.99) == []
     reason = explain_empty("cats", **store, query_filter={"kind": "plant"}, min_score=0.99)
     assert reason == f"1 chunk behind the filter: all score below 0.99; the best has {best:.4f}"

@@ -52,7 +52,7 @@ def _search(client: QdrantClient, embedder: StandIn, question: str, **options: A
 
 
 def test_hits_are_ranked_by_cosine_and_carry_the_document(filled: QdrantClient, embedder: StandIn) -> None:
-    hits = _search(filled, embedder, "dogs bark and run")
+    hits = _search(filled, embedder, "dogs bark and run", mode="dense")
     assert hits[0].document == "dogs" and len(hits) == 3
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     for hit in hits:
@@ -100,7 +100,8 @@ def test_invalid_questions_are_refused(local: QdrantClient, embedder: StandIn, q
 def test_points_of_other_tools_are_found(filled: QdrantClient, embedder: StandIn) -> None:
     vector = embedder.vector("written elsewhere").tolist()
     filled.upsert("docs", [models.PointStruct(id=7, vector={"gircse": vector}, payload={"page_content": "hi"})])
-    assert _search(filled, embedder, "written elsewhere", limit=1) == [Hit("7", pytest.approx(1.0), "hi", {}, None)]  # type: ignore[arg-type]
+    (hit,) = _search(filled, embedder, "written elsewhere", limit=1)
+    assert replace(hit, score=0) == Hit("7", 0, "hi", {}, None, dense_rank=1)
 
 
 FOREIGN: list[tuple[dict[str, Any], str]] = [
@@ -119,7 +120,8 @@ def test_payloads_of_other_types_have_no_text(
 ) -> None:
     vector = embedder.vector("written elsewhere").tolist()
     filled.upsert("docs", [models.PointStruct(id=7, vector={"gircse": vector}, payload=payload)])
-    assert _search(filled, embedder, "written elsewhere", limit=1) == [Hit("7", pytest.approx(1.0), text, {}, None)]  # type: ignore[arg-type]
+    (hit,) = _search(filled, embedder, "written elsewhere", limit=1)
+    assert replace(hit, score=0) == Hit("7", 0, text, {}, None, dense_rank=1)
 
 
 LEGS = models.FieldCondition(key="metadata.legs", match=models.MatchValue(value=4))
@@ -243,12 +245,12 @@ def test_search_batch_embeds_questions_together_and_gives_the_index_of_a_bad_one
 
 
 def test_offset_and_min_score(filled: QdrantClient, embedder: StandIn) -> None:
-    everything = _search(filled, embedder, "dogs bark")
-    assert _search(filled, embedder, "dogs bark", limit=1, offset=1) == everything[1:2]
-    assert _search(filled, embedder, "dogs bark", offset=3) == []
+    everything = _search(filled, embedder, "dogs bark", mode="dense")
+    assert _search(filled, embedder, "dogs bark", limit=1, offset=1, mode="dense") == everything[1:2]
+    assert _search(filled, embedder, "dogs bark", offset=3, mode="dense") == []
     min_score = (everything[0].score + everything[1].score) / 2
-    assert _search(filled, embedder, "dogs bark", min_score=min_score) == everything[:1]
-    assert _search(filled, embedder, "dogs bark", min_score=1) == []
+    assert _search(filled, embedder, "dogs bark", min_score=min_score, mode="dense") == everything[:1]
+    assert _search(filled, embedder, "dogs bark", min_score=1, mode="dense") == []
 
 
 @pytest.fixture
@@ -278,20 +280,21 @@ def test_groups_hold_at_most_group_size_hits_per_document(repetitive: QdrantClie
 
 def test_groups_skip_points_without_a_document(repetitive: QdrantClient) -> None:
     embedder = StandIn(max_length=44)
-    vector = embedder.vector("apples").tolist()
+    vector = embedder.vector("red sea").tolist()
     repetitive.upsert("docs", [models.PointStruct(id=7, vector={"gircse": vector}, payload={"page_content": "hi"})])
-    assert _search(repetitive, embedder, "apples", limit=1)[0].document is None
-    assert None not in {hit.document for hit in _search(repetitive, embedder, "apples", group_size=1)}
+    assert None in {hit.document for hit in _search(repetitive, embedder, "red sea")}
+    assert None not in {hit.document for hit in _search(repetitive, embedder, "red sea", group_size=1)}
 
 
 def test_mmr_replaces_repetitions(repetitive: QdrantClient) -> None:
     embedder = StandIn(max_length=44)
     question = "apples are red fruit, said the man"
-    plain = _search(repetitive, embedder, question, limit=2)
+    plain = _search(repetitive, embedder, question, limit=2, mode="dense")
     assert [hit.text for hit in plain] == [question, "apples are red fruit, said the woman"]
-    assert _search(repetitive, embedder, question, limit=2, mmr=0) == plain
-    diverse = _search(repetitive, embedder, question, limit=2, mmr=0.9)
-    assert diverse[0] == plain[0] and diverse[1].text != plain[1].text
+    unchanged = _search(repetitive, embedder, question, limit=2, mmr=0, mode="dense")
+    assert [hit.id for hit in unchanged] == [hit.id for hit in plain]
+    diverse = _search(repetitive, embedder, question, limit=2, mmr=0.9, mode="dense")
+    assert diverse[0].id == plain[0].id and diverse[1].text != plain[1].text
     for hit in diverse:
         assert hit.score == pytest.approx(float(embedder.vector(hit.text) @ embedder.vector(question)), abs=1e-6)
 
@@ -336,6 +339,7 @@ def test_coarse_to_fine_answers_before_it_refines() -> None:
         client=client,
         instruction="find",
         limit=2,
+        mode="dense",
     )
     assert queries == []
     coarse = next(answers)
@@ -345,7 +349,7 @@ def test_coarse_to_fine_answers_before_it_refines() -> None:
     assert [hit.document for hit in fine] == ["cats purr and sleep", "cats purr"]
     assert fine == [
         replace(hit, score=pytest.approx(hit.score, abs=1e-6))  # type: ignore[arg-type]
-        for hit in _search(client, embedder, question, limit=2)
+        for hit in _search(client, embedder, question, limit=2, mode="dense")
     ]
     assert list(answers) == []
 
@@ -362,6 +366,7 @@ def test_coarse_to_fine_reranks_only_its_candidates_and_accepts_a_filter() -> No
             embedder=embedder,
             client=client,
             limit=1,
+            mode="dense",
             **options,
         )
         return [[hit.document for hit in hits] for hits in answers]

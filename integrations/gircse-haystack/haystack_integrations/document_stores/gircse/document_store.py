@@ -14,7 +14,11 @@ from dataclasses import replace
 from typing import Any, Self
 
 from gircse_rag.errors import GircseError
+from gircse_rag.lexical import Bm25Encoder
 from gircse_rag.qdrant.foreign import find_former_ids, foreign_id, foreign_payload, read_payload
+from gircse_rag.qdrant.lexical import choose_mode
+from gircse_rag.qdrant.points import make_vectors
+from gircse_rag.qdrant.ranking import Options, Question, find_terms, rank_points
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import open_client, store_errors
 from gircse_rag.redaction import redact, split_credentials
@@ -55,6 +59,7 @@ class GircseQdrantDocumentStore:
         self.path = path
         self.url = url
         self._client: QdrantClient | None = None
+        self._encoder: Bm25Encoder | None = None  # of the lexical vector; set when the client is opened
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +81,7 @@ class GircseQdrantDocumentStore:
                 client = open_client(self.path, self.url)
                 try:
                     with store_errors(client):
-                        ensure_collection(client, self.collection, self.embedder.embedder.spec)
+                        self._encoder = ensure_collection(client, self.collection, self.embedder.embedder.spec)
                 except BaseException:
                     client.close()  # an open client locks the folder
                     raise
@@ -153,7 +158,11 @@ class GircseQdrantDocumentStore:
                     f"{dimension}; embed with GircseDocumentEmbedder, or write it without an embedding"
                 )
         points = [
-            models.PointStruct(id=point_id, vector={VECTOR: each.embedding}, payload=payload)
+            models.PointStruct(
+                id=point_id,
+                vector=make_vectors(each.embedding, _require_text(each), self._encoder),
+                payload=payload,
+            )
             for (point_id, each), payload in zip(accepted.items(), payloads, strict=True)
         ]
         with self._connection() as client:
@@ -182,6 +191,23 @@ class GircseQdrantDocumentStore:
                 with_payload=True,
             ).points
         return [replace(_read_point(point.id, point.payload), score=point.score) for point in points]
+
+    def query_hybrid(
+        self, query: str, embedding: Sequence[float], filters: dict[str, Any] | None, top_k: int
+    ) -> list[Document]:
+        """Returns the documents that answer a query best by embedding and by words, as `gircse search` does.
+
+        `score` is the fused score, 0 to 1.
+
+        :raises DocumentStoreError: an earlier version made the collection without a lexical vector.
+        """
+        with self._connection() as client:
+            choose_mode("hybrid", self._encoder, client, self.collection)
+            assert self._encoder is not None
+            question = Question(list(embedding), find_terms(self._encoder, query))
+            options = Options(top_k, condition=to_qdrant(filters))
+            (ranked,) = rank_points(client, self.collection, [question], "hybrid", options)
+        return [replace(_read_point(each.point.id, each.point.payload), score=each.score) for each in ranked]
 
     @contextmanager
     def _connection(self) -> Iterator[QdrantClient]:

@@ -7,19 +7,28 @@ can read them. `gircse ingest` leaves them alone.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, cast
 
 from gircse_rag.errors import GircseError
+from gircse_rag.lexical import Bm25Encoder
+from gircse_rag.lexical.fusion import DEPTH, fuse
 from gircse_rag.qdrant.filters import as_filter, field_path
 from gircse_rag.qdrant.foreign import foreign_payload, make_node
+from gircse_rag.qdrant.lexical import LEXICAL, choose_mode
+from gircse_rag.qdrant.points import make_vectors
+from gircse_rag.qdrant.ranking import count_texts
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import store_errors
+from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import (
     FilterCondition,
     FilterOperator,
     MetadataFilter,
     MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
 from llama_index.vector_stores.qdrant import QdrantVectorStore
@@ -27,6 +36,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from llama_index.embeddings.gircse.base import GircseEmbedding
 
+_NOTHING = VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
 _NODE_KEYS = ("_node_content", "_node_type", "doc_id", "document_id", "ref_doc_id")
 _DOCUMENT_KEYS = ("doc_id", "document_id", "ref_doc_id")
 """LlamaIndex's names for the id of a node's document. All points have the first."""
@@ -42,6 +52,9 @@ _CLAUSES = {FilterCondition.AND: "must", FilterCondition.OR: "should", FilterCon
 class GircseQdrantVectorStore(QdrantVectorStore):
     """LlamaIndex vector store on a collection of `gircse ingest`, or on a new one that `gircse` can also use.
 
+    `vector_store_query_mode="hybrid"` ranks by embeddings and by words, as `gircse search` does; `"sparse"` by words
+    alone.
+
     Filters use plain metadata keys (`MetadataFilter(key="source", ...)`), whichever library wrote the points.
 
     Args:
@@ -55,6 +68,8 @@ class GircseQdrantVectorStore(QdrantVectorStore):
             the server does not answer.
     """
 
+    _encoder: Bm25Encoder | None = PrivateAttr(default=None)
+
     def __init__(
         self,
         collection_name: str,
@@ -64,10 +79,77 @@ class GircseQdrantVectorStore(QdrantVectorStore):
     ) -> None:
         try:
             with store_errors(client):
-                ensure_collection(client, collection_name, embed_model.embedder.spec)
+                encoder = ensure_collection(client, collection_name, embed_model.embedder.spec)
         except GircseError as error:
             raise ValueError(str(error)) from error
-        super().__init__(collection_name, client=client, aclient=aclient, dense_vector_name=VECTOR)
+        super().__init__(
+            collection_name,
+            client=client,
+            aclient=aclient,
+            dense_vector_name=VECTOR,
+            sparse_vector_name=LEXICAL,
+            enable_hybrid=encoder is not None,
+            sparse_doc_fn=self._encode_nothing,
+            sparse_query_fn=self._encode_questions,
+            hybrid_fusion_fn=self._fuse_results,
+        )
+        self._encoder = encoder
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Query the collection.
+
+        Raises:
+            ValueError: the mode needs a lexical vector, and an earlier version made the collection without one.
+        """
+        prepared = self._prepare_query(query)
+        return _NOTHING if prepared is None else super().query(prepared, **kwargs)
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """As `query`, with the asynchronous client."""
+        prepared = self._prepare_query(query)
+        return _NOTHING if prepared is None else await super().aquery(prepared, **kwargs)
+
+    def _prepare_query(self, query: VectorStoreQuery) -> VectorStoreQuery | None:
+        """Widen both rankings of a hybrid query to what fusion needs; None if nothing can be found."""
+        if query.mode not in (VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SPARSE):
+            return query
+        try:
+            choose_mode("hybrid", self._encoder, self._client, self.collection_name)
+        except GircseError as error:
+            raise ValueError(str(error)) from error
+        if not self._encode_questions([query.query_str or ""])[0][0]:  # only stop words and signs
+            return None if query.mode == VectorStoreQueryMode.SPARSE else replace(query, query_str=None)
+        if query.mode == VectorStoreQueryMode.SPARSE:
+            return query
+        count = query.hybrid_top_k or query.similarity_top_k
+        depth = max(count, DEPTH)
+        return replace(query, similarity_top_k=depth, sparse_top_k=depth, hybrid_top_k=count)
+
+    def _encode_questions(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
+        weights = [self._encoder.encode_question(text) if self._encoder else {} for text in texts]
+        return [list(each) for each in weights], [list(each.values()) for each in weights]
+
+    @staticmethod
+    def _encode_nothing(texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
+        """`_build_points` encodes the texts itself: LlamaIndex would add the metadata to them."""
+        return [], []
+
+    def _fuse_results(
+        self, dense: VectorStoreQueryResult, lexical: VectorStoreQueryResult, alpha: float = 0.5, top_k: int = 2
+    ) -> VectorStoreQueryResult:
+        """Fuse as `gircse search` does. `alpha` has no effect: the weight depends on how sure BM25 is."""
+        results = (dense, lexical)
+        nodes = {node.node_id: node for result in results for node in result.nodes or []}
+        rankings = [
+            [(node.node_id, score) for node, score in zip(result.nodes or [], result.similarities or [], strict=True)]
+            for result in results
+        ]
+        best = fuse(*rankings, count_texts(self._client, self.collection_name))[:top_k]
+        return VectorStoreQueryResult(
+            nodes=[nodes[each.id] for each in best],
+            similarities=[each.score for each in best],
+            ids=[each.id for each in best],
+        )
 
     @classmethod
     def class_name(cls) -> str:
@@ -87,6 +169,7 @@ class GircseQdrantVectorStore(QdrantVectorStore):
             metadata = json.loads(point.payload["_node_content"])["metadata"]  # LlamaIndex's JSON form of node.metadata
             node_fields = {key: point.payload[key] for key in _NODE_KEYS}
             point.payload = {**foreign_payload(node.node_id, text, metadata), **node_fields}
+            point.vector = make_vectors(node.get_embedding(), text, self._encoder)
         return points, ids
 
     def parse_to_query_result(self, response: list[Any]) -> VectorStoreQueryResult:

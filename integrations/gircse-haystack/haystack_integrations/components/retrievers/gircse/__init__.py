@@ -1,5 +1,8 @@
 """GIRCSE in Haystack: retrieval from Qdrant."""
 
-from haystack_integrations.components.retrievers.gircse.retriever import GircseQdrantEmbeddingRetriever
+from haystack_integrations.components.retrievers.gircse.retriever import (
+    GircseQdrantEmbeddingRetriever,
+    GircseQdrantHybridRetriever,
+)
 
-__all__ = ["GircseQdrantEmbeddingRetriever"]
+__all__ = ["GircseQdrantEmbeddingRetriever", "GircseQdrantHybridRetriever"]

@@ -1,4 +1,4 @@
-"""GircseQdrantEmbeddingRetriever: retrieval by a query's embedding."""
+"""GircseQdrantEmbeddingRetriever and GircseQdrantHybridRetriever: retrieval by embedding, and by words too."""
 
 from __future__ import annotations
 
@@ -82,6 +82,52 @@ class GircseQdrantEmbeddingRetriever:
     ) -> dict[str, list[Document]]:
         """Runs `run` in a thread."""
         return await asyncio.to_thread(self.run, query_embedding, filters, top_k)
+
+
+@component
+class GircseQdrantHybridRetriever(GircseQdrantEmbeddingRetriever):
+    """Retrieves the documents that answer a query best by embedding and by words, as `gircse search` does.
+
+    ```python
+    pipeline.add_component("embedder", GircseTextEmbedder())
+    pipeline.add_component("retriever", GircseQdrantHybridRetriever(store))
+    pipeline.connect("embedder.embedding", "retriever.query_embedding")
+    pipeline.run({"embedder": {"text": query}, "retriever": {"query": query}})
+    ```
+    """
+
+    @component.output_types(documents=list[Document])
+    def run(  # type: ignore[override]
+        self,
+        query: str,
+        query_embedding: list[float],
+        filters: dict[str, Any] | None = None,
+        top_k: int | None = None,
+    ) -> dict[str, list[Document]]:
+        """Retrieves documents.
+
+        :param query: the query's text, for its words.
+        :param query_embedding: embedding from GircseTextEmbedder.
+        :param filters: combined with the component's filters according to `filter_policy`.
+        :param top_k: maximum number of documents. None: the component's `top_k`.
+        :returns: `documents`, best first; `score` is the fused score, 0 to 1.
+        :raises DocumentStoreError: the store cannot be opened or does not answer, or an earlier version made the
+            collection without a lexical vector.
+        """
+        combined_filters = apply_filter_policy(self.filter_policy, self.filters, filters)
+        limit = self.top_k if top_k is None else _check_top_k(top_k)
+        return {"documents": self.document_store.query_hybrid(query, query_embedding, combined_filters, limit)}
+
+    @component.output_types(documents=list[Document])
+    async def run_async(  # type: ignore[override]
+        self,
+        query: str,
+        query_embedding: list[float],
+        filters: dict[str, Any] | None = None,
+        top_k: int | None = None,
+    ) -> dict[str, list[Document]]:
+        """Runs `run` in a thread."""
+        return await asyncio.to_thread(self.run, query, query_embedding, filters, top_k)
 
 
 def _check_top_k(top_k: int) -> int:
