@@ -152,6 +152,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+    from gircse_rag.checkpoint.progress_bars import without_progress_bars
+
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = quantised.config.to_dict()
     # transformers refuses to save a model that it de-quantised, so the weights move to a fresh model
@@ -161,5 +163,6 @@ def _convert(gguf: Path, folder: Path) -> None:
         model = LlamaForCausalLM(LlamaConfig(**config))
     model.load_state_dict(quantised.state_dict(), assign=True)
     model.tie_weights()
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

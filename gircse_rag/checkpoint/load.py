@@ -6,9 +6,7 @@ Reads only safetensors, and the one pinned GGUF of bundled.py. Never unpickles, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from gircse_rag.checkpoint.bundled import BUNDLED
 from gircse_rag.checkpoint.hashing import hash_lora, hash_model, hash_tokenizer
 from gircse_rag.checkpoint.locate import ADAPTER_CONFIG, Located, locate
 from gircse_rag.checkpoint.lora import FLOAT16_MAX, merge_lora, read_lora
 from gircse_rag.checkpoint.model_config import advice, read_model_config
+from gircse_rag.checkpoint.progress_bars import without_progress_bars
 from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, make_spec, read_export, read_json
 from gircse_rag.errors import CheckpointError, GircseWarning, first_line, plural
 from gircse_rag.spec import EmbeddingSpec
@@ -209,7 +207,7 @@ def _load_model(folder: Path) -> PreTrainedModel:
         )
     try:
         config = read_model_config(folder)
-        with _without_progress_bar():  # reading a local folder takes a second
+        with without_progress_bars():  # reading a local folder takes a second
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -235,16 +233,6 @@ def _load_model(folder: Path) -> PreTrainedModel:
         )
     assert isinstance(model, PreTrainedModel)
     return model
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Hide transformers' "Loading weights" bar. Bars of downloads come from huggingface_hub and stay."""
-    previous = logging.set_tqdm_hook(lambda factory, args, options: factory(*args, **{**options, "disable": True}))
-    try:
-        yield
-    finally:
-        logging.set_tqdm_hook(previous)
 
 
 def _load_tokenizer(adapter: Path | None, base: Path) -> PreTrainedTokenizerBase:

@@ -28,6 +28,7 @@ LIBRARIES = ("torch", "transformers", "peft", "qdrant-client", "semantic-text-sp
 EXTRAS = {
     "eval": "pytrec-eval-terrier",
     "train": "accelerate",
+    "teacher": "sentence-transformers",
     "adapt": "bm25s",
     "html": "lxml",
     "pdf": "pypdf",
@@ -36,6 +37,8 @@ EXTRAS = {
     "sentences": "sentencex",
     "edge": "qdrant-edge-py",
     "ray": "ray",
+    "server": "fastapi",
+    "mcp": "mcp",
     "vllm": "vllm",
 }
 

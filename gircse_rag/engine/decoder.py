@@ -65,7 +65,7 @@ class Decoder:
         self.dtype = torch.float32 if form is Form.FBGEMM else weights.embeddings.dtype
         self._scaling = config.attention_scaling
         self._frequencies = weights.frequencies.to(weights.embeddings.device)
-        self._complex = self.dtype == torch.float32
+        self._complex = _rotates_complex(self.dtype, form)
         self.layers = [Layer(weights, number, form, self.dtype) for number in range(config.num_hidden_layers)]
         self._norm = make_norm(weights.tensors["model.norm.weight"], config.rms_norm_eps, self.dtype)
 
@@ -104,7 +104,7 @@ class Layer:
         self._scaling = config.head_dim**-0.5
         self._q_heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._rotated_heads = self._q_heads + self._kv_heads
-        self._complex = dtype == torch.float32
+        self._complex = _rotates_complex(dtype, form)
 
         def norm(name: str, *, interleaved: bool = False) -> Norm:
             weight = tensors[prefix + name]
@@ -117,7 +117,7 @@ class Layer:
             if interleaved:
                 parts[:interleaved] = [_interleave(part, config.head_dim) for part in parts[:interleaved]]
                 biases[:interleaved] = [_interleave(bias, config.head_dim) for bias in biases[:interleaved]]
-            weight = _merge(parts, views=form is Form.PLAIN and not interleaved)
+            weight = _merge(parts, views=form is Form.PLAIN)
             bias = torch.cat([bias.detach() for bias in biases]).to(dtype) if biases else None
             return make_product(weight, bias, form, activation=activation)
 
@@ -173,6 +173,11 @@ def _rotate(heads: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = rotation
     first, second = heads.chunk(2, dim=-1)
     return torch.addcmul(heads * cos, torch.cat((second.neg(), first), dim=-1), sin)
+
+
+def _rotates_complex(dtype: torch.dtype, form: Form) -> bool:
+    """One complex product rotates faster. It needs reordered weights, which Form.PLAIN does not copy."""
+    return dtype == torch.float32 and form is not Form.PLAIN
 
 
 def _interleave(rows: Tensor, width: int) -> Tensor:

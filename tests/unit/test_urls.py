@@ -103,6 +103,7 @@ def test_the_password_in_a_server_url_is_sent_and_never_shown(
 ) -> None:
     url, seen = refusing
     caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", logger="httpx")  # some libraries raise its level
     with pytest.raises(GircseError, match="answered 401") as caught:
         ServerBackend(f"{url}/v1")
     assert seen == [BASIC]

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from gircse_rag.backends.vllm import ARCHITECTURES
 from gircse_rag.checkpoint import Checkpoint, load_checkpoint
 from gircse_rag.checkpoint.hashing import hash_model
+from gircse_rag.checkpoint.progress_bars import without_progress_bars
 from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, SPEC_FILE_FIELDS
 from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.files import rust_errors
@@ -73,7 +74,8 @@ def write(checkpoint: Checkpoint, folder: Path) -> Path:
 def _write(checkpoint: Checkpoint, folder: Path) -> None:
     model, spec = checkpoint.model, checkpoint.spec
     weights = hash_model(model)
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["architectures"] = [ARCHITECTURES[model.config.model_type]]
