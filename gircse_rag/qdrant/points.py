@@ -144,11 +144,9 @@ def covered_fields(payload: dict[str, Any]) -> dict[str, Any]:
     return {name: payload[name] for name in _COVERED if name in payload}
 
 
-def make_vectors(
-    vector: Sequence[float], text: str, encoder: Bm25Encoder | None
-) -> dict[str, list[float] | models.SparseVector]:
+def make_vectors(vector: Sequence[float], text: str, encoder: Bm25Encoder | None) -> dict[str, Any]:
     """Build the named vectors of a point: `vector` (d,), and the lexical vector of its text."""
-    vectors: dict[str, list[float] | models.SparseVector] = {VECTOR: list(vector)}
+    vectors: dict[str, Any] = {VECTOR: list(vector)}
     if encoder is not None and (weights := encoder.encode_document(text)):
         vectors[LEXICAL] = to_sparse(weights)
     return vectors

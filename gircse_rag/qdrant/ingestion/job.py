@@ -84,7 +84,7 @@ class Job:
         payload[RECORD] = record.to_payload()
         point = models.PointStruct(
             id=point_id(self.document, record.number),
-            vector=make_vectors(vector.tolist(), chunk.text, lexical),  # type: ignore[arg-type]
+            vector=make_vectors(vector.tolist(), chunk.text, lexical),
             payload=payload,
         )
         return point, record

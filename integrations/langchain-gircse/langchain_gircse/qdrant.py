@@ -222,8 +222,8 @@ class GircseQdrantVectorStore(QdrantVectorStore):
     ) -> list[tuple[Document, float]]:
         """As `similarity_search_with_score`, for a query that is embedded already; mode SPARSE takes no vector."""
         if self._mode == "dense" or self._encoder is None:
-            options = {"k": k, "filter": filter, "offset": offset, "score_threshold": score_threshold, **kwargs}
-            return self.similarity_search_with_score_by_vector(vector or [], **options)
+            dense = {"k": k, "filter": filter, "offset": offset, "score_threshold": score_threshold, **kwargs}
+            return self.similarity_search_with_score_by_vector(vector or [], **dense)
         if given := sorted(name for name, value in kwargs.items() if value is not None):
             raise TypeError(f"retrieval mode {self.retrieval_mode.value} does not take {', '.join(given)}")
         question = Question(vector, find_terms(self._encoder, query))

@@ -7,6 +7,7 @@ can read them. `gircse ingest` leaves them alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -138,13 +139,9 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         self, dense: VectorStoreQueryResult, lexical: VectorStoreQueryResult, alpha: float = 0.5, top_k: int = 2
     ) -> VectorStoreQueryResult:
         """Fuse as `gircse search` does. `alpha` has no effect: the weight depends on how sure BM25 is."""
-        results = (dense, lexical)
-        nodes = {node.node_id: node for result in results for node in result.nodes or []}
-        rankings = [
-            [(node.node_id, score) for node, score in zip(result.nodes or [], result.similarities or [], strict=True)]
-            for result in results
-        ]
-        best = fuse(*rankings, count_texts(self._client, self.collection_name))[:top_k]
+        nodes = {node.node_id: node for result in (dense, lexical) for node in result.nodes or []}
+        texts = count_texts(self._client, self.collection_name)
+        best = fuse(_read_ranking(dense), _read_ranking(lexical), texts)[:top_k]
         return VectorStoreQueryResult(
             nodes=[nodes[each.id] for each in best],
             similarities=[each.score for each in best],
@@ -199,6 +196,10 @@ class GircseQdrantVectorStore(QdrantVectorStore):
         clause = _CLAUSES.get(filters.condition, "must")
         setattr(combined, clause, [*(getattr(combined, clause) or []), *ours])
         return combined
+
+
+def _read_ranking(result: VectorStoreQueryResult) -> list[tuple[Hashable, float]]:
+    return [(node.node_id, score) for node, score in zip(result.nodes or [], result.similarities or [], strict=True)]
 
 
 def _comparison(condition: MetadataFilter) -> models.Filter | None:

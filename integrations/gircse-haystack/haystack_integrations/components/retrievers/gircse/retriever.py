@@ -97,7 +97,7 @@ class GircseQdrantHybridRetriever(GircseQdrantEmbeddingRetriever):
     """
 
     @component.output_types(documents=list[Document])
-    def run(  # type: ignore[override]
+    def run(
         self,
         query: str,
         query_embedding: list[float],
@@ -119,7 +119,7 @@ class GircseQdrantHybridRetriever(GircseQdrantEmbeddingRetriever):
         return {"documents": self.document_store.query_hybrid(query, query_embedding, combined_filters, limit)}
 
     @component.output_types(documents=list[Document])
-    async def run_async(  # type: ignore[override]
+    async def run_async(
         self,
         query: str,
         query_embedding: list[float],
