@@ -176,10 +176,27 @@ class Chunker:
         part = text[start:end]
         cuts = [0, *(run.end() for run in _LONG_RUN.finditer(part)), len(part)]
         for begin, stop in pairwise(cuts):
-            for offset, piece in self._pieces(part[begin:stop], splitter):
-                if piece.strip():
-                    at = start + begin + offset
-                    yield at, at + len(piece)
+            at = start + begin
+            pieces = self._pieces(part[begin:stop], splitter)
+            spans = [(at + offset, at + offset + len(piece)) for offset, piece in pieces if piece.strip()]
+            yield from self._limit_overlap(text, spans) if self._overlap else spans
+
+    def _limit_overlap(self, text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Drop a piece that lies in its neighbour, and let a piece start later that repeats more than `overlap`.
+
+        The splitters measure the overlap of trimmed text, and near carriage returns they repeat whole pieces.
+        """
+        kept: list[tuple[int, int]] = []
+        for begin, stop in spans:
+            while kept and kept[-1][0] >= begin and kept[-1][1] <= stop:
+                kept.pop()
+            if kept and kept[-1][1] >= stop:
+                continue
+            if kept and begin < (end := kept[-1][1]) and self._size(text[begin:end]) > self._overlap:
+                begin = end + len(text[end:stop]) - len(text[end:stop].lstrip())
+            if begin < stop:
+                kept.append((begin, stop))
+        return kept
 
     def _pieces(self, text: str, splitter: _Splitter) -> list[tuple[int, str]]:
         """The splitter's (offset, piece) pairs. A text with fewer bytes than `capacity` skips the splitter."""

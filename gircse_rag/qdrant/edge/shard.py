@@ -24,6 +24,7 @@ from qdrant_client import models
 
 from gircse_rag.errors import StoreError, is_rust_panic
 from gircse_rag.qdrant.durable import replace_text, sync_folder, sync_tree
+from gircse_rag.qdrant.edge.conversion import count_indexed
 
 RESERVED = str(uuid.uuid5(uuid.NAMESPACE_URL, "gircse-rag/edge/collection"))
 """The id of the point that holds the collection's metadata and vector sizes."""
@@ -130,7 +131,7 @@ class EdgeShard:
         floats_per_point = sum(size for size, _ in self.about["vectors"].values())
         with self.engine() as engine:
             info = engine.info()
-            if (info.points_count - info.indexed_vectors_count) * floats_per_point * 4 <= _INDEX_FROM_KB * 1024:
+            if (info.points_count - count_indexed(self.about, info)) * floats_per_point * 4 <= _INDEX_FROM_KB * 1024:
                 return False
             engine.flush()
             self._unflushed = 0

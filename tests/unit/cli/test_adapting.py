@@ -65,7 +65,7 @@ def test_ctrl_c_exits_130_and_the_same_command_goes_on(gircse: Gircse, inputs: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["16k", "200k", "900k"])
+@pytest.mark.parametrize("size", ["16k", "200k", "400k"])
 def test_a_full_disk_is_an_error_and_the_same_command_goes_on(
     gircse: Gircse, inputs: Path, command: list[str], small_disks: SmallDisks, size: str
 ) -> None:

@@ -127,7 +127,7 @@ def test_note_some_lists_twenty_and_counts_the_rest(capsys: pytest.CaptureFixtur
         (["nothing", "new"], 4, "there is no collection 'nothing' (there is: old)"),
         (["old", "new", "--alias", "old"], 4, "no alias of that name"),
         (["old", "a/b"], 5, "cannot be called 'a/b'"),
-        (["old"], 2, "Missing argument"),
+        (["old"], 5, "give the name of the new collection, or --add-lexical"),
     ],
 )
 def test_invalid_migrations_are_refused(

@@ -109,4 +109,4 @@ def test_a_terminal_has_a_prompt_and_a_history(tiny_model: list[str], tmp_path: 
         process.kill()
         process.wait()
         os.close(ours)
-    assert shown.count("a bird") >= 2 and shown.count("albatross") == 2 and "error" not in shown
+    assert shown.count("a bird") >= 2 and shown.count("the albatross lives here") == 2 and "error" not in shown

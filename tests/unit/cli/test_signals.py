@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,8 @@ __all__ = ["config"]
 COUNT = 40 if "GIRCSE_SOAK_KILLS" in os.environ else 3
 SEED = int(os.environ.get("GIRCSE_SOAK_SEED", "1"))
 PACKAGE = str(Path(gircse_rag.__file__).parent)
+EARLY = re.compile(r"gircse_rag/(cli/)?(__init__|interrupts)\.py")
+"""Files that run before the handlers are installed, in the first milliseconds."""
 STORE = ["--collection", "docs", "--path", "store"]
 LEFTOVERS = ("*.partial", ".exported-*", ".state-*", ".checkpoint-*")
 pytestmark = pytest.mark.slow
@@ -77,8 +80,8 @@ def test_signals_at_any_moment_end_a_command_cleanly(
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         place = f"after {delay:.3f} s: {process.returncode}\n{err}"
-        if process.returncode == -number:  # the interpreter was starting, or ending after the command
-            assert PACKAGE not in err, place
+        if process.returncode == -number:  # before the handlers were installed, or ending after the command
+            assert not [line for line in err.splitlines() if PACKAGE in line and not EARLY.search(line)], place
             before_us += not out
             continue
         assert process.returncode == 128 + number or (process.returncode == 0 and out), place

@@ -46,7 +46,8 @@ class Server(qdrant.PointsServicer, qdrant.CollectionsServicer):
 
     def CollectionExists(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._record(request, context)
-        return qdrant.CollectionExistsResponse(result=qdrant.CollectionExists(exists=False))
+        exists = bool(self.requests(qdrant.CreateCollection))
+        return qdrant.CollectionExistsResponse(result=qdrant.CollectionExists(exists=exists))
 
     def Create(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._record(request, context)
@@ -59,7 +60,7 @@ class Server(qdrant.PointsServicer, qdrant.CollectionsServicer):
     def Get(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._record(request, context)
         if isinstance(request, qdrant.GetCollectionInfoRequest):
-            return _collection_info(self.requests(qdrant.CreateCollection)[-1].metadata)
+            return _collection_info(self.requests(qdrant.CreateCollection)[-1])
         return qdrant.GetResponse()
 
     def Upsert(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -73,16 +74,17 @@ class Server(qdrant.PointsServicer, qdrant.CollectionsServicer):
         return _write_response(qdrant.UpdateStatus.Completed if fault is None else fault)
 
 
-def _collection_info(metadata: Any) -> Any:
+def _collection_info(request: Any) -> Any:
     """The description of a new collection, with only the fields that the client needs."""
+    vectors, sparse = request.vectors_config, request.sparse_vectors_config
     config = qdrant.CollectionConfig(
-        params=qdrant.CollectionParams(shard_number=1),
+        params=qdrant.CollectionParams(shard_number=1, vectors_config=vectors, sparse_vectors_config=sparse),
         hnsw_config=qdrant.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=10_000),
         optimizer_config=qdrant.OptimizersConfigDiff(
             deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0, flush_interval_sec=5
         ),
         wal_config=qdrant.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
-        metadata=metadata,
+        metadata=request.metadata,
     )
     status = qdrant.OptimizerStatus(ok=True)
     return qdrant.GetCollectionInfoResponse(
@@ -160,8 +162,10 @@ def test_the_settings_of_a_collection_and_the_key_are_sent(
     assert (vector.size, vector.distance, vector.on_disk) == (16, qdrant.Distance.Cosine, True)
     spec = created.metadata["gircse"].struct_value.fields["fingerprint"].string_value
     assert spec == StandIn().fingerprint
-    (index,) = server.requests(qdrant.CreateFieldIndexCollection)
-    assert (index.field_name, index.wait) == ("metadata.kind", True)
+    indexes = server.requests(qdrant.CreateFieldIndexCollection)
+    assert [index.field_name for index in indexes] == ["gircse.document", "gircse.source", "metadata.kind"]
+    assert all(index.wait for index in indexes)
+    assert list(created.sparse_vectors_config.map) == ["bm25"]
     assert {metadata.get("api-key") for _, metadata in server.calls} == {"s3cret"}
 
 
