@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+    from gircse_rag.embedder import Embedder
+
 # Python counts \t \n \v \f \r and \x1c-\x1f as white space. Other control characters indicate binary data.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
 _CONTROL_NAMES = {"\0": "NUL", "\a": "bell", "\b": "backspace", "\x1a": "Ctrl-Z", "\x1b": "escape", "\x7f": "delete"}
@@ -92,6 +94,12 @@ def read_instruction(instruction: str) -> str:
         return resolve_instruction(check_text(instruction))
     except InputError as error:
         raise InputError(str(error).replace("the text", "the instruction")) from error
+
+
+def tokenizer_of(embedder: Embedder) -> Tokenizer:
+    """The embedder's tokenizer as the `tokenizers` library has it; an embedder of the user's own may lack that form."""
+    fast: Tokenizer | None = getattr(embedder, "backend_tokenizer", None)
+    return embedder.tokenizer.backend_tokenizer if fast is None else fast
 
 
 def encode(

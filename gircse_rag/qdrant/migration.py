@@ -26,7 +26,7 @@ from gircse_rag.qdrant.points import Points, RefusedError, is_intact, make_vecto
 from gircse_rag.qdrant.retry import Retry
 from gircse_rag.qdrant.schema import RECORD, ensure_collection
 from gircse_rag.qdrant.stores import store_errors, store_name
-from gircse_rag.tokens import encode
+from gircse_rag.tokens import encode, tokenizer_of
 
 if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder
@@ -207,7 +207,7 @@ class _Migration:
         if not text.strip():
             return "there is no text in its payload (page_content)"
         try:
-            cut = encode(self.embedder.backend_tokenizer, spec, text, role="document", instruction=None).truncated
+            cut = encode(tokenizer_of(self.embedder), spec, text, role="document", instruction=None).truncated
         except InputError as error:
             return str(error)
         if cut:

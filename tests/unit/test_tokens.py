@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from gircse_rag.documents.chunking import Chunker
 from gircse_rag.documents.document import Document
 from gircse_rag.errors import InputError
 from gircse_rag.spec import EmbeddingSpec
-from gircse_rag.tokens import Prompt, check_text, encode
+from gircse_rag.tokens import Prompt, check_text, encode, tokenizer_of
 from tests import tiny
 from tests.stand_in import StandIn
 
@@ -149,3 +151,8 @@ def test_a_text_on_which_the_tokenizer_panics_is_refused() -> None:
     embedder = Embedder(StandIn(32).words, tokenizer, SPEC)
     result = embedder.embed(["b", "a" * 60 + "c"], role="document", on_error="return")
     assert list(result.errors) == [1]
+
+
+def test_an_embedder_of_ones_own_may_have_only_a_transformers_tokenizer(tiny_embedder: Embedder) -> None:
+    own: Any = SimpleNamespace(tokenizer=tiny_embedder.tokenizer)
+    assert tokenizer_of(own).get_vocab() == tokenizer_of(tiny_embedder).get_vocab()

@@ -37,6 +37,7 @@ from gircse_rag.qdrant.points import Points
 from gircse_rag.qdrant.retry import Retry
 from gircse_rag.qdrant.schema import ensure_collection
 from gircse_rag.qdrant.stores import store_errors, store_name
+from gircse_rag.tokens import tokenizer_of
 
 if TYPE_CHECKING:
     from gircse_rag.embedder import Embedder
@@ -98,7 +99,7 @@ def ingest(
             collection=collection,
             embedder=embedder,
             client=client,
-            chunker=chunker or Chunker(embedder.backend_tokenizer, embedder.spec),
+            chunker=chunker or Chunker(tokenizer_of(embedder), embedder.spec),
             source=str(source),
             deadline=deadline,
             progress=progress,
@@ -108,7 +109,7 @@ def ingest(
     with store_errors(client), closing(Seen()) as seen:
         lexical = retry(ensure_collection, client, collection, embedder.spec, language, indexes)
         points = Points(client, collection, retry)
-        chunker = chunker or Chunker(embedder.backend_tokenizer, embedder.spec)
+        chunker = chunker or Chunker(tokenizer_of(embedder), embedder.spec)
         intake = Intake(points, chunker, Checker(chunker, seen, report, source))
         with (
             ThreadPoolExecutor(1, "gircse-write") as executor,
