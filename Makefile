@@ -33,7 +33,7 @@ unit: $(READY)  ## the fast tests: no model, nothing that starts or kills proces
 	$(PYTEST) tests/unit -m "not model and not slow and not gpu"
 
 test: $(READY)  ## all tests but vLLM's; the first run fetches the model (93 MB)
-	$(PYTEST) tests --durations=15
+	$(PYTEST) -n $$(($(WORKERS) + 1)) tests --durations=15  # one more worker, because many tests wait for processes
 	$(MAKE) --no-print-directory --jobs=$(WORKERS) $(SYNC) $(PACKAGES:%=test/%) test/integrations
 
 # One process per package, WORKERS at a time: workers of one run would each load the model.
