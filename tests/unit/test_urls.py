@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -99,11 +100,15 @@ def test_the_password_in_a_qdrant_url_is_sent_and_never_shown(
 
 
 def test_the_password_in_a_server_url_is_sent_and_never_shown(
-    refusing: tuple[str, list[Any]], caplog: pytest.LogCaptureFixture
+    refusing: tuple[str, list[Any]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, seen = refusing
     caplog.set_level("DEBUG")
-    caplog.set_level("DEBUG", logger="httpx")  # some libraries raise its level
+    logger = logging.getLogger("httpx")  # other tests' libraries may have silenced it
+    monkeypatch.setattr(logger, "disabled", False)
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logging.root.manager, "disable", 0)
+    caplog.set_level("DEBUG", logger="httpx")
     with pytest.raises(GircseError, match="answered 401") as caught:
         ServerBackend(f"{url}/v1")
     assert seen == [BASIC]
