@@ -25,6 +25,15 @@ def _own_prepared_files(request: pytest.FixtureRequest, tmp_path: Path, monkeypa
         monkeypatch.setattr(prepared, "cache_folder", lambda: tmp_path / "cache")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of model families other than Llama as slow: `make unit` runs one family, `make test` all."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("family", "llama") != "llama":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama as a Hugging Face folder."""

@@ -17,6 +17,8 @@ from gircse_rag.errors import CheckpointError, InputError, MissingExtraError
 from tests import tiny
 from tests.unit.adaptation import data
 
+pytestmark = pytest.mark.slow  # trains a model
+
 INSTRUCTION = "Given a task, find the note that explains it"
 
 

@@ -15,6 +15,8 @@ from tests.unit.adaptation import data
 from tests.unit.cli.conftest import Gircse
 from tests.unit.cli.test_app import GIRCSE
 
+pytestmark = pytest.mark.slow  # trains a model
+
 STORE = ["--collection", "notes", "--path", "store"]
 
 

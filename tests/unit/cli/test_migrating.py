@@ -19,6 +19,8 @@ from tests.qdrant_shim import Shim
 from tests.unit.cli.conftest import Gircse
 from tests.unit.cli.test_app import GIRCSE
 
+pytestmark = pytest.mark.slow  # every test embeds collections
+
 COUNT = 40
 
 

@@ -18,6 +18,8 @@ from gircse_rag.qdrant.retry import Retry, StoppedError
 from tests.qdrant_shim import FAULTS, Fault, Shim
 from tests.stand_in import StandIn
 
+pytestmark = pytest.mark.slow  # every test starts a server
+
 DOCUMENTS = [Document(str(number), f"text number {number}") for number in range(20)]
 
 

@@ -22,6 +22,8 @@ from gircse_rag.qdrant.schema import RECORD, VECTOR
 from tests.qdrant_shim import Shim
 from tests.stand_in import StandIn
 
+pytestmark = pytest.mark.slow  # damages and repairs whole stores
+
 Open = Callable[[], QdrantClient]
 _BLOCK = 2**16
 

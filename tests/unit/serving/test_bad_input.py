@@ -12,6 +12,8 @@ import pytest
 from gircse_rag.backends.paged import PagedBackend
 from tests.unit.serving.conftest import MODEL
 
+pytestmark = pytest.mark.slow  # every test starts a server
+
 OPENAI = {"model": MODEL, "input": ["fine"]}
 COHERE = {"model": MODEL, "texts": ["fine"], "input_type": "search_document"}
 TEI = {"inputs": ["fine"]}

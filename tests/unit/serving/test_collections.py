@@ -18,6 +18,8 @@ from tests.http_server import serve
 from tests.stand_in import StandIn
 from tests.unit.serving.conftest import MODEL
 
+pytestmark = pytest.mark.slow  # every test starts a server
+
 DOCUMENTS = [
     {"id": "cats", "text": "a cat purrs", "metadata": {"kind": "animal", "year": 1999}},
     {"id": "dogs", "text": "a dog barks", "metadata": {"kind": "animal", "year": 2005}},

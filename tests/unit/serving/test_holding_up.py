@@ -27,6 +27,8 @@ from tests.http_server import serve
 from tests.unit.backends.test_engine_thread import wait_until
 from tests.unit.serving.conftest import MODEL
 
+pytestmark = pytest.mark.slow  # every test starts a server
+
 SECRET = "the text nobody may see"
 
 
