@@ -83,28 +83,25 @@ def _check_cover(text: str, chunks: list[Chunk], capacity: int) -> None:
     assert text[position:].strip() == ""
 
 
-@settings(max_examples=200, deadline=None)
-@given(
+CUTS = (
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=400)
     | st.lists(st.sampled_from(PIECES), max_size=40).map("".join),
     st.sampled_from(KINDS),
     st.sampled_from(["tokens", "sentences", "headings"]),
     st.integers(4, 40),
 )
+"""Texts, kinds of documents, ways to cut, and tokens per chunk."""
+
+
+@settings(max_examples=200, deadline=None)
+@given(*CUTS)
 def test_no_chunk_is_truncated_and_no_text_is_lost(text: str, kind: Any, by: By, max_tokens: int) -> None:
     chunker = Chunker(TOKENIZER, SPEC, by=by, max_tokens=max_tokens)
     _check_cover(text, chunker.cut(Document("d", text, **kind)), max_tokens)
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=400)
-    | st.lists(st.sampled_from(PIECES), max_size=40).map("".join),
-    st.sampled_from(KINDS),
-    st.sampled_from(["tokens", "sentences", "headings"]),
-    st.integers(4, 40),
-    st.integers(1, 39),
-)
+@given(*CUTS, st.integers(1, 39))
 def test_overlapping_chunks_fit_advance_and_cover_the_text(
     text: str, kind: Any, by: By, max_tokens: int, overlap: int
 ) -> None:
