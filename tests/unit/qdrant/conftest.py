@@ -8,6 +8,7 @@ from qdrant_client import QdrantClient
 
 from gircse_rag.qdrant import open_client
 from tests.disk import SmallDisks
+from tests.qdrant_shim import Shim
 from tests.stand_in import StandIn
 
 
@@ -20,6 +21,20 @@ def embedder() -> StandIn:
 def client(tmp_path: Path) -> Iterator[QdrantClient]:
     """A real embedded Qdrant (local mode) in a folder."""
     client = open_client(tmp_path / "store")
+    yield client
+    client.close()
+
+
+@pytest.fixture(params=["local", "edge", "server"])
+def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
+    """A client of each kind of store; the server is the shim."""
+    if request.param == "server":
+        with Shim() as shim:
+            yield shim.client()
+        return
+    if request.param == "edge":
+        pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
+    client = open_client(tmp_path / "store", engine=request.param)
     yield client
     client.close()
 

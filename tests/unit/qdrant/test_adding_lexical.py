@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from qdrant_client import QdrantClient, models
 
 from gircse_rag.errors import InputError, StoreError
-from gircse_rag.qdrant import Document, add_lexical, adding_lexical, ingest, open_client, search
+from gircse_rag.qdrant import Document, add_lexical, adding_lexical, ingest, search
 from tests.qdrant_shim import Shim
 from tests.stand_in import StandIn
 
@@ -18,18 +16,10 @@ COUNT = 20
 PAGE = 8
 
 
-@pytest.fixture(params=["local", "edge", "server"])
-def client(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantClient]:
+@pytest.fixture
+def client(every_store: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> QdrantClient:
     monkeypatch.setattr(adding_lexical, "_POINTS_PER_REQUEST", PAGE)
-    if request.param == "server":
-        with Shim() as shim:
-            yield shim.client()
-        return
-    if request.param == "edge":
-        pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
-    client = open_client(tmp_path / "store", engine=request.param)
-    yield client
-    client.close()
+    return every_store
 
 
 @pytest.fixture

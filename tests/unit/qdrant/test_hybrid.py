@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +11,8 @@ from qdrant_client import QdrantClient, models
 from gircse_rag.errors import GircseWarning, InputError, StoreError
 from gircse_rag.lexical import Bm25Encoder
 from gircse_rag.lexical.fusion import fuse
-from gircse_rag.qdrant import Document, Hit, create_collection, ingest, open_client, search, search_batch
+from gircse_rag.qdrant import Document, Hit, create_collection, ingest, search, search_batch
 from gircse_rag.qdrant import search_coarse_to_fine as coarse_to_fine
-from tests.qdrant_shim import Shim
 from tests.stand_in import StandIn
 
 TEXTS = {
@@ -29,17 +26,9 @@ TEXTS = {
 QUESTION = "what does error E4711 mean?"
 
 
-@pytest.fixture(params=["local", "edge", "server"])
-def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
-    if request.param == "server":
-        with Shim() as shim:
-            yield shim.client()
-        return
-    if request.param == "edge":
-        pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
-    client = open_client(tmp_path / "store", engine=request.param)
-    yield client
-    client.close()
+@pytest.fixture
+def client(every_store: QdrantClient) -> QdrantClient:
+    return every_store
 
 
 @pytest.fixture
