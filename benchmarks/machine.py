@@ -73,8 +73,10 @@ def processor() -> str:
 def facts(arguments: argparse.Namespace, *, measure: bool) -> dict[str, Any]:
     """Describe the machine: processor, load, and (if `measure`) its speed with the run's number of threads."""
     found: dict[str, Any] = {"processor": processor(), "cpus": os.cpu_count(), "load_before": os.getloadavg()}
+    found["instructions"] = torch.backends.cpu.get_cpu_capability()  # AVX2 where the environment forbids more
     if measure:
         torch.set_num_threads(arguments.threads)
         with idle(arguments):
-            found |= {"peak_gflops": peak_gflops(arguments.dtype), "copy_gb_per_second": copy_gb_per_second()}
+            dtype = "bfloat16" if arguments.dtype == "bfloat16" else "float32"  # float16 weights, float32 arithmetic
+            found |= {"peak_gflops": peak_gflops(dtype), "copy_gb_per_second": copy_gb_per_second()}
     return found

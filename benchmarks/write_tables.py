@@ -16,7 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.tables import NAMES, RESULTS, Results, load, mib, parts, plain, share, table, times
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/understand/benchmarks.md"
-FOLDERS = {"": RESULTS, "float32 ": RESULTS / "float32"}  # prefix of the markers -> folder of the JSON files
+FOLDERS = {
+    "": RESULTS,
+    "float16 ": RESULTS / "float16",
+    "float32 ": RESULTS / "float32",
+}  # prefix of the markers -> folder of the JSON files
 
 
 def throughput(results: Results) -> str:
@@ -93,16 +97,23 @@ def congruence(results: Results) -> str:
     return table([*head, "loop's own spread", "preemptions", "equal"], rows)
 
 
-def small_encoder(results: Results) -> str:
+def laptop(results: Results) -> str:
+    """One row per task, one column per contestant; "-" where it was not run or does not exist."""
+    names = ("ours", "loop", "pooling", "encoder", "llama.cpp")
     rows = []
-    for part, measured in parts(results, "small_encoder").items():
+    for part, measured in parts(results, "laptop").items():
         if "seconds" in measured:
-            ours, encoder = (1000 * measured["seconds"][name] for name in ("ours", "encoder"))
-            rows.append([part, f"{ours:,.0f}", f"{encoder:,.0f}", f"{ours / encoder:.1f}x"])
+            tasks = {
+                f"{part}, s": (measured["seconds"], ".1f"),
+                "resident memory after it, MiB": (measured["resident_mib"], ",.0f"),
+            }
         else:
-            ours, encoder = (measured["milliseconds_per_text"][name] for name in ("ours", "encoder"))
-            rows.append([part, f"{ours:.0f}", f"{encoder:.0f}", f"{measured['times_the_encoder']:.1f}x"])
-    return table(["what", "smollm2-135m, ms", "all-MiniLM-L6-v2, ms", "ratio"], rows)
+            unit = "ms a document" if part.startswith("documents") else "ms"
+            tasks = {f"{part}, {unit}": (measured["milliseconds_per_text"], ".0f")}
+        for task, (values, form) in tasks.items():
+            rows.append([task, *(f"{values[name]:{form}}" if name in values else "-" for name in names)])
+    head = ["what", "ours", "authors' loop", "last-token pooling", "all-MiniLM-L6-v2", "llama.cpp Q4_1"]
+    return table(head, rows)
 
 
 def runs(results: Results) -> str:
@@ -117,16 +128,18 @@ def runs(results: Results) -> str:
         kept = ", under an idle lock" if report["idle_lock"] else ""
         peak = ""
         if "peak_gflops" in machine:
-            peak = f", {machine['peak_gflops']:.0f} GFLOP/s {report['settings']['dtype']}"
+            dtype = "bfloat16" if report["settings"]["dtype"] == "bfloat16" else "float32"
+            peak = f", {machine['peak_gflops']:.0f} GFLOP/s {dtype}"
         peak += f", copies {machine['copy_gb_per_second']:.0f} GB/s" if "copy_gb_per_second" in machine else ""
-        where = f"{machine['processor']}, {machine['cpus']} cpus{peak}"
+        kind = f", {machine['instructions']}" if "instructions" in machine else ""
+        where = f"{machine['processor']}{kind}, {machine['cpus']} cpus{peak}"
         row = [f"{name}.json", report["date"], where, f"{load}{kept}"]
         row.append(f"torch {versions['torch']}, transformers {versions['transformers']}")
         rows.append([*row, f"`{report['command']}`"])
     return table(["file", "date", "machine", "load", "versions", "command"], rows)
 
 
-SECTIONS = (throughput, latency, cost, prefix_cache, memory, quality, congruence, small_encoder, runs)
+SECTIONS = (throughput, latency, cost, prefix_cache, memory, quality, congruence, laptop, runs)
 
 
 def fill(page: str, results: Results, prefix: str = "") -> str:

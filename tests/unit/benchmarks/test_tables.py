@@ -37,8 +37,8 @@ def test_a_stale_page_is_detected(prefix: str) -> None:
     results = tables.load(write_tables.FOLDERS[prefix])
     assert write_tables.fill(page, results, prefix) == page
     changed = copy.deepcopy(dict(results))
-    one = next(iter(changed["latency"]["results"].values()))
-    one["milliseconds"]["loop"] += 1
+    report = next(iter(changed.values()))  # the table of runs gives its date
+    report["date"] = "1970-01-01"
     assert write_tables.fill(page, changed, prefix) != page
 
 
