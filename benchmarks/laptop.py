@@ -8,8 +8,8 @@
 
 All take strings, so tokenising counts everywhere. Each round times every contestant on the same texts, in an order
 that rotates. Queries go one at a time. No text comes twice, so the prefix cache holds only the instruction. The
-authors' loop and last-token pooling run Hugging Face's model in float32, or in bfloat16 with `--dtype bfloat16`. Pooling
-and llama.cpp generate nothing: they read the prompt and take its last hidden state.
+authors' loop and last-token pooling run Hugging Face's model in float32, or in bfloat16 with `--dtype bfloat16`.
+Pooling and llama.cpp generate nothing: they read the prompt and take its last hidden state.
 
 On a machine with AVX-512, this environment makes torch compute as on one with AVX2 only (llama.cpp ignores it):
 
