@@ -12,7 +12,7 @@ VLLM_SHORT := checks congruence scheduler server
 PACKAGES := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # One thread per worker: two OpenMP threads on a busy 2-core machine run ten times slower.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadgroup -n
 
 .PHONY: help install demo unit test test/integrations one coverage test-vllm test-vllm-short soak lint lock docs format clean
 
@@ -30,10 +30,10 @@ demo: $(READY)  ## embed Python's own documentation, store it in Qdrant, ask it 
 	$(BIN)/python examples/demo.py
 
 unit: $(READY)  ## the fast tests: no model, nothing that starts or kills processes
-	$(PYTEST) tests/unit -m "not model and not slow and not gpu"
+	$(PYTEST) $(WORKERS) tests/unit -m "not model and not slow and not gpu"
 
 test: $(READY)  ## all tests but vLLM's; the first run fetches the model (93 MB)
-	$(PYTEST) -n $$(($(WORKERS) + 1)) tests --durations=15  # one more worker, because many tests wait for processes
+	$(PYTEST) $$(($(WORKERS) + 1)) tests --durations=15  # one more worker, because many tests wait for processes
 	$(MAKE) --no-print-directory --jobs=$(WORKERS) $(SYNC) $(PACKAGES:%=test/%) test/integrations
 
 # One process per package, WORKERS at a time: workers of one run would each load the model.
@@ -47,7 +47,7 @@ one: $(READY)  ## one file or test: make one T=tests/unit/test_spec.py, or T="te
 	$(BIN)/python -m pytest $(T)
 
 coverage: $(READY)  ## the tests with a coverage report, in build/coverage
-	$(PYTEST) tests --cov gircse_rag --cov-report term:skip-covered --cov-report html:build/coverage
+	$(PYTEST) $(WORKERS) tests --cov gircse_rag --cov-report term:skip-covered --cov-report html:build/coverage
 
 test-vllm:  ## the vLLM suite, in .venv-vllm (3.4 GB, created on first use; CPU)
 	$(PYTHON) scripts/vllm_environment.py $(VENV)-vllm

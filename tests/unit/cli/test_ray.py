@@ -19,7 +19,7 @@ from tests.unit.cli.test_app import GIRCSE
 
 ray = pytest.importorskip("ray", reason="needs gircse-rag[ray]")
 pytest.importorskip("ray.data", reason="needs gircse-rag[ray]")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # several Rays at once starve each other
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from tests.stand_in import POISON, StandIn
 
 ray = pytest.importorskip("ray", reason="needs gircse-rag[ray]")
 pytest.importorskip("ray.data", reason="needs gircse-rag[ray]")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # several Rays at once starve each other
 
 COUNT = 400
 
