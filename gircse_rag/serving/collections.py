@@ -19,6 +19,7 @@ from qdrant_client import QdrantClient
 from gircse_rag.documents.document import Document
 from gircse_rag.errors import InputError, SpecMismatchError, StoreError
 from gircse_rag.qdrant import delete_documents, ingest, search
+from gircse_rag.qdrant.lexical import Mode
 from gircse_rag.qdrant.limits import check_name
 from gircse_rag.qdrant.schema import check_collection
 from gircse_rag.qdrant.stores import build_index, store_errors
@@ -45,6 +46,7 @@ class SearchBody(BaseModel):
     min_score: float | None = None
     group: int | None = Field(None, ge=1, description="Maximum hits per document; `limit` then counts documents.")
     mmr: float | None = Field(None, ge=0, le=1)
+    mode: Mode | None = Field(None, description="Default: hybrid, or dense if the collection has no lexical vector.")
 
 
 class DocumentBody(BaseModel):
@@ -90,6 +92,7 @@ def collection_routes(service: Service, client: QdrantClient) -> APIRouter:
             "min_score": body.min_score,
             "group_size": body.group,
             "mmr": body.mmr,
+            "mode": body.mode,
         }
 
         def work(cancelled: threading.Event) -> bytes:

@@ -19,6 +19,7 @@ from gircse_rag.embedder import Embedder
 from gircse_rag.errors import GircseError, InputError
 from gircse_rag.qdrant import search
 from gircse_rag.qdrant.foreign import read_payload
+from gircse_rag.qdrant.lexical import Mode
 from gircse_rag.qdrant.points import Points, point_id
 from gircse_rag.qdrant.retry import Retry
 from gircse_rag.qdrant.schema import check_collection
@@ -49,6 +50,13 @@ MetadataFilter = Annotated[
         "{'language': ['de', 'en']} for either. The hits of an unfiltered search show the keys that exist."
     ),
 ]
+SearchMode = Annotated[
+    Mode | None,
+    Field(
+        description="How to rank: 'hybrid' by meaning and by shared words (the default), 'dense' by meaning only, "
+        "'lexical' by words only, for names, numbers and error codes that must occur exactly."
+    ),
+]
 Limit = Annotated[int, Field(ge=1, le=MAX_HITS, description="Maximum number of passages.")]
 
 
@@ -72,7 +80,11 @@ def make_mcp_server(embedder: Embedder, client: QdrantClient, collection: str) -
     @server.tool(name="search", title=f"Search {collection}", annotations=read_only)
     @_errors_for_agents
     def search_(
-        question: Question, instruction: Instruction = None, filter: MetadataFilter = None, limit: Limit = 5
+        question: Question,
+        instruction: Instruction = None,
+        filter: MetadataFilter = None,
+        limit: Limit = 5,
+        mode: SearchMode = None,
     ) -> list[dict[str, Any]]:
         """Find the passages that answer a question best, best first.
 
@@ -86,6 +98,7 @@ def make_mcp_server(embedder: Embedder, client: QdrantClient, collection: str) -
             instruction=instruction,
             query_filter=filter,
             limit=limit,
+            mode=mode,
         )
         return [
             {

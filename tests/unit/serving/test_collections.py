@@ -98,6 +98,8 @@ def test_ingest_search_and_delete(http: httpx.Client, client: QdrantClient, embe
         ({"group": 1, "limit": 10}, {"cats", "dogs", "the way/of the world"}),
         ({"min_score": 1.0}, set()),
         ({"offset": 3}, set()),
+        ({"question": "purrs", "mode": "lexical"}, {"cats"}),
+        ({"mode": "dense", "limit": 10}, {"cats", "dogs", "the way/of the world"}),
     ],
 )
 def test_search_options(shared: httpx.Client, fields: dict[str, Any], documents: set[str]) -> None:
@@ -169,6 +171,8 @@ def test_a_collection_of_another_model_is_refused(http: httpx.Client, client: Qd
         ("POST", "/v1/search", {"question": "a", "filter": {"year": {"about": 3}}}, 400, "is no range"),
         ("POST", "/v1/search", {"question": "a", "filter": {"": 3}}, 400, "a filter has the key ''"),
         ("POST", "/v1/search", {"question": "a", "group": 1, "mmr": 0.5}, 400, "group_size cannot be combined"),
+        ("POST", "/v1/search", {"question": "a", "mode": "psychic"}, 400, "mode: input should be 'hybrid', 'dense' or"),
+        ("POST", "/v1/search", {"question": "a", "mode": "lexical", "mmr": 0.5}, 400, "mmr compares embeddings"),
         ("POST", "/v1/search", {"question": "a", "colection": "notes"}, 400, "there is no field 'colection'"),
         ("POST", "/v1/search", {}, 400, "the field 'question' is missing"),
         ("POST", "/v1/collections/notes/documents", {"documents": []}, 400, "there are no documents"),

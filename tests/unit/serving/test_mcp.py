@@ -57,7 +57,7 @@ def test_tools_teach_an_agent_to_write_instructions(embedder: Embedder, client: 
     by_name = {tool.name: tool for tool in tools}
     assert by_name.keys() == {"search", "get_document"}
     fields = by_name["search"].input_schema["properties"]
-    assert fields.keys() == {"question", "instruction", "filter", "limit"}
+    assert fields.keys() == {"question", "instruction", "filter", "limit", "mode"}
     assert "Given X, retrieve Y" in fields["instruction"]["description"]
     assert all(tool.annotations.read_only_hint for tool in tools)
 
@@ -69,6 +69,14 @@ def test_search_gives_the_hits_of_search(embedder: Embedder, client: QdrantClien
     found = result.structured_content["result"]
     assert [(hit["document"], hit["text"]) for hit in found] == [(hit.document, hit.text) for hit in hits]
     assert all("_chunk" not in hit["metadata"] for hit in found)
+
+
+def test_lexical_mode_finds_only_shared_words(embedder: Embedder, client: QdrantClient) -> None:
+    server = make_mcp_server(embedder, client, "notes")
+    for mode, documents in (("lexical", {"cats"}), ("dense", {"cats", "long"})):
+        arguments = {"question": "purrs", "mode": mode}
+        found = ask(server, lambda session, given=arguments: session.call_tool("search", given)).structured_content
+        assert {hit["document"] for hit in found["result"]} == documents
 
 
 def test_a_filter_and_a_document(embedder: Embedder, client: QdrantClient) -> None:
@@ -88,6 +96,7 @@ def test_a_filter_and_a_document(embedder: Embedder, client: QdrantClient) -> No
         ("search", {"question": "a", "instruction": " "}, "instruction is empty"),
         ("search", {"question": "a", "limit": 10**6}, "limit"),
         ("search", {"question": "a", "filter": {"kind": {"about": 1}}}, "is no range"),
+        ("search", {"question": "a", "mode": "psychic"}, "mode"),
         ("search", {}, "question"),
         ("get_document", {"id": "nobody"}, "there is no document 'nobody'; pass the `document` of a hit"),
     ],
