@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -16,13 +15,6 @@ from gircse_rag.cli import options
 from gircse_rag.cli.output import emit, emit_json, note_some, only_results_on_stdout
 from gircse_rag.errors import InputError, require
 from gircse_rag.prompts import resolve_instruction
-
-if TYPE_CHECKING:
-    from qdrant_client import QdrantClient
-
-    from gircse_rag.adaptation.instructions import Asked
-    from gircse_rag.adaptation.scoring import Ranking
-    from gircse_rag.embedder import Embedder
 
 _BARE = "none: the bare question"
 
@@ -53,6 +45,7 @@ def compare_instructions(
         from gircse_rag.adaptation.instructions import group_pairs
         from gircse_rag.adaptation.pairs import read_pairs
         from gircse_rag.qdrant import open_client
+        from gircse_rag.serving.comparing import compare
 
         asked, skipped = group_pairs(read_pairs(pairs))
         if not asked:
@@ -60,53 +53,12 @@ def compare_instructions(
         with closing(open_client(path, url, create=False)) as client:
             embedder = options.load(model)
             wordings = [resolve_instruction(text) for text in instruction or [embedder.spec.default_instruction]]
-            rankings: dict[str | None, Ranking] = {
-                wording: _rank(asked, wording, embedder, client, collection, steps)
-                for wording in (None, *dict.fromkeys(wordings))
-            }
+            result = compare(asked, wordings, collection=collection, embedder=embedder, client=client, steps=steps)
     note_some("skipped", skipped, len(skipped))
-    best = max(rankings, key=lambda wording: rankings[wording].interval("ndcg@10").value)
-    rows = [_row(wording, ranking, rankings[None]) for wording, ranking in rankings.items()]
     if as_json:
-        emit_json({"questions": len(asked), "best": best, "instructions": rows})
+        emit_json(result)
     else:
-        emit(_table(rows, len(asked)), Text(f"best nDCG@10: {best or _BARE}"))
-
-
-def _rank(
-    asked: Sequence[Asked],
-    instruction: str | None,
-    embedder: Embedder,
-    client: QdrantClient,
-    collection: str,
-    steps: Any,
-) -> Ranking:
-    from gircse_rag.adaptation.instructions import DEPTH, score_hits
-    from gircse_rag.embedder import Embedder
-    from gircse_rag.qdrant import search_batch
-
-    class Bare(Embedder):
-        """Embeds questions as documents are embedded, without an instruction."""
-
-        def embed(self, texts: Any, role: Any = "query", instruction: Any = None, **choices: Any) -> Any:
-            return super().embed(texts, role="document", **choices)
-
-    chosen = embedder if instruction is not None else Bare(embedder.backend, embedder.tokenizer, embedder.spec)
-    hits = search_batch(
-        [question.text for question in asked],
-        collection=collection,
-        embedder=chosen,
-        client=client,
-        instruction=instruction,
-        steps=steps,
-        limit=DEPTH,
-    )
-    return score_hits(asked, [[(hit.document, hit.text) for hit in found] for found in hits])
-
-
-def _row(instruction: str | None, ranking: Ranking, bare: Ranking) -> dict[str, Any]:
-    scores = {metric: asdict(ranking.interval(metric)) for metric in ranking.values}
-    return {"instruction": instruction, **scores, "lead": asdict(ranking.gain(bare, "ndcg@10"))}
+        emit(_table(result["instructions"], len(asked)), Text(f"best nDCG@10: {result['best'] or _BARE}"))
 
 
 def _table(rows: Sequence[dict[str, Any]], questions: int) -> Table:

@@ -84,7 +84,7 @@ def serve(
     """Serve a model over HTTP: OpenAI's, Cohere's and TEI's embedding APIs.
 
     With --collection also search and ingest, so that several programs
-    share one store (docs/operate/serve.md).
+    share one store (docs/operate/serve.md), and a page to look at, at /.
 
     With --backend vllm all other options are passed on to vLLM, such as
     --tensor-parallel-size 2 (docs/operate/vllm.md).

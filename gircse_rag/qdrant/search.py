@@ -155,7 +155,7 @@ def search_batch(
         if mode != "lexical":
             vectors = embedder.embed(questions, role="query", instruction=instruction, steps=steps).vectors.tolist()
         ranked = rank_points(client, collection, [*map(Question, vectors, terms)], mode, options)
-    return [[_to_hit(each) for each in hits] for hits in ranked]
+    return [[to_hit(each) for each in hits] for hits in ranked]
 
 
 def search_coarse_to_fine(
@@ -192,8 +192,8 @@ def search_coarse_to_fine(
         coarse = _embed_question(embedder, question, instruction, 1)
         terms = find_terms(encoder, question) if encoder is not None and hybrid else None
         found = find_candidates(client, collection, Question(coarse.tolist(), terms), candidates, options)
-    yield [_to_hit(each) for each in found.rank(coarse)[:limit]]
-    yield [_to_hit(each) for each in found.rank(_embed_question(embedder, question, instruction, steps))[:limit]]
+    yield [to_hit(each) for each in found.rank(coarse)[:limit]]
+    yield [to_hit(each) for each in found.rank(_embed_question(embedder, question, instruction, steps))[:limit]]
 
 
 def _find_terms(encoder: Bm25Encoder, questions: Sequence[str], mode: Mode) -> list[SparseVector | None]:
@@ -242,7 +242,8 @@ def _check_options(
         raise InputError("mmr compares embeddings, which the mode lexical does not use; choose mode hybrid or dense")
 
 
-def _to_hit(ranked: Ranked) -> Hit:
+def to_hit(ranked: Ranked) -> Hit:
+    """A ranked point as callers see it."""
     point = ranked.point
     _, text, metadata = read_payload(point.id, point.payload)
     record = read_record(point.payload)

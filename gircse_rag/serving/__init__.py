@@ -11,6 +11,8 @@
     cohere_api    POST /v2/embed
     tei_api       POST /embed
     collections   POST /v1/search, /v1/collections: search, ingest, delete
+    playground_api   GET /: the page in `playground/`; POST /v1/playground: what only the page asks
+    comparing     scores of instructions
     health        GET /health, /ready, /metrics
     problems      exceptions -> error bodies in the shape of each API
     metrics       counters for Prometheus

@@ -42,8 +42,10 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(routes(service))
     if service.client is not None:
         from gircse_rag.serving.collections import collection_routes
+        from gircse_rag.serving.playground_api import playground_routes
 
         app.include_router(collection_routes(service, service.client))
+        app.include_router(playground_routes(service, service.client))
     for kind in (RequestValidationError, HTTPException, GircseError):
         app.add_exception_handler(kind, answer_error)
     app.add_middleware(Gateway, service=service)

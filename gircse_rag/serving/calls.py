@@ -29,6 +29,9 @@ class Calls:
         threads: amount of work done at once.
         queue: amount of work that may wait.
         timeout: seconds for one piece of work, the wait included.
+
+    Attributes:
+        completed: amount of work that has ended, failed or cancelled work included.
     """
 
     def __init__(self, *, threads: int, queue: int, timeout: float, name: str) -> None:
@@ -39,6 +42,7 @@ class Calls:
         self._active: set[threading.Event] = set()  # one event per piece of pending work
         self._lock = threading.Lock()
         self._mean_seconds = 1.0
+        self.completed = 0
 
     @property
     def pending(self) -> tuple[int, int]:
@@ -97,6 +101,7 @@ class Calls:
         def end(_: Future[T]) -> None:
             with self._lock:
                 self._active.discard(cancelled)
+                self.completed += 1
 
         future = self._executor.submit(run)
         future.add_done_callback(end)

@@ -76,9 +76,7 @@ def collection_routes(service: Service, client: QdrantClient) -> APIRouter:
 
     @router.post("/v1/search")
     async def search_(body: SearchBody, request: Request) -> Response:
-        name = body.collection or service.collection
-        if name is None:
-            raise InputError("there is no default collection; name one as `collection`")
+        name = default_name(service, body.collection)
         if body.limit > settings.max_hits:
             raise InputError(f"limit {body.limit} is too large for this server; send at most {settings.max_hits}")
         if body.steps is not None and body.steps != "auto":
@@ -162,6 +160,17 @@ def collection_routes(service: Service, client: QdrantClient) -> APIRouter:
         return json_response(await service.writes.run(request, work))
 
     return router
+
+
+def default_name(service: Service, name: str | None) -> str:
+    """The collection that a request names, else the default one.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if name := name or service.collection:
+        return name
+    raise InputError("there is no default collection; name one as `collection`")
 
 
 def check_exists(client: QdrantClient, name: str) -> None:

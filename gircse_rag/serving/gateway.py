@@ -20,7 +20,8 @@ from gircse_rag.serving.service import Service
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("gircse_rag.access")
 
-_OPEN_PATHS = frozenset({"/health", "/ready"})
+_OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+_OPEN_FOLDER = "/playground/"  # the page's own files, which hold nothing of the collection; the page asks for the key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_DISCARDED_BYTES = 64 * 2**20  # of a refused body: clients read the answer only after they have sent all of it
 
@@ -75,7 +76,8 @@ class Gateway:
             self._record(scope, status, time.monotonic() - started)
 
     def _check_key(self, scope: Scope) -> None:
-        if self._key_hash is None or scope["path"] in _OPEN_PATHS:
+        path = scope["path"]
+        if self._key_hash is None or path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER):
             return
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         given = hashlib.sha256(key.strip().encode()).digest()

@@ -71,12 +71,14 @@ def test_search_gives_the_hits_of_search(embedder: Embedder, client: QdrantClien
     assert all("_chunk" not in hit["metadata"] for hit in found)
 
 
-def test_lexical_mode_finds_only_shared_words(embedder: Embedder, client: QdrantClient) -> None:
+@pytest.mark.parametrize(("mode", "documents"), [("lexical", {"cats"}), ("dense", {"cats", "long"})])
+def test_lexical_mode_finds_only_shared_words(
+    embedder: Embedder, client: QdrantClient, mode: str, documents: set[str]
+) -> None:
     server = make_mcp_server(embedder, client, "notes")
-    for mode, documents in (("lexical", {"cats"}), ("dense", {"cats", "long"})):
-        arguments = {"question": "purrs", "mode": mode}
-        found = ask(server, lambda session, given=arguments: session.call_tool("search", given)).structured_content
-        assert {hit["document"] for hit in found["result"]} == documents
+    arguments = {"question": "purrs", "mode": mode}
+    found = ask(server, lambda session: session.call_tool("search", arguments)).structured_content["result"]
+    assert {hit["document"] for hit in found} == documents
 
 
 def test_a_filter_and_a_document(embedder: Embedder, client: QdrantClient) -> None:

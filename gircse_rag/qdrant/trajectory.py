@@ -1,0 +1,95 @@
+"""Rank a collection after every refinement step of a question: `search_trajectory`."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient
+
+from gircse_rag.errors import GircseWarning
+from gircse_rag.qdrant.filters import Filter, as_filter
+from gircse_rag.qdrant.lexical import choose_mode
+from gircse_rag.qdrant.limits import check_count
+from gircse_rag.qdrant.ranking import Options, Question, find_terms, rank_points
+from gircse_rag.qdrant.schema import check_collection
+from gircse_rag.qdrant.search import Hit, to_hit
+from gircse_rag.qdrant.stores import store_errors
+
+if TYPE_CHECKING:
+    from gircse_rag.embedder import Embedder
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The rankings of a question after 1..K refinement steps.
+
+    Attributes:
+        mode: "hybrid" or "dense".
+        hits: per step, the hits, best first: `hits[k - 1]` are those of `search(..., steps=k)`.
+        vectors: (K, d) float32, z_1..z_K.
+        soft_tokens: per step, the most probable (token, weight) pairs.
+        embed_seconds: time for all steps together.
+        rank_seconds: time for all rankings together.
+    """
+
+    mode: Literal["hybrid", "dense"]
+    hits: list[list[Hit]]
+    vectors: NDArray[np.float32]
+    soft_tokens: list[list[tuple[str, float]]]
+    embed_seconds: float
+    rank_seconds: float
+
+
+def search_trajectory(
+    question: str,
+    *,
+    collection: str,
+    embedder: Embedder,
+    client: QdrantClient,
+    instruction: str | None = None,
+    limit: int = 5,
+    steps: int = 20,
+    query_filter: Filter | None = None,
+    mode: Literal["hybrid", "dense"] | None = None,
+    top_k: int = 8,
+) -> Trajectory:
+    """Rank a collection after each of `steps` refinement steps. The question is embedded once.
+
+    Args:
+        top_k: number of most probable tokens per soft token.
+        others: as `search`.
+
+    Raises:
+        InputError, SpecMismatchError, StoreError: as `search`.
+    """
+    check_count("limit", limit, 1)
+    options = Options(limit, condition=as_filter(query_filter))
+    with store_errors(client):
+        encoder = check_collection(client, collection, embedder.spec)
+        hybrid = choose_mode(mode, encoder, client, collection) == "hybrid"
+        started = time.perf_counter()
+        with warnings.catch_warnings():  # the caller chose the steps on purpose
+            warnings.filterwarnings("ignore", message="queries take .* refinement step", category=GircseWarning)
+            result = embedder.embed(
+                [question], role="query", instruction=instruction, steps=steps, trajectory=True, soft_tokens=top_k
+            )
+        embedded = time.perf_counter()
+        assert result.trajectory is not None
+        vectors = result.trajectory[0]
+        terms = find_terms(encoder, question) if encoder is not None and hybrid else None
+        questions = [Question(vector, terms) for vector in vectors.tolist()]
+        ranked = rank_points(client, collection, questions, "hybrid" if hybrid else "dense", options)
+        ended = time.perf_counter()
+    return Trajectory(
+        mode="hybrid" if hybrid else "dense",
+        hits=[[to_hit(each) for each in hits] for hits in ranked],
+        vectors=vectors,
+        soft_tokens=result.soft_tokens[0] if result.soft_tokens else [],
+        embed_seconds=embedded - started,
+        rank_seconds=ended - embedded,
+    )
