@@ -44,7 +44,7 @@ Backend = Annotated[Literal["paged", "reference"] | None, Option(help="Execution
 Device = Annotated[str, Option(metavar="NAME", help="Device: auto, cpu, cuda, cuda:1, mps, ...")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    Option(help="Data type; auto is bfloat16 where the hardware supports it natively, else float32."),
+    Option(help="Data type; auto is bfloat16 where the hardware has it, else float16 on x86, else float32."),
 ]
 _STEPS = "Number of refinement steps, or auto to stop once the embedding converges (default: the model's)."
 # int | Literal["auto"] | None; typer converts with the parser, not the annotation

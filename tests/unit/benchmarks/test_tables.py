@@ -37,8 +37,8 @@ def test_a_stale_page_is_detected(prefix: str) -> None:
     results = tables.load(write_tables.FOLDERS[prefix])
     assert write_tables.fill(page, results, prefix) == page
     changed = copy.deepcopy(dict(results))
-    report = next(iter(changed.values()))  # the table of runs gives its date
-    report["date"] = "1970-01-01"
+    report: Any = next(iter(changed.values()))
+    report["date"] = "1970-01-01"  # in the table of runs
     assert write_tables.fill(page, changed, prefix) != page
 
 

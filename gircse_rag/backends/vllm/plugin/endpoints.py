@@ -18,8 +18,8 @@ these fields.
 from __future__ import annotations
 
 import os
-from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -29,9 +29,9 @@ from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
 from vllm.entrypoints.pooling.embed.serving import ServingEmbedding
 
 import gircse_rag
-from gircse_rag.backends.vllm.plugin.llm_inputs import render
+from gircse_rag.backends.vllm.plugin.llm_inputs import render, with_steps
 from gircse_rag.backends.vllm.plugin.scoring import GircseScores
-from gircse_rag.backends.vllm.plugin.settings import STEPS, Settings
+from gircse_rag.backends.vllm.plugin.settings import Settings
 from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.tokens import TOKEN_IDS_REFUSED
 
@@ -58,15 +58,9 @@ class GircseIOProcessor(EmbedIOProcessor):
         steps_per_input = steps if isinstance(steps, list) else [steps] * len(prompts)
         if len(steps_per_input) != len(prompts):
             raise InputError(f"steps has {len(steps_per_input)} entries for {len(prompts)} inputs")
-        extra_kwargs = [{} if value is None else {STEPS: value} for value in steps_per_input]
-        for prompt, value in zip(prompts, extra_kwargs, strict=True):
-            self.settings.steps_of(value, len(prompt))
         ctx.request = request.model_copy(update={"input": prompts, "truncate_prompt_tokens": None})
-        engine_inputs = super().get_request_factory_online(ctx)
-        for engine_input, value in zip(engine_inputs, extra_kwargs, strict=True):
-            engine_input["params"] = copy(ctx.pooling_params)
-            engine_input["params"].extra_kwargs = value
-        return engine_inputs
+        make_inputs = partial(super().get_request_factory_online, ctx)
+        return with_steps(self.settings, prompts, steps_per_input, ctx.pooling_params, make_inputs)
 
     def _prompts(self, request: Any, extra: dict[str, Any]) -> list[list[int]]:
         instruction = extra.get("instruction")

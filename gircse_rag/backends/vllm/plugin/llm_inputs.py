@@ -8,12 +8,13 @@ Bare strings are embedded as documents, with the checkpoint's own number of step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from gircse_rag.backends.vllm.plugin.settings import STEPS, spec_of
+from gircse_rag.backends.vllm.plugin.settings import STEPS, Settings, spec_of
 from gircse_rag.errors import InputError
 from gircse_rag.prompts import Role, check_role
 from gircse_rag.spec import EmbeddingSpec, check_steps
@@ -80,3 +81,29 @@ def render(
             )
         rendered.append(list(prompt.token_ids))
     return rendered
+
+
+def with_steps(
+    settings: Settings,
+    prompts: Sequence[Sequence[int]],
+    steps: Sequence[int | None],
+    pooling_params: Any,
+    make_inputs: Callable[[], Sequence[dict[str, Any]]],
+) -> Sequence[dict[str, Any]]:
+    """Make the engine inputs of a request's prompts, each with a copy of `pooling_params` and its own steps.
+
+    Args:
+        steps: K per prompt; None is the spec's.
+        make_inputs: vLLM's own way from the request to its inputs; called when all steps are valid.
+
+    Raises:
+        InputError: a number of steps is invalid, or too large beside its prompt.
+    """
+    extra_kwargs = [{} if value is None else {STEPS: value} for value in steps]
+    for prompt, value in zip(prompts, extra_kwargs, strict=True):
+        settings.steps_of(value, len(prompt))
+    engine_inputs = make_inputs()
+    for engine_input, value in zip(engine_inputs, extra_kwargs, strict=True):
+        engine_input["params"] = copy(pooling_params)
+        engine_input["params"].extra_kwargs = value
+    return engine_inputs

@@ -8,8 +8,8 @@ vLLM would embed both sides as documents. The requests are vLLM's, with two fiel
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -18,8 +18,8 @@ from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
 from vllm.entrypoints.pooling.scoring.io_processor import BiEncoderIOProcessor
 from vllm.entrypoints.pooling.scoring.serving import ServingScores
 
-from gircse_rag.backends.vllm.plugin.llm_inputs import render
-from gircse_rag.backends.vllm.plugin.settings import STEPS, Settings
+from gircse_rag.backends.vllm.plugin.llm_inputs import render, with_steps
+from gircse_rag.backends.vllm.plugin.settings import Settings
 from gircse_rag.errors import InputError
 
 
@@ -37,21 +37,16 @@ class GircseScoringIOProcessor(BiEncoderIOProcessor):
         queries, documents = self._render(request)
         ctx.n_queries = len(queries)
         steps = (request.model_extra or {}).get("steps")
-        extra_kwargs = [{} if steps is None else {STEPS: steps} for _ in queries] + [{} for _ in documents]
-        for prompt, value in zip(queries + documents, extra_kwargs, strict=True):
-            self.settings.steps_of(value, len(prompt))
+        steps_per_prompt = [steps for _ in queries] + [None for _ in documents]
         # vLLM folds the instruction into the arguments of a chat template, which there is none of.
         ctx.prompt_extras = {key: value for key, value in ctx.prompt_extras.items() if key != "chat_template_kwargs"}
         # The base class makes the prompts of a request for embeddings; the response needs the request itself.
         ctx.request = EmbeddingCompletionRequest(model=request.model, input=queries + documents)
+        make_inputs = partial(PoolingIOProcessor.get_request_factory_online, self, ctx)
         try:
-            engine_inputs = PoolingIOProcessor.get_request_factory_online(self, ctx)
+            return with_steps(self.settings, queries + documents, steps_per_prompt, ctx.pooling_params, make_inputs)
         finally:
             ctx.request = request
-        for engine_input, value in zip(engine_inputs, extra_kwargs, strict=True):
-            engine_input["params"] = copy(ctx.pooling_params)
-            engine_input["params"].extra_kwargs = value
-        return engine_inputs
 
     def _render(self, request: Any) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of the queries and of the documents."""
