@@ -24,7 +24,8 @@ class Request:
 
     Attributes:
         token_ids: the whole prompt, at least one id.
-        steps: K, the number of soft tokens; an upper bound when `tolerance` is set.
+        steps: K, the number of pooled states; an upper bound when `tolerance` is set. GIRCSE feeds K soft tokens for
+            them, LaSER K - 1 (`EmbeddingSpec.pooling`).
         tolerance: stop as soon as 1 - cos(z_k, z_{k-1}) <= tolerance (`steps="auto"`); None runs all steps.
         top_k: how many vocabulary tokens to report per soft token, the most probable first.
         trajectory: whether embeddings before the last one are needed; most backends return them anyway.
@@ -43,7 +44,8 @@ class Refinement:
 
     Attributes:
         trajectory: (k, d) float32, unit rows: z_1..z_k, where k is the number of steps used.
-        soft_tokens: per step the `top_k` most probable (token id, weight) pairs, or None if `top_k` is 0.
+        soft_tokens: per soft token that was fed, the `top_k` most probable (token id, weight) pairs, or None if `top_k`
+            is 0.
     """
 
     trajectory: NDArray[np.float32]

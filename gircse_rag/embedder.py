@@ -46,7 +46,8 @@ class EmbeddingResult:
         steps: (n,) int64, refinement steps used; 0 for failed texts.
         prompt_tokens: (n,) int64, tokens of the rendered text after truncation.
         truncated: (n,) bool, whether the end of the text was cut.
-        soft_tokens: per text, per step, the most probable (token, weight) pairs, or None.
+        soft_tokens: per text, per soft token (K of them, or K - 1 for LaSER), the most probable (token, weight) pairs,
+            or None.
         errors: position -> error of a failed text; empty unless `on_error="return"`.
     """
 
@@ -111,6 +112,7 @@ class Embedder:
         url: str | None = None,
         lazy: bool = False,
         revision: str | None = None,
+        preset: str | None = None,
     ) -> Embedder:
         """Load a checkpoint.
 
@@ -130,6 +132,8 @@ class Embedder:
                 bundled models. Errors in the weights then appear at that point.
             revision: branch, tag or commit of a Hub id; None is its main branch, which may change. The spec records
                 the commit.
+            preset: how a checkpoint without a gircse.json renders and pools: "laser" or "laser-quickstart" for a folder
+                of LaSER weights (docs/understand/models.md). Known Hub ids have theirs; None otherwise means GIRCSE.
 
         Raises:
             CheckpointError: the model cannot be loaded; says why and what to do.
@@ -144,13 +148,13 @@ class Embedder:
         if url is not None and backend != "vllm":
             raise InputError(f"url is for backend='vllm'; the backend {backend!r} computes in this process")
         if backend == "vllm":
-            return cls._from_vllm(os.fspath(name), device, dtype, steps, url, revision)
+            return cls._from_vllm(os.fspath(name), device, dtype, steps, url, revision, preset)
         from gircse_rag.checkpoint import load_spec, load_weights
 
         torch_device = device_of(device)
         weights_dtype = dtype_of(dtype, torch_device, float16_weights=backend == "paged")
         options: dict[str, Any] = {"dtype": weights_dtype, "revision": revision}
-        if lazy and (loaded := load_spec(os.fspath(name), **options)) is not None:
+        if lazy and preset is None and (loaded := load_spec(os.fspath(name), **options)) is not None:
             tokenizer, spec = loaded[0], loaded[1] if steps is None else replace(loaded[1], document_steps=steps)
 
             def load() -> tuple[Backend, EmbeddingSpec]:
@@ -163,26 +167,36 @@ class Embedder:
         if backend == "paged":
             from gircse_rag.backends.paged import PagedBackend
 
-            prepared = load_weights(os.fspath(name), device=torch_device, **options)
+            prepared = load_weights(os.fspath(name), device=torch_device, preset=preset, **options)
             spec = prepared.spec if steps is None else replace(prepared.spec, document_steps=steps)
             return cls(PagedBackend(prepared.weights, spec), prepared.tokenizer, spec)
         from gircse_rag.backends.reference import ReferenceBackend
         from gircse_rag.checkpoint import load_checkpoint
 
-        checkpoint = load_checkpoint(os.fspath(name), device=torch_device, **options)
+        checkpoint = load_checkpoint(os.fspath(name), device=torch_device, preset=preset, **options)
         spec = checkpoint.spec if steps is None else replace(checkpoint.spec, document_steps=steps)
-        return cls(ReferenceBackend(checkpoint.model, temperature=spec.temperature), checkpoint.tokenizer, spec)
+        reference = ReferenceBackend(checkpoint.model, temperature=spec.temperature, pools_prompt=spec.pools_prompt)
+        return cls(reference, checkpoint.tokenizer, spec)
 
     @classmethod
     def _from_vllm(
-        cls, name: str, device: str, dtype: str, steps: int | None, url: str | None, revision: str | None
+        cls,
+        name: str,
+        device: str,
+        dtype: str,
+        steps: int | None,
+        url: str | None,
+        revision: str | None,
+        preset: str | None,
     ) -> Embedder:
         from gircse_rag.backends.vllm import connect
 
         if device != "auto" or (url is not None and dtype != "auto"):
             raise InputError("vLLM chooses its device, and a server also its dtype: leave device and dtype at 'auto'")
+        if url is not None and preset is not None:
+            raise InputError("preset is for a folder that this process loads; the server at url has its model's spec")
         backend, tokenizer, spec = (
-            connect.load_in_process(name, dtype=dtype_of(dtype, device_of("auto")), revision=revision)
+            connect.load_in_process(name, dtype=dtype_of(dtype, device_of("auto")), revision=revision, preset=preset)
             if url is None
             else connect.connect_to_server(name, url, revision)
         )

@@ -7,6 +7,10 @@
         h_k = hidden state at position N+k for the input embedding s_k
     z_k = normalize(mean(h_1..h_k))                       pool; h_0 is not pooled
 
+LaSER (arXiv 2603.01425) runs the same recursion and pools one state earlier, `pooling="mean_with_prompt"`:
+
+    z_k = normalize(mean(h_0..h_{k-1}))                   K states need K - 1 soft tokens
+
 Pure functions of tensors. Everything accumulates in float32, whatever the model's dtype. float64 inputs stay float64,
 which the tests use to check the algebra.
 """
@@ -83,7 +87,7 @@ def pool(states: Tensor) -> Tensor:
     """z_k = normalize(mean(h_1..h_k)) for every k at once.
 
     Args:
-        states: (..., K, d), h_1..h_K (without h_0), any float dtype.
+        states: (..., K, d), the pooled states in order, any float dtype: h_1..h_K, or h_0..h_{K-1} for LaSER.
 
     Returns:
         (..., K, d) float32, unit rows: z_1..z_K. The mean's 1/k is omitted because normalisation cancels it.

@@ -19,6 +19,8 @@ from gircse_rag.prompts import DEFAULT_INSTRUCTION, DOCUMENT_TEMPLATE, QUERY_TEM
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Decoder families (transformers' `model_type`) that loading, the engine and training all support."""
+POOLINGS = ("mean", "mean_with_prompt")
+"""What z_K averages: "mean" h_1..h_K (GIRCSE), "mean_with_prompt" h_0..h_{K-1} (LaSER)."""
 DEFAULT_STEPS = 5
 MAX_STEPS = 256
 
@@ -42,7 +44,8 @@ class EmbeddingSpec:
         adapter_hash: sha256 of its weights and configuration, or None.
         dimension: d, the length of a vector.
         temperature: tau of the soft token's softmax.
-        pooling: "mean" over h_1..h_K, as in the paper.
+        pooling: "mean" over h_1..h_K after K soft tokens (GIRCSE), or "mean_with_prompt" over h_0..h_{K-1} after K - 1
+            soft tokens (LaSER); h_0 is the prompt's last state.
         normalize: whether vectors have unit length; always true, stated for readers of the spec.
         query_template: for queries and symmetric texts; contains `{instruction}` and ends in `{text}`.
         document_template: ends in `{text}`.
@@ -90,14 +93,28 @@ class EmbeddingSpec:
             raise InputError(f"temperature must be above 0 and finite, not {self.temperature}")
         if self.max_length < 1:
             raise InputError(f"max_length must be at least 1, not {self.max_length}")
-        if self.pooling != "mean" or not self.normalize:
-            raise InputError("GIRCSE supports only pooling='mean' with normalize=True: it pools by the normalised mean")
+        if self.pooling not in POOLINGS:
+            raise InputError(
+                f"pooling {self.pooling!r} is unknown to this version, which knows 'mean' (GIRCSE, h_1..h_K) and "
+                "'mean_with_prompt' (LaSER, h_0..h_K-1); correct it, or upgrade gircse-rag if a newer version wrote it"
+            )
+        if not self.normalize:
+            raise InputError("normalize must be True: every vector has unit length")
 
     @property
     def fingerprint(self) -> str:
         """32 hex digits; equal exactly when vectors are comparable."""
         space = {name: value for name, value in self.to_dict().items() if name not in _NOT_IN_FINGERPRINT}
         return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def pools_prompt(self) -> bool:
+        """Whether h_0, the prompt's last state, is pooled."""
+        return self.pooling == "mean_with_prompt"
+
+    def num_soft_tokens(self, steps: int) -> int:
+        """Number of soft tokens that K = `steps` pooled states need."""
+        return steps - self.pools_prompt
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain JSON values; `from_dict` reads them back."""

@@ -85,6 +85,7 @@ class PagedBackend:
     ) -> None:
         weights = model if isinstance(model, DecoderWeights) else DecoderWeights.of(model)
         config, embeddings = weights.config, weights.embeddings
+        self._spec = spec
         self._window = config.max_position_embeddings
         longest = min(self._window, spec.max_length + MAX_STEPS)
         check_supported(config, longest)
@@ -110,6 +111,7 @@ class PagedBackend:
             self._blocks,
             token_budget=token_budget or max(TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"]), self._max_running + 1),
             max_running=self._max_running,
+            pools_prompt=spec.pools_prompt,
             sweeping=form is not Form.FBGEMM,
         )
         self._queue: deque[Sequence] = deque()
@@ -199,7 +201,8 @@ class PagedBackend:
             del self._engine  # also frees the model and the cache
 
     def _submit(self, call: _Call, index: int, request: Request) -> None:
-        sequence = Sequence(request.token_ids, request.steps, request.tolerance, request.top_k, owner=call)
+        soft_tokens = self._spec.num_soft_tokens(request.steps)
+        sequence = Sequence(request.token_ids, soft_tokens, request.tolerance, request.top_k, owner=call)
         call.indices[sequence] = index
         try:
             check_request(request, self._vocabulary, self._window)
@@ -207,7 +210,7 @@ class PagedBackend:
                 rows = (self._blocks.num_blocks - 1) * self._blocks.block_size
                 raise InputError(
                     f"a prompt of {plural(sequence.num_tokens, 'token')} and "
-                    f"{plural(sequence.steps, 'refinement step')} do not fit the KV "
+                    f"{plural(request.steps, 'refinement step')} do not fit the KV "
                     f"cache of {rows} rows; use fewer steps or a shorter text, or load the embedder where more memory "
                     "is free"
                 )

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from gircse_rag.backend import CLOSED, NOT_FINITE, Refinement, Request, check_process, check_request
@@ -23,10 +22,12 @@ class ReferenceBackend:
     Args:
         model: a causal LM in eval mode, on its device; never modified.
         temperature: tau of the soft token's softmax.
+        pools_prompt: pool h_0..h_{K-1} (LaSER) instead of h_1..h_K.
     """
 
-    def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0) -> None:
+    def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0, pools_prompt: bool = False) -> None:
         self._model = model
+        self._pools_prompt = pools_prompt
         self._temperature = temperature
         self._vocabulary, self._dimension = map(int, model.get_input_embeddings().weight.shape)
         self._window = int(model.config.max_position_embeddings)
@@ -74,10 +75,10 @@ class ReferenceBackend:
 
         prompt = torch.tensor([request.token_ids], device=embeddings.device)
         hidden = body(input_ids=prompt, past_key_values=cache, use_cache=True).last_hidden_state[0, -1:]  # h_0
-        states: list[Tensor] = []
-        trajectory = hidden.new_empty(0)
+        states = [hidden[0]] if self._pools_prompt else []
+        trajectory = pool(hidden)
         top_tokens: list[list[tuple[int, float]]] = []
-        for step in range(request.steps):
+        for step in range(request.steps - len(states)):
             token = soft_token(hidden, head, embeddings, self._temperature, top_k=request.top_k)
             if token.token_ids is not None and token.weights is not None:
                 top_tokens.append(list(zip(token.token_ids[0].tolist(), token.weights[0].tolist(), strict=True)))
@@ -90,7 +91,9 @@ class ReferenceBackend:
             ).last_hidden_state[0]
             states.append(hidden[0])
             trajectory = pool(torch.stack(states))
-            if request.tolerance is not None and step and settled(trajectory[-2], trajectory[-1], request.tolerance):
+            if request.tolerance is None or len(states) < 2:
+                continue
+            if settled(trajectory[-2], trajectory[-1], request.tolerance):
                 break
         if not torch.isfinite(trajectory).all():
             raise GircseError(NOT_FINITE)

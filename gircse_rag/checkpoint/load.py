@@ -20,6 +20,7 @@ from gircse_rag.checkpoint.hashing import hash_lora, hash_model, hash_tokenizer
 from gircse_rag.checkpoint.locate import ADAPTER_CONFIG, Located, locate
 from gircse_rag.checkpoint.lora import FLOAT16_MAX, merge_lora, read_lora
 from gircse_rag.checkpoint.model_config import advice, read_model_config
+from gircse_rag.checkpoint.presets import check_preset, preset_fields
 from gircse_rag.checkpoint.progress_bars import without_progress_bars
 from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, make_spec, read_export, read_json
 from gircse_rag.errors import CheckpointError, GircseWarning, first_line, plural
@@ -47,6 +48,7 @@ def load_hf(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     revision: str | None = None,
+    preset: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer as plain transformers objects, with the adapter merged.
 
@@ -57,16 +59,22 @@ def load_hf(
         dtype: of the parameters.
         device: of the model.
         revision: branch, tag or commit of a Hub id (default: its main branch).
+        preset: as in `Embedder.from_pretrained`; it changes neither model nor tokenizer.
 
     Raises:
         CheckpointError, InputError: as `load_checkpoint`.
     """
-    checkpoint = load_checkpoint(name, dtype=dtype, device=device, revision=revision)
+    checkpoint = load_checkpoint(name, dtype=dtype, device=device, revision=revision, preset=preset)
     return checkpoint.model, checkpoint.tokenizer
 
 
 def load_checkpoint(
-    name: str, *, dtype: torch.dtype, device: str | torch.device, revision: str | None = None
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    revision: str | None = None,
+    preset: str | None = None,
 ) -> Checkpoint:
     """Load base model, adapter, tokenizer and spec. Merges in float32, then converts to `dtype`.
 
@@ -74,11 +82,13 @@ def load_checkpoint(
         CheckpointError: no such model; a file is missing, truncated or tampered with; the family or a setting of
             config.json is not supported; the adapter does not fit; the weights hold NaN. The message names the file or
             layer.
-        InputError: there is a `revision`, and `name` is no Hub id.
+        InputError: there is a `revision`, and `name` is no Hub id; there is no such `preset`, or gircse.json makes it
+            superfluous.
 
     Warns:
         GircseWarning: float16 cannot hold a weight; the model is loaded in float32.
     """
+    check_preset(preset)
     located = locate(name, revision)
     base = located.base.folder
     model = _load_model(base)
@@ -98,17 +108,22 @@ def load_checkpoint(
             GircseWarning,
             stacklevel=2,
         )
-        return load_checkpoint(name, dtype=torch.float32, device=device, revision=revision)
+        return load_checkpoint(name, dtype=torch.float32, device=device, revision=revision, preset=preset)
     vocabulary, dimension = model.get_input_embeddings().weight.shape
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens, but the model embeds {vocabulary}; they "
             "belong to different models: get both from the same source"
         )
-    spec = make_spec(
-        located.folder, **origin, tokenizer_hash=tokenizer_hash, dimension=dimension, dtype=_dtype_name(dtype)
-    )
     window = model.config.max_position_embeddings
+    spec = make_spec(
+        located.folder,
+        **origin,
+        **preset_fields(located, preset, tokenizer, window),
+        tokenizer_hash=tokenizer_hash,
+        dimension=dimension,
+        dtype=_dtype_name(dtype),
+    )
     if spec.max_length + spec.document_steps > window:
         raise CheckpointError(
             f"{name}: max_length {spec.max_length} plus {spec.document_steps} steps exceed the model's window of "

@@ -17,6 +17,20 @@ MAX_WEIGHTS_PER_BYTE = 2
 MAX_POSITIONS = 2**24
 """Rotary positions are float32 numbers, which are exact up to here."""
 
+_GEMMA = (
+    "most of its layers have a sliding window and rotary frequencies of their own, it has four norms per layer, and it "
+    "multiplies the embeddings of tokens by sqrt(d), so what a soft token is depends on how a checkpoint was trained"
+)
+_EXPERTS = "a router sends each row through a few experts, which neither the engine nor training computes"
+_REFUSED = {
+    "gemma3": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "qwen3_moe": _EXPERTS,
+    "mixtral": _EXPERTS,
+    "phi3": "Phi-3 and Phi-4 store q, k and v, and gate and up, as one weight, and some rotate only a part of each head",
+}
+"""Why a well-known family is not supported."""
+
 # Rotary frequencies that transformers chooses by the longest text of a forward.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 # Settings of other families. transformers reads them for every model, the engine and training do not.
@@ -64,7 +78,8 @@ def read_model_config(folder: Path) -> PretrainedConfig:
 
 def _check_family(folder: Path, family: object) -> None:
     if family not in FAMILIES:
-        raise CheckpointError(f"{folder} is a {family} model; supported families: {', '.join(FAMILIES)}")
+        reason = f" ({_REFUSED[family]})" if isinstance(family, str) and family in _REFUSED else ""
+        raise CheckpointError(f"{folder} is a {family} model; supported families: {', '.join(FAMILIES)}{reason}")
 
 
 def _check_sizes(folder: Path, values: dict[str, Any]) -> None:

@@ -73,7 +73,9 @@ class Prepared:
     spec: EmbeddingSpec
 
 
-def load_weights(name: str, *, dtype: torch.dtype, device: torch.device, revision: str | None = None) -> Prepared:
+def load_weights(
+    name: str, *, dtype: torch.dtype, device: torch.device, revision: str | None = None, preset: str | None = None
+) -> Prepared:
     """Load a checkpoint for the engine: from its prepared file, or in full, and then prepare it.
 
     Raises:
@@ -82,7 +84,7 @@ def load_weights(name: str, *, dtype: torch.dtype, device: torch.device, revisio
     Warns:
         GircseWarning: the prepared file could not be written; the next start takes as long as this one.
     """
-    path = _path(name, dtype, revision) if device.type == "cpu" else None
+    path = _path(name, dtype, revision) if device.type == "cpu" and preset is None else None
     if path is not None and (prepared := _read(path)) is not None:
         return prepared
     from gircse_rag.checkpoint.load import load_checkpoint
@@ -90,7 +92,7 @@ def load_weights(name: str, *, dtype: torch.dtype, device: torch.device, revisio
     with _loading:
         if path is not None and (prepared := _read(path)) is not None:  # meanwhile, by another thread
             return prepared
-        checkpoint = load_checkpoint(name, dtype=dtype, device=device, revision=revision)
+        checkpoint = load_checkpoint(name, dtype=dtype, device=device, revision=revision, preset=preset)
         prepared = Prepared(DecoderWeights.of(checkpoint.model), checkpoint.tokenizer, checkpoint.spec)
         if path is not None:
             _write(path, prepared.weights, checkpoint.tokenizer.backend_tokenizer, checkpoint.spec)

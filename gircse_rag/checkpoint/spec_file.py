@@ -19,9 +19,12 @@ SPEC_FILE_FIELDS = frozenset(
         "max_length",
         "document_steps",
         "default_instruction",
+        "pooling",
     }
 )
 """Spec fields that the author of a checkpoint chooses. All others follow from the weights."""
+BASELINE_POOLINGS = ("last", "mean")
+"""Values of "pooling" in the gircse.json of a pooling baseline. GIRCSE's own "mean" is never written there."""
 EXPORT_KEY = "gircse"
 """Key in config.json where `gircse export` stores the spec and the hash of the exported weights."""
 
@@ -54,14 +57,20 @@ def read_spec_file(folder: Path) -> tuple[dict[str, Any], str | None]:
     if not path.exists():
         return {}, None
     fields = read_json(path)
-    pooling = fields.pop("pooling", None)
+    pooling = fields.pop("pooling") if fields.get("pooling") in BASELINE_POOLINGS else None
     if unknown := sorted(set(fields) - SPEC_FILE_FIELDS):
         raise CheckpointError(f"{path} has unknown fields {unknown}; known: {sorted(SPEC_FILE_FIELDS)}")
     return fields, pooling
 
 
+def spec_file_fields(spec: EmbeddingSpec) -> dict[str, Any]:
+    """The contents of a gircse.json that describes `spec`."""
+    written = SPEC_FILE_FIELDS if spec.pools_prompt else SPEC_FILE_FIELDS - {"pooling"}
+    return {name: value for name, value in spec.to_dict().items() if name in written}
+
+
 def make_spec(folder: Path, **fixed: Any) -> EmbeddingSpec:
-    """Build the spec from `fixed` (fields that follow from the weights) and the folder's gircse.json.
+    """Build the spec from `fixed` (fields that follow from the weights or a preset) and the folder's gircse.json.
 
     Raises:
         CheckpointError: gircse.json is damaged, holds a value out of range, or belongs to a pooling baseline.

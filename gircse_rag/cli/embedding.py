@@ -109,7 +109,12 @@ def _vector_table(texts: list[str], result: EmbeddingResult) -> Table:
 def _explain(instruction: str, result: EmbeddingResult) -> dict[str, Any]:
     """The refinement of one text under one instruction, as JSON values."""
     assert result.soft_tokens is not None and result.trajectory is not None
-    cosines = [None, *(float(a @ b) for a, b in pairwise(result.trajectory[0]))]  # cos(z_k, z_{k-1}) for k = 1, 2, ...
+    trajectory, fed = result.trajectory[0], result.soft_tokens[0]
+    cosines = [None, *(float(a @ b) for a, b in pairwise(trajectory))]  # cos(z_k, z_{k-1}) for k = 1, 2, ...
+    soft_tokens = [
+        *([] for _ in range(len(trajectory) - len(fed))),
+        *fed,
+    ]  # LaSER's first step pools the prompt, without a soft token
     return {
         "instruction": instruction,
         "prompt_tokens": int(result.prompt_tokens[0]),
@@ -119,7 +124,7 @@ def _explain(instruction: str, result: EmbeddingResult) -> dict[str, Any]:
                 "tokens": [{"token": token, "weight": weight} for token, weight in tokens],
                 "cosine_to_previous": cosine,
             }
-            for k, (tokens, cosine) in enumerate(zip(result.soft_tokens[0], cosines, strict=True), start=1)
+            for k, (tokens, cosine) in enumerate(zip(soft_tokens, cosines, strict=True), start=1)
         ],
     }
 
@@ -130,7 +135,8 @@ def _step_table(explanation: dict[str, Any]) -> Table:
     for step in explanation["steps"]:
         tokens = [Text.assemble(repr(t["token"]), " ", (f"{t['weight']:.3f}", "dim")) for t in step["tokens"]]
         cosine = step["cosine_to_previous"]
-        table.add_row(str(step["step"]), Text("  ").join(tokens), "" if cosine is None else f"{cosine:.4f}")
+        shown = Text("  ").join(tokens) if tokens else Text("(the prompt itself)", "dim")
+        table.add_row(str(step["step"]), shown, "" if cosine is None else f"{cosine:.4f}")
     return table
 
 

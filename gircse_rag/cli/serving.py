@@ -28,6 +28,9 @@ def export(
     model: options.Model = options.DEFAULT_MODEL,
     revision: options.Revision = None,
     dtype: ExportDtype = "float32",
+    preset: Annotated[
+        str | None, Option(help="How a folder without gircse.json renders and pools: laser, laser-quickstart.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Merge a model and its adapter into one folder.
@@ -41,7 +44,7 @@ def export(
         from gircse_rag.backends.vllm.export import export as write
         from gircse_rag.checkpoint import load_checkpoint
 
-        write(model, folder, dtype=getattr(torch, dtype), revision=revision)
+        write(model, folder, dtype=getattr(torch, dtype), revision=revision, preset=preset)
         # Loading the folder checks it.
         spec = load_checkpoint(str(folder), dtype=getattr(torch, dtype), device="cpu").spec
     if as_json:

@@ -75,6 +75,7 @@ class Engine:
         blocks: assigns KV blocks to sequences.
         token_budget: maximum rows per forward.
         max_running: maximum number of sequences that hold blocks at once.
+        pools_prompt: pool h_0 too (LaSER); sequences then need one soft token less for as many pooled states.
         sweeping: allow parallel sweeps. False with float16 weights: one row costs so little there that six rows cost
             three times as much, and K=5 would take 1.15 of the sequential time (AVX2, one thread).
 
@@ -86,9 +87,17 @@ class Engine:
     """
 
     def __init__(
-        self, runner: ModelRunner, blocks: BlockManager, *, token_budget: int, max_running: int, sweeping: bool = True
+        self,
+        runner: ModelRunner,
+        blocks: BlockManager,
+        *,
+        token_budget: int,
+        max_running: int,
+        pools_prompt: bool = False,
+        sweeping: bool = True,
     ) -> None:
         self.runner = runner
+        self._first_pooled = 0 if pools_prompt else 1  # h_0 or h_1
         self.sweeping = sweeping
         self.scheduler = Scheduler(blocks, token_budget=token_budget, max_running=max_running)
         self.undelivered: deque[Outcome] = deque()
@@ -209,9 +218,10 @@ class Engine:
         sequence.num_cached = sequence.num_tokens + len(sequence.states) - 1
 
     def _has_settled(self, sequence: Sequence) -> bool:
-        if sequence.tolerance is None or len(sequence.states) < 3:
+        pooled = sequence.states[self._first_pooled :]
+        if sequence.tolerance is None or len(pooled) < 2:
             return False
-        previous, current = pool(torch.stack(sequence.states[1:]))[-2:]
+        previous, current = pool(torch.stack(pooled))[-2:]
         return bool(settled(previous, current, sequence.tolerance))
 
     def _finish(self, sequences: list[Sequence]) -> None:
@@ -220,7 +230,7 @@ class Engine:
         for sequence in sequences:
             by_steps[len(sequence.states)].append(sequence)
         for members in by_steps.values():
-            states = torch.stack([state for sequence in members for state in sequence.states[1:]])
+            states = torch.stack([state for sequence in members for state in sequence.states[self._first_pooled :]])
             rows = pool(states.view(len(members), -1, states.shape[-1])).cpu().numpy()
             trajectories.update(zip(members, rows, strict=True))
         for sequence, trajectory in trajectories.items():

@@ -21,7 +21,7 @@ class Sequence:
 
     Attributes:
         token_ids: the prompt, N ids.
-        steps: K, an upper bound when `tolerance` is set.
+        steps: the number of soft tokens K, an upper bound when `tolerance` is set. May be 0 if h_0 is pooled.
         tolerance: leave early as soon as 1 - cos(z_k, z_{k-1}) <= tolerance; None runs all steps.
         owner: the caller (hashable); the scheduler is fair between owners.
         num_cached: rows whose keys and values are in this sequence's blocks.

@@ -52,7 +52,7 @@ class Baseline:
         if self.pooling not in ("last", "mean"):
             raise CheckpointError(f"{folder} was not trained with pooling last or mean")
         config = read_record(Path(folder))["config"]
-        base = load_checkpoint(config["model"], dtype=torch.float32, device="cpu")
+        base = load_checkpoint(config["model"], dtype=torch.float32, device="cpu", preset=config.get("preset"))
         try:
             adapted = PeftModel.from_pretrained(base.model, str(folder)).float().requires_grad_(False)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

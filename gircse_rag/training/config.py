@@ -34,6 +34,8 @@ class TrainConfig:
         data: JSONL files, or folders of them.
         tasks: a tasks.json with each task's instruction.
         model: base model: a bundled name, a folder or a Hub id, without an adapter.
+        preset: "laser" or "laser-quickstart": how a `model` without gircse.json renders and pools
+            (docs/understand/models.md). A Hub id of LaSER has its own; None otherwise means GIRCSE.
         adapter: PEFT folder or bundled name to start from, with its rank and targets; None for a fresh adapter.
         pooling: "refine" is GIRCSE; "last" and "mean" are the encoder-style baselines.
         steps: K, or [low, high]: each batch draws its K from this range.
@@ -65,6 +67,7 @@ class TrainConfig:
     data: tuple[str, ...]
     tasks: str
     model: str = "smollm2-135m-base"
+    preset: str | None = None
     adapter: str | None = None
     pooling: Pooling = "refine"
     steps: int | tuple[int, int] = 5
@@ -213,5 +216,5 @@ class TrainConfig:
     def data_key(self) -> dict[str, Any]:
         """Keys that determine row order and adapter shape. A run resumes only from a state with equal values."""
         rows = ("data", "tasks", "mixture", "batch_size", "seed", "max_length")
-        adapter = ("model", "adapter", "pooling", "rank", "alpha", "targets")
+        adapter = ("model", "preset", "adapter", "pooling", "rank", "alpha", "targets")
         return {key: value for key, value in self.to_dict().items() if key in rows + adapter}

@@ -54,7 +54,7 @@ def train(
         device = str(accelerator.device)
     tasks = read_tasks(config.tasks)
     rows = mix_rows(read_rows(config.data, tasks), config.mixture)
-    loaded = load_checkpoint(config.model, dtype=torch.float32, device=device)
+    loaded = load_checkpoint(config.model, dtype=torch.float32, device=device, preset=config.preset)
     if loaded.spec.adapter is not None:
         raise InputError(
             f"{config.model} has an adapter: set `model` to its base model, and `adapter` to the adapter's folder"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from gircse_rag.checkpoint.spec_file import SPEC_FILE, SPEC_FILE_FIELDS
+from gircse_rag.checkpoint.spec_file import SPEC_FILE, spec_file_fields
 from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.files import rust_errors
 from gircse_rag.spec import EmbeddingSpec
@@ -50,7 +50,7 @@ def save_adapter(
 
 def save_spec(folder: Path, spec: EmbeddingSpec, pooling: str) -> None:
     """Write gircse.json, the spec fields of the trained checkpoint."""
-    chosen = {name: getattr(spec, name) for name in sorted(SPEC_FILE_FIELDS)}
+    chosen = dict(sorted(spec_file_fields(spec).items()))
     if pooling != "refine":
         chosen["pooling"] = pooling  # not a spec field, so that a baseline cannot load as GIRCSE
     (folder / SPEC_FILE).write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")

@@ -192,7 +192,8 @@ class Trainer:
 
         Args:
             batch: the refined batch.
-            states: (len(batch.texts), K, d), h_1..h_K of its texts in their order; requires grad.
+            states: (len(batch.texts), K, d), the pooled states of its texts in their order: h_1..h_K, or h_0..h_{K-1}
+                if the spec pools the prompt (LaSER); requires grad.
         """
         queries = len(batch.rows)
         return icr_loss(
@@ -249,11 +250,12 @@ class Trainer:
         with nullcontext() if single else torch.no_grad():
             parts = [self._refine(batch, part, steps) for part in chunks]
         states = self._gather(torch.cat([part.detach() for part in parts]), len(batch.texts)).requires_grad_()
-        pooled = states if self.content_words is None else states[:, 1:]  # without h_0
+        pools_prompt = self.batches.spec.pools_prompt
+        pooled = states if pools_prompt or self.content_words is None else states[:, 1:]  # without h_0
         loss = self.objective(batch, pooled)
         total, extra = loss.total, {}
         if self.content_words is not None:
-            extra["lexical"] = self.supervise(batch, states[:, :-1])
+            extra["lexical"] = self.supervise(batch, states[:, :steps])
             total = total + self.config.weigh_lexical(batch.cursor - len(batch.rows)) * extra["lexical"]
         if self.teacher is not None and self.batches.tasks[batch.rows[0].task].teacher:
             extra["teacher"] = self.distil(batch, pooled)
@@ -274,7 +276,10 @@ class Trainer:
         return loss, extra
 
     def _refine(self, batch: Batch, part: list[int], steps: int) -> Tensor:
-        texts, prompt_state = [batch.texts[i] for i in part], self.content_words is not None
+        texts, spec = [batch.texts[i] for i in part], self.batches.spec
+        if self.config.pooling == "refine":
+            steps = spec.num_soft_tokens(steps)
+        prompt_state = spec.pools_prompt or self.content_words is not None
         states: Tensor = self.runner(texts, steps, self.config.pooling, prompt_state)
         return states
 

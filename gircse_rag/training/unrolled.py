@@ -92,16 +92,16 @@ class UnrolledRefinement(nn.Module):
             steps: K >= 1 refinement steps.
             pooling: "refine" is GIRCSE. "last" and "mean" are encoder-style baselines without soft tokens: K is 1,
                 and the state is that of the last token or the mean over all tokens.
-            prompt_state: return h_0 too, before the others; for "refine" only.
+            prompt_state: return h_0 too, before the others; for "refine" only. K may then be 0.
 
         Returns:
             (n, K, d) in the compute dtype: h_1..h_K, neither averaged nor normalised: the input of `icr_loss`. With
             `prompt_state`, (n, K + 1, d): h_0..h_K.
 
         Raises:
-            InputError: steps below 1, an empty text, or a text that with its steps exceeds the model's sliding window.
+            InputError: too few steps, an empty text, or a text that with its steps exceeds the model's sliding window.
         """
-        if steps < 1:
+        if steps < (0 if prompt_state else 1):
             raise InputError(f"steps is {steps}; at least one refinement step is needed")
         packed = texts if isinstance(texts, Packed) else self.pack(texts)
         window = getattr(self.config, "sliding_window", None)

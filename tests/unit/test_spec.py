@@ -22,6 +22,7 @@ OTHER_SPACE: dict[str, Any] = {
     "suffix": "<|end|>",
     "max_length": 256,
     "document_steps": 6,
+    "pooling": "mean_with_prompt",
 }
 SAME_SPACE: dict[str, Any] = {
     "base_model": "elsewhere/m",
@@ -31,7 +32,7 @@ SAME_SPACE: dict[str, Any] = {
     "base_revision": "c" * 40,
     "adapter_revision": "d" * 40,
 }
-ONLY_VALUE = {"pooling", "normalize"}
+ONLY_VALUE = {"normalize"}
 
 
 def test_every_spec_field_is_covered_here() -> None:
@@ -71,7 +72,8 @@ def test_the_fingerprint_is_stable() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pooling": "last"}, "mean"),
+        ({"pooling": "last"}, "pooling 'last' is unknown to this version.*upgrade gircse-rag"),
+        ({"normalize": False}, "normalize must be True"),
         ({"temperature": 0.0}, "above 0"),
         ({"temperature": float("inf")}, "finite"),
         ({"temperature": "hot"}, "temperature must be float"),
@@ -92,6 +94,17 @@ def test_invalid_specs_are_refused(change: dict[str, Any], message: str) -> None
 
 def test_equal_numbers_of_different_types_give_one_fingerprint() -> None:
     assert replace(SPEC, temperature=1).fingerprint == SPEC.fingerprint
+
+
+def test_a_spec_that_names_no_pooling_is_gircses() -> None:
+    values = SPEC.to_dict()
+    del values["pooling"]
+    assert EmbeddingSpec.from_dict(values).fingerprint == SPEC.fingerprint
+
+
+def test_the_number_of_soft_tokens_follows_from_the_pooling() -> None:
+    assert SPEC.num_soft_tokens(3) == 3
+    assert replace(SPEC, pooling="mean_with_prompt").num_soft_tokens(1) == 0
 
 
 def test_unknown_and_missing_fields_are_refused() -> None:

@@ -116,7 +116,8 @@ def tiny_folder(path: Path, family: str = "llama", *, tied: bool = True) -> Path
 
 def reference(folder: Path, requests: Sequence[Request], *, dtype: str = "float32") -> list[NDArray[np.float32]]:
     checkpoint = load_checkpoint(str(folder), dtype=getattr(torch, dtype), device="cpu")
-    backend = ReferenceBackend(checkpoint.model, temperature=checkpoint.spec.temperature)
+    spec = checkpoint.spec
+    backend = ReferenceBackend(checkpoint.model, temperature=spec.temperature, pools_prompt=spec.pools_prompt)
     return [outcome.vector for _, outcome in backend.refine(requests) if isinstance(outcome, Refinement)]
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Loaded = tuple[Backend, "PreTrainedTokenizerBase", EmbeddingSpec]
 
 
-def load_in_process(name: str, *, dtype: torch.dtype, revision: str | None = None) -> Loaded:
+def load_in_process(name: str, *, dtype: torch.dtype, revision: str | None = None, preset: str | None = None) -> Loaded:
     """Load a checkpoint into a vLLM engine in this process, on the device that vLLM chooses.
 
     Raises:
@@ -31,7 +31,7 @@ def load_in_process(name: str, *, dtype: torch.dtype, revision: str | None = Non
         GircseError: vLLM cannot run it.
     """
     require("vllm", "vllm")
-    checkpoint = load_checkpoint(name, dtype=dtype, device="cpu", revision=revision)
+    checkpoint = load_checkpoint(name, dtype=dtype, device="cpu", revision=revision, preset=preset)
     with tempfile.TemporaryDirectory(prefix="gircse-") as scratch:
         folder = write(checkpoint, Path(scratch) / "merged")
         tokenizer, spec = checkpoint.tokenizer, checkpoint.spec

@@ -22,23 +22,30 @@ from gircse_rag.backends.vllm import ARCHITECTURES
 from gircse_rag.checkpoint import Checkpoint, load_checkpoint
 from gircse_rag.checkpoint.hashing import hash_model
 from gircse_rag.checkpoint.progress_bars import without_progress_bars
-from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, SPEC_FILE_FIELDS
+from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, spec_file_fields
 from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.files import rust_errors
 
 
-def export(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, revision: str | None = None) -> Path:
+def export(
+    name: str,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    preset: str | None = None,
+) -> Path:
     """Write the checkpoint `name` to `folder`, which must be new or empty. The write is atomic.
 
     Args:
-        name, revision: as in `Embedder.from_pretrained`.
+        name, revision, preset: as in `Embedder.from_pretrained`.
         dtype: dtype of the written weights.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
         InputError: the folder is not empty, or cannot be written.
     """
-    return write(load_checkpoint(name, dtype=dtype, device="cpu", revision=revision), folder)
+    return write(load_checkpoint(name, dtype=dtype, device="cpu", revision=revision, preset=preset), folder)
 
 
 def is_exported(folder: Path) -> bool:
@@ -81,8 +88,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     config["architectures"] = [ARCHITECTURES[model.config.model_type]]
     config[EXPORT_KEY] = {"spec": spec.to_dict(), "weights": weights}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    settings = {name: value for name, value in spec.to_dict().items() if name in SPEC_FILE_FIELDS}
-    (folder / SPEC_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / SPEC_FILE).write_text(json.dumps(spec_file_fields(spec), indent=2) + "\n", encoding="utf-8")
     _write_tokenizer(checkpoint.tokenizer, folder)
 
 

@@ -344,6 +344,16 @@ def test_other_families_are_refused(tmp_path: Path) -> None:
         _spec(tmp_path / "gpt2")
 
 
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [("gemma3_text", "sqrt"), ("qwen3_moe", "experts"), ("mixtral", "experts"), ("phi3", "one weight"), (["a"], "$")],
+)
+def test_a_known_family_is_refused_with_the_reason(base: Path, family: Any, reason: str) -> None:
+    _edit_json(base / "config.json", model_type=family)
+    with pytest.raises(CheckpointError, match=rf"supported families: llama, mistral, qwen2, qwen3.*{reason}"):
+        _spec(base)
+
+
 def test_a_window_too_small_for_the_spec_is_refused(base: Path) -> None:
     _edit_json(base / "config.json", max_position_embeddings=128)
     with pytest.raises(CheckpointError, match="window of 128"):

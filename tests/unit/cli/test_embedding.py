@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gircse_rag import Embedder
+from tests import laser
 from tests.unit.cli.conftest import Gircse
 
 TEXTS = ["a cat", "ein Käfer", "日本語"]
@@ -144,3 +145,17 @@ def test_explain_without_instruction_uses_the_default(
     assert result.code == 0
     assert f"Instruct: {tiny_embedder.spec.default_instruction}" in result.out
     assert "between" not in result.out
+
+
+def test_explain_shows_lasers_first_step_without_a_soft_token(gircse: Gircse, tmp_path: Path) -> None:
+    source, options = laser.folder(tmp_path / "weights"), ["--device", "cpu", "--dtype", "float32"]
+    exported = gircse("export", str(tmp_path / "exported"), "--model", str(source), "--preset", "laser", "--json")
+    assert (exported.code, exported.json["spec"]["pooling"]) == (0, "mean_with_prompt"), exported.err
+    result = gircse("explain", "a cat", "--json", "--model", str(tmp_path / "exported"), *options)
+    steps = result.json["explanations"][0]["steps"]
+    assert [(step["step"], len(step["tokens"])) for step in steps] == [(1, 0), (2, 8), (3, 8)]
+    assert [step["cosine_to_previous"] is None for step in steps] == [True, False, False]
+    shown = gircse("explain", "a cat", "--model", str(tmp_path / "exported"), *options)
+    assert "(the prompt itself)" in shown.out
+    refused = gircse("export", str(tmp_path / "no"), "--model", str(source), "--preset", "lazer")
+    assert refused.code == 5 and "preset 'lazer' does not exist" in refused.err

@@ -7,6 +7,9 @@ state h of that chunk, depending on t = positions computed - P:
     t = 0        h is h_0: table[slot] = softmax(head(h) / tau) @ E
     0 < t < K    h is h_t: sum += h, and table[slot] = softmax(head(h) / tau) @ E
     t = K        h is h_K: sum += h, and the output is normalize(sum)
+
+A spec that pools the prompt (LaSER) starts the sum with h_0 and has one soft token less: K below is the number of soft
+tokens, which may then be 0.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class SoftTokens(nn.Module):
 
     Attributes:
         table: (slots, d), the model's dtype: the soft token that the slot's next handle stands for.
-        sums: (slots, d) float32: h_1 + ... + h_t.
+        sums: (slots, d) float32: the sum of the states to pool so far.
     """
 
     table: Tensor
@@ -54,7 +57,7 @@ class SoftTokens(nn.Module):
         return soft, torch.where(soft, (ids - self._vocabulary) % self._slots, 0), torch.where(soft, 0, ids)
 
     def add(self, slots: Tensor, states: Tensor, first: Tensor) -> Tensor:
-        """Update sums: h_1 where `first`, else sum + h_t. What an earlier request left in the slot does not matter.
+        """Update sums: h_t where `first`, else sum + h_t. What an earlier request left in the slot does not matter.
 
         Returns:
             (n, d) float32: the new sums of `slots`.
@@ -67,9 +70,10 @@ class SoftTokens(nn.Module):
 class GircsePooler(Pooler):
     """Runs after each step of the engine, identically on every tensor-parallel rank."""
 
-    def __init__(self, model: GircseMixin) -> None:
+    def __init__(self, model: GircseMixin, *, pools_prompt: bool) -> None:
         super().__init__()
         self.__dict__["model"] = model  # not a submodule: the model holds the pooler
+        self._first_pooled = 0 if pools_prompt else 1  # h_0 or h_1
 
     def get_supported_tasks(self) -> set[str]:
         return {"embed"}
@@ -88,8 +92,8 @@ class GircsePooler(Pooler):
             return outputs
         states, soft = hidden_states[last[rows]], self.model.soft
         where = torch.tensor([reserved[row][0] for row in rows], device=states.device)
-        if pooled := [i for i, row in enumerate(rows) if times[row]]:  # h_0 is not pooled
-            first = torch.tensor([times[rows[i]] == 1 for i in pooled], device=states.device)
+        if pooled := [i for i, row in enumerate(rows) if times[row] >= self._first_pooled]:
+            first = torch.tensor([times[rows[i]] == self._first_pooled for i in pooled], device=states.device)
             sums = soft.add(where[pooled], states[pooled], first)
             for i, vector in zip(pooled, nn.functional.normalize(sums, dim=-1), strict=True):
                 if times[rows[i]] == reserved[rows[i]][2]:
@@ -121,7 +125,7 @@ class GircseMixin:
         self.register_buffer(  # type: ignore[attr-defined]
             "input_buffer", torch.zeros(rows, dimension, dtype=dtype, device=device), persistent=False
         )
-        self.pooler = GircsePooler(self)
+        self.pooler = GircsePooler(self, pools_prompt=settings.spec.pools_prompt)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """(n,) ids of tokens and handles -> (n, d) input embeddings."""

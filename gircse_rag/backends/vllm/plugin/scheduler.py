@@ -23,7 +23,7 @@ from gircse_rag.errors import InputError
 log = logging.getLogger("gircse_rag.vllm")
 
 RESERVATION = "gircse"
-"""The key of `PoolingParams.extra_kwargs` under which the worker finds (slot, tokens of the text, steps)."""
+"""The key of `PoolingParams.extra_kwargs` under which the worker finds (slot, tokens of the text, soft tokens)."""
 
 
 class GircseSchedulerMixin:
@@ -52,7 +52,7 @@ class GircseSchedulerMixin:
     def _admit(self, request: Any) -> Reservation | None:
         params, length = request.pooling_params, request.num_prompt_tokens
         try:
-            steps = self.settings.steps_of(params.extra_kwargs, length)
+            steps = self.settings.spec.num_soft_tokens(self.settings.steps_of(params.extra_kwargs, length))
         except InputError as error:
             log.error("request %s is answered with NaN: %s", request.request_id, error)
             self._refused.add(request.request_id)
