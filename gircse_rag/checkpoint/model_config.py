@@ -27,7 +27,7 @@ _REFUSED = {
     "gemma3_text": _GEMMA,
     "qwen3_moe": _EXPERTS,
     "mixtral": _EXPERTS,
-    "phi3": "Phi-3 and Phi-4 store q, k and v, and gate and up, as one weight, and some rotate only a part of each head",
+    "phi3": "Phi-3 and Phi-4 store q, k and v, and gate and up, as one weight, and some rotate a part of each head",
 }
 """Why a well-known family is not supported."""
 

@@ -348,7 +348,7 @@ def test_other_families_are_refused(tmp_path: Path) -> None:
     ("family", "reason"),
     [("gemma3_text", "sqrt"), ("qwen3_moe", "experts"), ("mixtral", "experts"), ("phi3", "one weight"), (["a"], "$")],
 )
-def test_a_known_family_is_refused_with_the_reason(base: Path, family: Any, reason: str) -> None:
+def test_a_known_family_is_refused_with_the_reason(base: Path, family: object, reason: str) -> None:
     _edit_json(base / "config.json", model_type=family)
     with pytest.raises(CheckpointError, match=rf"supported families: llama, mistral, qwen2, qwen3.*{reason}"):
         _spec(base)
