@@ -127,11 +127,12 @@ class Shim:
         collection = _COLLECTION.match(path)
         if collection is None or not (collection[2] or "").startswith("/points"):
             return
-        for field in _filtered_fields(body):
-            if field not in self.indexes.get(collection[1], {}):
+        for field, kinds in _filtered_fields(body):
+            index = self.indexes.get(collection[1], {}).get(field)
+            if index is None or (kinds and index not in kinds):
                 raise ValueError(
                     f'Bad request: Index required but not found for "{field}" of one of the following types: '
-                    "[keyword]. Help: Create an index for this key or use a different filter."
+                    f"[{', '.join(kinds)}]. Help: Create an index for this key or use a different filter."
                 )
 
     def _is_old(self) -> bool:
@@ -206,19 +207,29 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _filtered_fields(body: Any, *, inside_filter: bool = False) -> Iterator[str]:
-    """The payload fields that a request filters or groups by."""
+def _filtered_fields(body: Any, *, inside_filter: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """The payload fields that a request filters or groups by, each with the kinds of index that serve it ([]: any)."""
     if isinstance(body, list):
         for part in body:
             yield from _filtered_fields(part, inside_filter=inside_filter)
     elif isinstance(body, dict):
         if inside_filter and "key" in body:
-            yield body["key"]
+            yield body["key"], _kinds(body)
         if "group_by" in body:
-            yield body["group_by"]
+            yield body["group_by"], ["keyword"]
         for name, part in body.items():
             if name not in ("payload", "points", "vector", "query"):
                 yield from _filtered_fields(part, inside_filter=inside_filter or name == "filter")
+
+
+def _kinds(condition: dict[str, Any]) -> list[str]:
+    if (bounds := condition.get("range")) is not None:
+        dates = any(isinstance(bound, str) for bound in bounds.values())
+        return ["datetime"] if dates else ["integer", "float"]
+    match = condition.get("match") or {}
+    sample = match.get("any", [match.get("value")])[0]
+    kinds = {bool: ["bool"], int: ["integer"], str: ["keyword", "uuid"]}
+    return kinds.get(type(sample), [])
 
 
 def _route(store: QdrantClient, method: str, path: str, body: Any) -> Any:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from gircse_rag.qdrant import Hit
 
 
-_KEY_AND_VALUE = re.compile(r'((?>"[^"]*"|[^=])+)=(.*)', re.DOTALL)
-"""KEY=VALUE. An = inside double quotes belongs to the key, as a dot does (see `field_path`)."""
+_KEY_AND_VALUE = re.compile(r'((?>"[^"]*"|!(?!=)|[^=<>!])+)(!=|>=|<=|=|>|<)(.*)', re.DOTALL)
+"""KEY=VALUE, or another operator. Operators inside double quotes belong to the key, as dots do (see `field_path`)."""
+_BOUNDS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
+_FILTER = "Metadata value (kind=faq, lang!=de, year>=2020, lang=null); repeat a key for alternatives."
 
 
 @options.with_model_options
@@ -42,9 +44,7 @@ def search(
     ] = None,
     limit: Annotated[int, Option(min=1, help="Maximum number of answers.")] = 5,
     offset: Annotated[int, Option(min=0, help="Number of best answers to skip, for paging.")] = 0,
-    filters: Annotated[
-        list[str] | None, Option("--filter", metavar="KEY=VALUE", help="Metadata value; repeat a key for alternatives.")
-    ] = None,
+    filters: Annotated[list[str] | None, Option("--filter", metavar="KEY=VALUE", help=_FILTER)] = None,
     min_score: Annotated[
         float | None, Option(help="Minimum cosine similarity; with --mode lexical, minimum BM25 score.")
     ] = None,
@@ -134,24 +134,45 @@ def _table(hits: list[Hit]) -> Table:
 
 
 def _parse_filters(items: list[str]) -> dict[str, Any] | None:
-    """Parse KEY=VALUE items. A value is a JSON number, boolean or string if it parses as one, else a plain string."""
+    """Parse KEY=VALUE items, also with !=, >, >=, < and <=. Values of one key are alternatives, its bounds all hold."""
     parsed: dict[str, Any] = {}
     for item in items:
         if (match := _KEY_AND_VALUE.fullmatch(item)) is None:
             raise InputError(f"--filter {item!r} is not KEY=VALUE, such as --filter kind=animal")
-        key, text = match.groups()
-        parsed.setdefault(key, []).append(_parse_value(text))
-    return {key: values[0] if len(values) == 1 else values for key, values in parsed.items()} or None
+        key, operator, text = match.groups()
+        conditions = parsed.setdefault(key, {})
+        if operator in _BOUNDS:
+            conditions[_BOUNDS[operator]] = _parse_bound(text)
+        else:
+            conditions.setdefault("ne" if operator == "!=" else "=", []).append(_parse_value(text))
+    return {key: _combine(key, conditions) for key, conditions in parsed.items()} or None
 
 
-def _parse_value(text: str) -> str | int | float:
+def _combine(key: str, conditions: dict[str, Any]) -> Any:
+    values = conditions.pop("=", None)
+    if values is None:
+        return conditions
+    if conditions:
+        raise InputError(f"--filter {key}=... cannot be combined with another operator for this key; leave one out")
+    return values[0] if len(values) == 1 else values
+
+
+def _parse_value(text: str) -> str | None:
+    """The text itself, without the quotes of a JSON string; null stands for no value.
+
+    Numbers and booleans stay text: a search compares them whatever their types are (see `as_filter`).
+    """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return value if isinstance(value, str | int | float) else text
+    return value if isinstance(value, str | None) else text
 
 
-def _refuse_constant(name: str) -> None:
-    """Refuse NaN and Infinity, which Python reads as numbers although JSON has none."""
-    raise ValueError(f"{name} is not JSON")
+def _parse_bound(text: str) -> str | int | float:
+    """A number, or the text of a date."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else text

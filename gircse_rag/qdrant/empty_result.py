@@ -10,7 +10,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.local.payload_value_extractor import value_by_key
 
 from gircse_rag.errors import plural
-from gircse_rag.qdrant.filters import Filter, as_filter, field_path
+from gircse_rag.qdrant.filters import Filter, as_filter, field_path, is_empty
 from gircse_rag.qdrant.search import search
 from gircse_rag.qdrant.stores import store_errors
 
@@ -43,11 +43,12 @@ def explain_empty(
         InputError, SpecMismatchError, StoreError: as `search`.
     """
     with store_errors(client):
-        matching = client.count(collection, count_filter=as_filter(query_filter)).count
+        schema = client.get_collection(collection).payload_schema
+        matching = client.count(collection, count_filter=as_filter(query_filter, schema)).count
         if not matching and not client.count(collection).count:
             return f"collection {collection!r} is empty; ingest documents first"
         if not matching:
-            return _explain_filter(client, collection, query_filter)
+            return _explain_filter(client, collection, query_filter, schema)
         what = plural(matching, "chunk") + (" behind the filter" if query_filter else "")
         if min_score is not None:
             target: dict[str, Any] = {"collection": collection, "embedder": embedder, "client": client}
@@ -61,21 +62,31 @@ def explain_empty(
     return None
 
 
-def _explain_filter(client: QdrantClient, collection: str, query_filter: Filter | None) -> str:
+def _explain_filter(
+    client: QdrantClient, collection: str, query_filter: Filter | None, schema: Mapping[str, models.PayloadIndexInfo]
+) -> str:
     """Why no chunk matches the filter."""
     if not isinstance(query_filter, Mapping):
         return "no chunk matches the filter"
     for key, value in query_filter.items():
-        has_key = models.Filter(must_not=[models.IsEmptyCondition(is_empty=models.PayloadField(key=field_path(key)))])
+        if client.count(collection, count_filter=as_filter({key: value}, schema)).count:
+            continue
+        has_key = models.Filter(must_not=[is_empty(key)])
         if not client.count(collection, count_filter=has_key).count:
             keys = _common(list(payload["metadata"]) for payload in _sample(client, collection, None))
             return f"no document has the key {key!r}; keys there: {', '.join(keys) or 'none'}"
-        if not client.count(collection, count_filter=as_filter({key: value})).count:
-            payloads = _sample(client, collection, has_key)
-            path = field_path(key)
-            values = _common([repr(each) for each in value_by_key(payload, path) or []] for payload in payloads)
-            return f"no document has {key} = {value!r}; values there: {', '.join(values)}"
+        payloads = _sample(client, collection, has_key)
+        groups = [value_by_key(payload, field_path(key)) or [] for payload in payloads]
+        reason = f"no document has {key} = {value!r}; values there: "
+        reason += ", ".join(_common([repr(each) for each in values] for values in groups))
+        if _is_number_range(value) and all(isinstance(each, str) for values in groups for each in values):
+            reason += " (strings, which no range of numbers finds; ingest them as numbers, from .jsonl or .parquet)"
+        return reason
     return f"each condition matches some documents, but none matches all {len(query_filter)} of them"
+
+
+def _is_number_range(value: object) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(bound, int | float) for bound in value.values())
 
 
 def _sample(client: QdrantClient, collection: str, condition: models.Filter | None) -> list[dict[str, Any]]:

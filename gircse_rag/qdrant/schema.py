@@ -62,7 +62,7 @@ def ensure_collection(
     """
     check_kinds(indexes or {})
     _create_if_missing(client, name, spec, {}, {}, language)
-    info, encoder = _check(client, name, spec)
+    info, encoder = read_collection(client, name, spec)
     check_language(name, language, encoder)
     ensure_indexes(client, name, info.payload_schema, indexes or {})
     return encoder
@@ -166,10 +166,13 @@ def check_collection(client: QdrantClient, name: str, spec: EmbeddingSpec) -> Bm
         StoreError: the collection does not exist, gircse did not make it, or its vectors have another name or size.
         SpecMismatchError: the collection was made with another spec; names every field that differs.
     """
-    return _check(client, name, spec)[1]
+    return read_collection(client, name, spec)[1]
 
 
-def _check(client: QdrantClient, name: str, spec: EmbeddingSpec) -> tuple[models.CollectionInfo, Bm25Encoder | None]:
+def read_collection(
+    client: QdrantClient, name: str, spec: EmbeddingSpec
+) -> tuple[models.CollectionInfo, Bm25Encoder | None]:
+    """As `check_collection`, with the collection's description."""
     info, stored, stamped = read_stamp(client, name)
     spec.check_matches(stored, theirs=f"collection {name!r}")
     if stamped != spec.fingerprint:

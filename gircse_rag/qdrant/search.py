@@ -20,13 +20,15 @@ from qdrant_client.models import SparseVector
 
 from gircse_rag.errors import GircseWarning, InputError
 from gircse_rag.lexical import Bm25Encoder
+from gircse_rag.qdrant.candidates import find_candidates
 from gircse_rag.qdrant.filters import Filter, as_filter
 from gircse_rag.qdrant.foreign import read_payload
 from gircse_rag.qdrant.lexical import Mode, choose_mode
 from gircse_rag.qdrant.limits import check_count
 from gircse_rag.qdrant.points import read_record
-from gircse_rag.qdrant.ranking import Options, Question, Ranked, find_candidates, find_terms, rank_points
-from gircse_rag.qdrant.schema import check_collection
+from gircse_rag.qdrant.queries import Options, Question, Ranked, find_terms
+from gircse_rag.qdrant.ranking import rank_points
+from gircse_rag.qdrant.schema import read_collection
 from gircse_rag.qdrant.stores import store_errors
 from gircse_rag.tokens import check_text
 
@@ -88,7 +90,8 @@ def search(
         offset: number of best hits to skip, for paging.
         steps: refinement steps of the question; None uses those of the documents. Any other number works too, but the
             embedder warns (GircseWarning).
-        query_filter: metadata keys and their required values, or a Qdrant filter: see `as_filter`.
+        query_filter: metadata keys and their required values, whatever their types (2020 also finds "2020"), or a
+            Qdrant filter: see `as_filter`.
         min_score: minimum cosine similarity, also in hybrid mode, whose `score` is another number. In mode "lexical":
             minimum BM25 score.
         group_size: maximum number of hits per document. Hits are then grouped by document, best document first. Points
@@ -146,9 +149,11 @@ def search_batch(
         SpecMismatchError, StoreError: as `search`.
     """
     _check_options(limit, offset, min_score, group_size, mmr, mode)
-    options = Options(limit, offset, as_filter(query_filter), min_score, group_size, mmr)
+    as_filter(query_filter)  # a fault of the filter is reported without a server
     with store_errors(client):
-        encoder = check_collection(client, collection, embedder.spec)
+        info, encoder = read_collection(client, collection, embedder.spec)
+        condition = as_filter(query_filter, info.payload_schema)
+        options = Options(limit, offset, condition, min_score, group_size, mmr)
         mode = choose_mode(mode, encoder, client, collection)
         terms = [None] * len(questions) if encoder is None or mode == "dense" else _find_terms(encoder, questions, mode)
         vectors: list[Any] = [None] * len(questions)
@@ -185,9 +190,10 @@ def search_coarse_to_fine(
         raise InputError("refinement steps do not change the lexical ranking; choose mode hybrid or dense")
     if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < limit:
         raise InputError(f"candidates must be an integer of at least limit ({limit}), not {candidates!r}")
-    options = Options(limit, condition=as_filter(query_filter))
+    as_filter(query_filter)
     with store_errors(client):
-        encoder = check_collection(client, collection, embedder.spec)
+        info, encoder = read_collection(client, collection, embedder.spec)
+        options = Options(limit, condition=as_filter(query_filter, info.payload_schema))
         hybrid = choose_mode(mode, encoder, client, collection) == "hybrid"
         coarse = _embed_question(embedder, question, instruction, 1)
         terms = find_terms(encoder, question) if encoder is not None and hybrid else None

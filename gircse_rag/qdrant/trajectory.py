@@ -15,8 +15,9 @@ from gircse_rag.errors import GircseWarning
 from gircse_rag.qdrant.filters import Filter, as_filter
 from gircse_rag.qdrant.lexical import choose_mode
 from gircse_rag.qdrant.limits import check_count
-from gircse_rag.qdrant.ranking import Options, Question, find_terms, rank_points
-from gircse_rag.qdrant.schema import check_collection
+from gircse_rag.qdrant.queries import Options, Question, find_terms
+from gircse_rag.qdrant.ranking import rank_points
+from gircse_rag.qdrant.schema import read_collection
 from gircse_rag.qdrant.search import Hit, to_hit
 from gircse_rag.qdrant.stores import store_errors
 
@@ -68,9 +69,10 @@ def search_trajectory(
         InputError, SpecMismatchError, StoreError: as `search`.
     """
     check_count("limit", limit, 1)
-    options = Options(limit, condition=as_filter(query_filter))
+    as_filter(query_filter)
     with store_errors(client):
-        encoder = check_collection(client, collection, embedder.spec)
+        info, encoder = read_collection(client, collection, embedder.spec)
+        options = Options(limit, condition=as_filter(query_filter, info.payload_schema))
         hybrid = choose_mode(mode, encoder, client, collection) == "hybrid"
         started = time.perf_counter()
         with warnings.catch_warnings():  # the caller chose the steps on purpose

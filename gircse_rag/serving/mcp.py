@@ -46,8 +46,9 @@ Instruction = Annotated[
 MetadataFilter = Annotated[
     dict[str, Any] | None,
     Field(
-        description="Metadata that a passage must have: {'kind': 'manual'}, {'year': {'gte': 2020}}, or "
-        "{'language': ['de', 'en']} for either. The hits of an unfiltered search show the keys that exist."
+        description="Metadata that a passage must have: {'kind': 'manual'}, {'year': {'gte': 2020}}, "
+        "{'language': ['de', 'en']} for either, or {'kind': {'ne': 'news'}} for any other. The hits of an unfiltered "
+        "search show the keys that exist."
     ),
 ]
 SearchMode = Annotated[

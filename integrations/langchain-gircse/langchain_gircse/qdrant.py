@@ -18,7 +18,8 @@ from gircse_rag.lexical import Bm25Encoder
 from gircse_rag.qdrant.foreign import find_former_ids, foreign_id, foreign_payload, read_payload
 from gircse_rag.qdrant.lexical import LEXICAL, Mode, choose_mode
 from gircse_rag.qdrant.points import make_vectors
-from gircse_rag.qdrant.ranking import Options, Question, find_terms, rank_points
+from gircse_rag.qdrant.queries import Options, Question, find_terms
+from gircse_rag.qdrant.ranking import rank_points
 from gircse_rag.qdrant.schema import VECTOR, check_collection, ensure_collection
 from gircse_rag.qdrant.stores import TIMEOUT, open_client, store_errors
 from gircse_rag.spec import EmbeddingSpec

@@ -52,6 +52,9 @@ def test_filters_are_combined_with_and_or_with_or_for_the_same_key(ask: Any) -> 
     assert found("kind=bird") == {"albatross"}
     assert found("legs=4") == set(WORDS) - {"albatross"}
     assert found("kind=bird", "legs=4") == set()
+    assert found("kind!=bird") == found("legs>2") == found("legs>=3", "legs<5") == set(WORDS) - {"albatross"}
+    assert found("kind=null") == found("legs=four") == set()
+    assert found("wings=null") == found("legs!=null") == set(WORDS)
     assert found("source=zoo.jsonl#bison", "source=zoo.jsonl#zebra") == {"bison", "zebra"}
     assert {hit["metadata"]["_chunk"]["number"] for hit in ask("--filter", "_chunk.number=1")["hits"]} == {1}
 
@@ -110,8 +113,10 @@ def test_coarse_to_fine_answers_twice(ask: Any, gircse: Gircse, tiny_model: list
         (["--filter", "kind"], "--filter 'kind' is not KEY=VALUE"),
         (["--filter", "=bird"], "is not KEY=VALUE"),
         (["--filter", '"a=b"'], "is not KEY=VALUE"),
-        (["--filter", "legs=1e999"], "'legs': inf is not a JSON number"),
-        (["--filter", "legs=12345678901234567890"], "'legs': 12345678901234567890 does not fit into 64 bits"),
+        (["--filter", "legs>1e999"], "'legs': inf is not a JSON number"),
+        (["--filter", "legs>=12345678901234567890"], "'legs': 12345678901234567890 does not fit into 64 bits"),
+        (["--filter", "legs>=tall"], "neither of numbers nor of dates"),
+        (["--filter", "legs=4", "--filter", "legs>2"], "cannot be combined with another operator for this key"),
         (["--min-score", "1.5"], "min_score must be a number from -1 to 1"),
         (["--group", "1", "--offset", "1"], "group_size cannot be combined with offset or mmr"),
         (["--group", "1", "--mmr", "0.5"], "group_size cannot be combined with offset or mmr"),
@@ -142,14 +147,18 @@ def test_numbers_out_of_range_are_usage_errors(gircse: Gircse, options: list[str
     ("items", "expected"),
     [
         ([], None),
-        (["a=1", "b=x=y"], {"a": 1, "b": "x=y"}),
-        (["a=1", "a=true", "a=1.5", "a=one", 'a="2"'], {"a": [1, True, 1.5, "one", "2"]}),
+        (["a=1", "b=x=y"], {"a": "1", "b": "x=y"}),
+        (["a=1", "a=true", "a=1.50", "a=one", 'a="2"'], {"a": ["1", "true", "1.50", "one", "2"]}),
+        (["a!=1", "a!=2", "b>=1.5", "b<2020-01-01"], {"a": {"ne": ["1", "2"]}, "b": {"gte": 1.5, "lt": "2020-01-01"}}),
+        (["a>1", "a<=5", "a!=3"], {"a": {"gt": 1, "lte": 5, "ne": ["3"]}}),
+        (["a!=null", "wow!=x", "wow!y=x"], {"a": {"ne": [None]}, "wow": {"ne": ["x"]}, "wow!y": "x"}),
+        (['"a>b"=c', '"a!=b"!=c'], {'"a>b"': "c", '"a!=b"': {"ne": ["c"]}}),
         (["a=NaN", "b=Infinity", "c=-Infinity"], {"a": "NaN", "b": "Infinity", "c": "-Infinity"}),
-        (["a=null", "b=[1]", "c={}", "d="], {"a": "null", "b": "[1]", "c": "{}", "d": ""}),
+        (["a=null", "b=[1]", "c={}", "d="], {"a": None, "b": "[1]", "c": "{}", "d": ""}),
         (["a=" + "[" * 10**5], {"a": "[" * 10**5}),
         (['"a=b"=c'], {'"a=b"': "c"}),
         (['x."a=b"[0].c=d="e=f"'], {'x."a=b"[0].c': 'd="e=f"'}),
-        (['in 3"=4'], {'in 3"': 4}),
+        (['in 3"=4'], {'in 3"': "4"}),
     ],
 )
 def test_filters_are_parsed(items: list[str], expected: object) -> None:

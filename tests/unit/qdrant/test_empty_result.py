@@ -37,7 +37,20 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
             "no document has the key 'sort'; keys there: source, kind, year, tags, place",
         ),
         ({"query_filter": {"kind": "mineral"}}, "no document has kind = 'mineral'; values there: 'animal', 'plant'"),
-        ({"query_filter": {"year": "1990"}}, "no document has year = '1990'; values there: 1990, 2001"),
+        ({"query_filter": {"year": "1991"}}, "no document has year = '1991'; values there: 1990, 2001"),
+        (
+            {"query_filter": {"kind": {"gte": 3}}},
+            "no document has kind = {'gte': 3}; values there: 'animal', 'plant' (strings, which no range of numbers "
+            "finds; ingest them as numbers, from .jsonl or .parquet)",
+        ),
+        (
+            {"query_filter": {"kind": None}},
+            "no document has kind = None; values there: 'animal', 'plant'",
+        ),
+        (
+            {"query_filter": {"sort": {"exists": True}}},
+            "no document has the key 'sort'; keys there: source, kind, year, tags, place",
+        ),
         ({"query_filter": {"year": {"gte": 2010}}}, "no document has year = {'gte': 2010}; values there: 1990, 2001"),
         ({"query_filter": {"place.name": "city"}}, "no document has place.name = 'city'; values there: 'wood'"),
         ({"query_filter": {"tags[]": "wild"}}, "no document has tags[] = 'wild'; values there: 'pet', 'small'"),

@@ -110,7 +110,7 @@ def test_min_score_is_a_cosine_in_hybrid_mode_too(filled: QdrantClient, embedder
 def test_min_score_looks_up_the_cosine_of_hits_beyond_the_dense_ranking(
     filled: QdrantClient, embedder: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gircse_rag.qdrant.ranking.DEPTH", 1)
+    monkeypatch.setattr("gircse_rag.qdrant.hybrid.DEPTH", 1)
     questions = [f"explaining {number}" for number in range(20)]  # no text has exactly these words
     dense = search_batch(questions, collection="docs", embedder=embedder, client=filled, limit=2, mode="dense")
     question = next(text for text, hits in zip(questions, dense, strict=True) if "codes" not in _documents(hits))

@@ -54,6 +54,17 @@ def test_a_filter_without_an_index_says_how_to_get_one(strict: Shim, embedder: S
         _search(client, embedder, query_filter={"year": 2020})
     _ingest(client, embedder, indexes={"year": "integer"})
     assert _search(client, embedder, query_filter={"year": 2020}) == ["a1", "a2", "b1"]
+    assert _search(client, embedder, query_filter={"year": {"ne": [2021]}}) == ["a1", "a2", "b1"]
+
+
+@pytest.mark.parametrize(("stored", "kind"), [("2020", "keyword"), (2020, "integer"), (2020, "float")])
+@pytest.mark.parametrize("wanted", ["2020", 2020, 2020.0, ["2020", 7]])
+def test_values_of_other_types_pass_on_a_strict_server(
+    strict: Shim, embedder: StandIn, stored: Any, kind: str, wanted: Any
+) -> None:
+    client = strict.client()
+    _ingest(client, embedder, [Document("a1", "text", {"year": stored})], indexes={"year": kind})
+    assert _search(client, embedder, query_filter={"year": wanted}) == ["a1"]
 
 
 def test_a_collection_without_indexes_gets_them_from_the_next_ingest(strict: Shim, embedder: StandIn) -> None:

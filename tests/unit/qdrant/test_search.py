@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,15 @@ FILTERS: list[tuple[object, set[str]]] = [
     ({"_chunk.number": 0}, set(TEXTS)),
     ({"wings": True}, {"birds"}),
     ({"wings": False, "legs": {"lte": 4}}, {"cats", "dogs"}),
+    ({"legs": "4"}, {"cats", "dogs"}),
+    ({"legs": ["2", "seven"], "wings": "true"}, {"birds"}),
+    ({"legs": {"ne": 2}}, {"cats", "dogs"}),
+    ({"legs": {"ne": [2, 4]}}, set()),
+    ({"legs": {"gte": 2, "ne": "4"}}, {"birds"}),
+    ({"beak": None, "legs": {"exists": True}}, set(TEXTS)),
+    ({"beak": {"exists": True}}, set()),
+    ({"beak": ["long", None], "source": "cats"}, {"cats"}),
+    ({"beak": {"ne": "long"}}, set(TEXTS)),
     ({}, set(TEXTS)),
     (models.Filter(must_not=[LEGS]), {"birds"}),
     (None, set(TEXTS)),
@@ -202,14 +212,15 @@ def test_filters_reach_field_names_with_special_characters(engine_client: Qdrant
         ({1: 1}, "name of a metadata field"),
         ({"legs": []}, "'legs': the list is empty"),
         ({"legs": {}}, "no range"),
-        ({"legs": {"above": 3}}, "no range; use gt, gte, lt, lte"),
+        ({"legs": {"above": 3}}, "no range; use exists, gt, gte, lt, lte, ne"),
         ({"legs": {"gte": "tall"}}, "'legs'.*neither of numbers nor of dates"),
         ({"year": {"gte": "1990"}}, r"'year'.*give numbers without quotes \(1990\), or whole ISO dates"),
         ({"year": {"gte": "19900101"}}, "'year'.*neither of numbers nor of dates"),
         ({"year": {"gte": 5, "lt": "2025-01-01"}}, "'year'.*neither of numbers nor of dates"),
         ({"year": {"gte": ["2025"]}}, "'year'.*cannot be compared"),
-        ({"legs": None}, "'legs': None cannot be compared"),
-        ({"legs": ["a", None]}, "None is in a list; only strings, numbers and booleans"),
+        ({"legs": b"4"}, "'legs': b'4' cannot be compared; give a string, a number"),
+        ({"legs": {"ne": {"gte": 1}}}, "'legs': 'ne' takes a value or a list"),
+        ({"legs": {"exists": 1}}, "'legs': 'exists' is True or False, not 1"),
     ],
 )
 def test_invalid_filters_are_refused(
@@ -251,6 +262,17 @@ def test_offset_and_min_score(filled: QdrantClient, embedder: StandIn) -> None:
     min_score = (everything[0].score + everything[1].score) / 2
     assert _search(filled, embedder, "dogs bark", min_score=min_score, mode="dense") == everything[:1]
     assert _search(filled, embedder, "dogs bark", min_score=1, mode="dense") == []
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "dense", "lexical"])
+def test_a_score_equal_to_the_minimum_counts_on_every_store(filled: QdrantClient, embedder: StandIn, mode: Any) -> None:
+    ranking = "lexical" if mode == "lexical" else "dense"
+    for hit in _search(filled, embedder, "dogs bark cats", mode=ranking):
+        at, above = (
+            {each.document for each in _search(filled, embedder, "dogs bark cats", mode=mode, min_score=minimum)}
+            for minimum in (hit.score, math.nextafter(hit.score, math.inf))
+        )
+        assert hit.document in at and hit.document not in above
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from gircse_rag.qdrant.filters import as_filter, field_path
 from gircse_rag.qdrant.foreign import foreign_payload, make_node
 from gircse_rag.qdrant.lexical import LEXICAL, choose_mode
 from gircse_rag.qdrant.points import make_vectors
-from gircse_rag.qdrant.ranking import count_texts
+from gircse_rag.qdrant.queries import count_texts
 from gircse_rag.qdrant.schema import VECTOR, ensure_collection
 from gircse_rag.qdrant.stores import store_errors
 from llama_index.core.bridge.pydantic import PrivateAttr
