@@ -76,6 +76,7 @@ class Engine:
         token_budget: maximum rows per forward.
         max_running: maximum number of sequences that hold blocks at once.
         pools_prompt: pool h_0 too (LaSER); sequences then need one soft token less for as many pooled states.
+        shared_budget: maximum rows per forward while queries and a bulk share it, see `Scheduler`.
         sweeping: allow parallel sweeps. False with float16 weights: one row costs so little there that six rows cost
             three times as much, and K=5 would take 1.15 of the sequential time (AVX2, one thread).
 
@@ -94,12 +95,15 @@ class Engine:
         token_budget: int,
         max_running: int,
         pools_prompt: bool = False,
+        shared_budget: int | None = None,
         sweeping: bool = True,
     ) -> None:
         self.runner = runner
         self._first_pooled = 0 if pools_prompt else 1  # h_0 or h_1
         self.sweeping = sweeping
-        self.scheduler = Scheduler(blocks, token_budget=token_budget, max_running=max_running)
+        self.scheduler = Scheduler(
+            blocks, token_budget=token_budget, max_running=max_running, shared_budget=shared_budget
+        )
         self.undelivered: deque[Outcome] = deque()
         self._num_steps = self._num_rows = 0
         self.stats = self._count()

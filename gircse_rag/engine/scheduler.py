@@ -4,6 +4,8 @@
 * Running sequences go first, in order of admission. All output rows of a sequence (one, or a whole sweep) are computed
   in one forward, and room for them is reserved; the engine starts no sweep that would not fit. Prompts get the rest.
 * Owners take turns at admission, so a bulk of documents does not hold up a query.
+* With `shared_budget`, short owners (a query) go before long ones (a bulk), and forwards are short while both are under
+  way: a query needs one forward per step, and waits for all rows that share them.
 * When blocks run out, the sequence admitted last is preempted: it returns all its blocks and waits at the front, and
   later replays its prompt and soft tokens. The oldest sequence can take blocks from all others, and every sequence fits
   alone, so each one finishes.
@@ -11,13 +13,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
+from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
 from gircse_rag.engine.block_manager import BlockManager, IntegrityError
 from gircse_rag.engine.sequence import Sequence
+
+SHORT_ROWS = 128
+"""Maximum rows of all sequences of a short owner together: two or three queries."""
+_LINGER = 16
+"""Number of forwards that stay short after the last short owner, so that its next query meets no long forward."""
+_MAX_PASSED = 64
+"""Number of short owners that may be admitted in a row before a long one whose turn it is."""
 
 
 class Chunk(NamedTuple):
@@ -39,18 +49,25 @@ class Scheduler:
         blocks: assigns KV blocks to sequences.
         token_budget: maximum rows per forward; must exceed max_running.
         max_running: maximum number of sequences that hold blocks at once.
+        shared_budget: maximum rows per forward while short and long owners share it, unless the rows that each running
+            sequence needs are more. None treats all owners alike.
     """
 
-    def __init__(self, blocks: BlockManager, *, token_budget: int, max_running: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, *, token_budget: int, max_running: int, shared_budget: int | None = None
+    ) -> None:
         if token_budget <= max_running:
             raise ValueError(f"token_budget {token_budget} must exceed max_running {max_running}")
         self.blocks = blocks
         self.token_budget = token_budget
         self.max_running = max_running
+        self.shared_budget = shared_budget
         self.num_preemptions = 0
         self.running: list[Sequence] = []
         self._preempted: deque[Sequence] = deque()
         self._waiting: OrderedDict[Hashable, deque[Sequence]] = OrderedDict()  # ordered by turn: the next owner first
+        self._owned: dict[Hashable, _Owned] = {}  # owners with sequences under way
+        self._linger = self._passed = 0
 
     @property
     def num_waiting(self) -> int:
@@ -68,19 +85,25 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that fits the cache (`blocks.fits`). It is admitted when its owner's turn comes."""
+        owned = self._owned.setdefault(sequence.owner, _Owned())
+        owned.sequences += 1
+        owned.rows += sequence.max_rows
         self._waiting.setdefault(sequence.owner, deque()).append(sequence)
 
     def schedule(self) -> list[Chunk]:
         """Choose the rows of the next forward and allocate their blocks; empty only if there is no work."""
         chunks: list[Chunk] = []
-        budget = self.token_budget
         reserved = sum(sequence.num_outputs for sequence in self.running)
+        budget, kept = self._share(reserved)
         position = 0
         preempted = False
         while position < len(self.running):
             sequence = self.running[position]
             reserved -= sequence.num_outputs
-            num_rows = _num_rows(sequence, budget - reserved)
+            short = self._is_short(sequence.owner)
+            num_rows = _num_rows(sequence, budget - reserved - (0 if short else kept))
+            if short:
+                kept = max(0, kept - num_rows + sequence.num_outputs)
             while not self.blocks.grow(sequence, sequence.num_cached + num_rows):
                 preempted = True
                 reserved -= self.running[-1].num_outputs if len(self.running) > position + 1 else 0
@@ -106,6 +129,10 @@ class Scheduler:
         """Remove a running sequence and release its blocks (`forget`: see BlockManager.release)."""
         self.running.remove(sequence)
         self.blocks.release(sequence, forget=forget)
+        if owned := self._owned.get(sequence.owner):
+            owned.sequences -= 1
+            if not owned.sequences:
+                del self._owned[sequence.owner]
 
     def cancel(self, owner: Hashable) -> None:
         """Drop all sequences of `owner` and free their blocks at once."""
@@ -113,6 +140,7 @@ class Scheduler:
             self.finish(sequence)
         self._preempted = deque(sequence for sequence in self._preempted if sequence.owner != owner)
         self._waiting.pop(owner, None)
+        self._owned.pop(owner, None)
 
     def drain(self) -> list[Sequence]:
         """Remove all sequences and reset the blocks: after a failed or interrupted forward nothing cached is valid."""
@@ -121,6 +149,7 @@ class Scheduler:
         self.running.clear()
         self._preempted.clear()
         self._waiting.clear()
+        self._owned.clear()
         return sequences
 
     def check_integrity(self) -> None:
@@ -134,6 +163,27 @@ class Scheduler:
             raise IntegrityError(f"{len(self.running)} sequences are running, but at most {self.max_running} may")
         if any(sequence.block_table or sequence.num_cached for sequence in self.waiting()):
             raise IntegrityError("a waiting sequence holds blocks")
+        counts = Counter(sequence.owner for sequence in [*self.running, *self.waiting()])
+        if counts != {owner: owned.sequences for owner, owned in self._owned.items()}:
+            raise IntegrityError("an owner's number of sequences is wrong")
+
+    def _is_short(self, owner: Hashable) -> bool:
+        return self.shared_budget is not None and self._owned[owner].rows <= SHORT_ROWS
+
+    def _share(self, outputs: int) -> tuple[int, int]:
+        """Rows of this forward, and how many of them are kept for short owners, beside all `outputs`."""
+        if self.shared_budget is None:
+            return self.token_budget, 0
+        short = {owner for owner, owned in self._owned.items() if owned.rows <= SHORT_ROWS}
+        self._linger = _LINGER if short else max(0, self._linger - 1)
+        if len(short) == len(self._owned) or not self._linger:
+            return self.token_budget, 0
+        pending = sum(
+            sequence.num_pending - sequence.num_outputs for sequence in self.running if sequence.owner in short
+        )
+        pending += sum(sequence.num_pending for sequence in self.waiting() if sequence.owner in short)
+        budget = min(self.token_budget, max(self.shared_budget, outputs + pending))
+        return budget, min(pending, budget - outputs)
 
     def _add_chunk(self, chunks: list[Chunk], sequence: Sequence, num_rows: int) -> int:
         chunks.append(Chunk(sequence, num_rows))
@@ -148,7 +198,7 @@ class Scheduler:
         self.running.pop()
 
     def _admit_next(self) -> Sequence | None:
-        owner, queue = next(iter(self._waiting.items()), (None, self._preempted))
+        owner, queue = self._next_owner()
         if self._preempted:
             queue = self._preempted
         if not queue or not self.blocks.admit(queue[0]):
@@ -161,6 +211,27 @@ class Scheduler:
             if not queue:
                 del self._waiting[owner]
         return sequence
+
+    def _next_owner(self) -> tuple[Hashable, deque[Sequence]]:
+        """The owner whose turn it is, and its waiting sequences; a short one first, unless that was often so."""
+        turn = next(iter(self._waiting.items()), (None, self._preempted))
+        if self.shared_budget is None or not self._waiting or self._is_short(turn[0]):
+            self._passed = 0
+            return turn
+        short = next((item for item in self._waiting.items() if self._is_short(item[0])), None)
+        if short is None or self._passed >= _MAX_PASSED:
+            self._passed = 0
+            return turn
+        self._passed += 1
+        return short
+
+
+@dataclass(slots=True)
+class _Owned:
+    """An owner's sequences under way, and the rows of all that it has added since it had none."""
+
+    sequences: int = 0
+    rows: int = 0
 
 
 def _num_rows(sequence: Sequence, budget: int) -> int:

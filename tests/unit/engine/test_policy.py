@@ -51,10 +51,15 @@ class EngineMachine(RuleBasedStateMachine):
         max_running=st.integers(1, 4),
         caching=st.booleans(),
         num_blocks=st.integers(9, NUM_BLOCKS),
+        shared_budget=st.none() | st.integers(1, 40),
     )
-    def start(self, token_budget: int, max_running: int, caching: bool, num_blocks: int) -> None:
+    def start(
+        self, token_budget: int, max_running: int, caching: bool, num_blocks: int, shared_budget: int | None
+    ) -> None:
         self.blocks = BlockManager(num_blocks, BLOCK_SIZE, caching=caching)
-        self.scheduler = Scheduler(self.blocks, token_budget=token_budget, max_running=max_running)
+        self.scheduler = Scheduler(
+            self.blocks, token_budget=token_budget, max_running=max_running, shared_budget=shared_budget
+        )
         self.open: set[Sequence] = set()
         self.written: dict[int, list[object]] = {}
 
@@ -143,6 +148,62 @@ def run(scheduler: Scheduler) -> list[Sequence]:
         order += commit(scheduler, scheduler.schedule())
         scheduler.check_integrity()
     return order
+
+
+def ask_during_a_bulk(shared_budget: int | None, bulk: int = 40) -> tuple[list[Sequence], int]:
+    """A query arrives while a bulk runs. Returns the order of ends, and the rows computed until its end."""
+    scheduler = Scheduler(
+        BlockManager(4000, BLOCK_SIZE), token_budget=512, max_running=256, shared_budget=shared_budget
+    )
+    for number in range(bulk):
+        scheduler.add(Sequence(prompt(150, number), 5, owner="bulk"))
+    order = commit(scheduler, scheduler.schedule())
+    query = Sequence(prompt(30, 999), 5, owner="query")
+    scheduler.add(query)
+    rows = 0
+    while query not in order:
+        chunks = scheduler.schedule()
+        rows += sum(chunk.num_rows for chunk in chunks)
+        order += commit(scheduler, chunks)
+        scheduler.check_integrity()
+    return order + run(scheduler), rows
+
+
+def test_a_query_shares_its_forwards_with_few_rows_of_a_bulk() -> None:
+    _, alike = ask_during_a_bulk(None)
+    order, rows = ask_during_a_bulk(96)
+    assert alike >= 6 * 500  # six forwards: the prompt, and five steps
+    assert rows <= 6 * 96
+    assert len(order) == 41
+
+
+def test_a_bulk_alone_has_the_whole_budget_again_after_a_while() -> None:
+    scheduler = Scheduler(BlockManager(4000, BLOCK_SIZE), token_budget=512, max_running=256, shared_budget=96)
+    scheduler.add(Sequence(prompt(30, 999), 5, owner="query"))
+    for number in range(60):
+        scheduler.add(Sequence(prompt(150, number), 5, owner="bulk"))
+    sizes = []
+    while scheduler.has_work:
+        chunks = scheduler.schedule()
+        sizes.append(sum(chunk.num_rows for chunk in chunks))
+        commit(scheduler, chunks)
+    assert max(sizes[:20]) <= 96 and max(sizes) > 500
+
+
+def test_queries_without_end_do_not_starve_a_bulk() -> None:
+    scheduler = Scheduler(BlockManager(4000, BLOCK_SIZE), token_budget=512, max_running=256, shared_budget=96)
+    documents = [Sequence(prompt(150, number), 5, owner="bulk") for number in range(4)]
+    for document in documents:
+        scheduler.add(document)
+    order: list[Sequence] = []
+    for number in range(2000):
+        if set(documents) <= set(order):
+            return
+        while scheduler.num_waiting < 20:
+            family = 100 + number + scheduler.num_waiting
+            scheduler.add(Sequence(prompt(90, family), 5, owner=f"query {number} {scheduler.num_waiting}"))
+        order += commit(scheduler, scheduler.schedule())
+    raise AssertionError("the bulk never ends")
 
 
 def test_policy_imports_no_torch() -> None:
