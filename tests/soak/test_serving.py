@@ -34,11 +34,17 @@ MALFORMED: list[tuple[bytes, set[int]]] = [
     (b"{", {400}),
     (b"[]", {400}),
     (json.dumps({"input": ["fine", "nul\x00"]}).encode(), {400}),
-    (json.dumps({"input": "a", "steps": 10**9}).encode(), {400}),
     (json.dumps({"input": [1, 2, 3]}).encode(), {400}),
     (json.dumps({"input": "a", "model": "other"}).encode(), {404}),
     (json.dumps({"input": "a", "stepz": 1}).encode(), {400}),
+]
+OVERSIZED: list[tuple[bytes, set[int]]] = [
     (b" " * 100_000, {413}),
+    (json.dumps({"input": ["a"] * 3000}).encode(), {400}),
+    (json.dumps({"input": "word " * 3000}).encode(), {400}),
+    (json.dumps({"input": ["word " * 50] * 120}).encode(), {400}),
+    (json.dumps({"input": "a", "steps": 10**9}).encode(), {400}),
+    (json.dumps({"input": "a", "steps": 65}).encode(), {400}),
 ]
 
 
@@ -55,10 +61,15 @@ class Soak:
         choice = random.Random(seed)
         with httpx.Client(base_url=self._url, timeout=120, trust_env=False) as http:
             for _ in range(number):
-                kind = choice.choice(["good", "good", "good", "malformed", "hang up", "slow"])
-                {"good": self._good, "malformed": self._malformed, "hang up": self._hang_up, "slow": self._slow}[kind](
-                    http, choice
-                )
+                kind = choice.choice(["good", "good", "good", "malformed", "oversized", "hang up", "slow"])
+                if kind == "good":
+                    self._good(http, choice)
+                elif kind == "hang up":
+                    self._hang_up(choice)
+                elif kind == "slow":
+                    self._slow()
+                else:
+                    self._refused(http, *choice.choice(MALFORMED if kind == "malformed" else OVERSIZED))
                 with self._lock:
                     self.counts[kind] += 1
 
@@ -72,13 +83,12 @@ class Soak:
         found = np.array([entry["embedding"] for entry in answer.json()["data"]], dtype=np.float32)
         assert np.abs(found - self._vectors[steps][rows]).max() < 5e-5
 
-    def _malformed(self, http: httpx.Client, choice: random.Random) -> None:
-        body, statuses = choice.choice(MALFORMED)
+    def _refused(self, http: httpx.Client, body: bytes, statuses: set[int]) -> None:
         answer = http.post("/v1/embeddings", content=body, headers={"Content-Type": "application/json"})
-        assert answer.status_code in statuses | {429}, answer.text  # malformed texts are found in the queue
+        assert answer.status_code in statuses | {429}, answer.text  # texts are checked in the queue
         assert answer.json()["error"]["message"]
 
-    def _hang_up(self, http: httpx.Client, choice: random.Random) -> None:
+    def _hang_up(self, choice: random.Random) -> None:
         body = json.dumps({"input": choice.sample(TEXTS, 30), "steps": 64}).encode()
         with self._connect() as connection:
             connection.sendall(_head(len(body)) + body[: choice.choice([0, 10, len(body)])])
@@ -87,7 +97,7 @@ class Soak:
                 with contextlib.suppress(TimeoutError):
                     connection.recv(1)
 
-    def _slow(self, http: httpx.Client, choice: random.Random) -> None:
+    def _slow(self) -> None:
         with self._connect() as connection:
             connection.sendall(_head(100) + b"{")
             connection.settimeout(60)
@@ -110,7 +120,9 @@ def test_no_wrong_vector_no_leaked_block_no_unexpected_answer(tiny_folder: Path)
         vectors = {steps: embedder.embed(TEXTS, role="document", steps=steps).vectors for steps in STEPS}
         backend = embedder.backend
         assert isinstance(backend, PagedBackend)
-        settings = Settings(model="tiny", max_body_bytes=50_000, body_timeout=0.3, max_concurrency=8, max_queue=4)
+        settings = Settings(
+            model="tiny", max_body_bytes=50_000, max_tokens=10_000, body_timeout=0.3, max_concurrency=8, max_queue=4
+        )
         service = Service(embedder, settings)
         with serve(service) as url:
             soak = Soak(url, vectors)
@@ -121,6 +133,6 @@ def test_no_wrong_vector_no_leaked_block_no_unexpected_answer(tiny_folder: Path)
             assert httpx.post(f"{url}/v1/embeddings", json={"input": "a"}, trust_env=False).status_code == 200
             failed = [line for line in service.metrics.render().decode().splitlines() if 'status="5' in line]
         assert not failed
-        assert soak.counts.total() == REQUESTS // CLIENTS * CLIENTS and len(soak.counts) == 4
+        assert soak.counts.total() == REQUESTS // CLIENTS * CLIENTS and len(soak.counts) == 5
         assert backend.stats.running == backend.stats.waiting == backend.stats.used_blocks == 0
         backend._engine.scheduler.check_integrity()
