@@ -3,7 +3,8 @@
     document     Document, and SkippedFile for input that could not be read
     readers/     files, folders, LangChain and LlamaIndex documents -> Document
     chunking     Document -> chunks of whole sections, paragraphs, sentences or definitions
-    outline      headings and front matter of Markdown
+    outline      headings of Markdown
+    front_matter fields of YAML above a Markdown text
     metadata     which metadata a document may have
     languages    programming languages that are cut at definitions
     nesting      how deeply source code is nested; deep code is too slow for the parser

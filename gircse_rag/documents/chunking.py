@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from gircse_rag.documents.document import Document
+from gircse_rag.documents.front_matter import front_matter_end
 from gircse_rag.documents.languages import LANGUAGES, grammar
 from gircse_rag.documents.nesting import nesting_depth
 from gircse_rag.documents.outline import NO_OUTLINE, read_outline
@@ -134,6 +135,7 @@ class Chunker:
         if document.language is not None and nesting_depth(document.text) > _MAX_CODE_DEPTH:
             kinds.append("flat")
         kinds += ["pages"] * bool(document.paged) + ["outline"] * bool(document.markdown)
+        kinds += ["title"] * bool(document.markdown and front_matter_end(document.text))
         return "/".join([self.recipe, *kinds])
 
     def cut(self, document: Document) -> list[Chunk]:

@@ -34,7 +34,7 @@ def read_html(source: Source) -> Iterator[Document]:
     """
     etree = require("lxml.etree", "html")
     webencodings = require("webencodings", "html")
-    page = _parse(_decode(source.read(), etree, webencodings), etree)
+    page = parse_html(_decode(source.read(), etree, webencodings), etree)
     title, text = "", ""
     if page is not None:
         etree.strip_elements(page, *_INVISIBLE, with_tail=False)
@@ -48,7 +48,7 @@ def read_html(source: Source) -> Iterator[Document]:
     yield Document(source.id, text, {"title": title} if title else {}, markdown=True)
 
 
-def _parse(markup: str, etree: Any) -> Any:
+def parse_html(markup: str, etree: Any) -> Any:
     """Return the root element, without comments; None if there is none.
 
     Raises:
@@ -100,7 +100,7 @@ def _find_label(data: bytes, etree: Any) -> str:
     """The encoding's label in the XML declaration or the first <meta> that has one, else ""."""
     if xml := _XML_ENCODING.match(data):
         return xml[1].decode("latin-1")
-    page = _parse(data.decode("latin-1"), etree)
+    page = parse_html(data.decode("latin-1"), etree)
     for meta in () if page is None else page.iter("meta"):
         if label := meta.get("charset"):
             return str(label)

@@ -42,6 +42,15 @@ def _make_document(line: bytes | None, source: Source, number: int) -> Document:
         raise InputError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or endless brackets
         raise InputError(f"not JSON that Python can read: {error}") from error
+    return object_document(value, source, number)
+
+
+def object_document(value: Any, source: Source, number: int) -> Document:
+    """Make a document from a JSON value, the `number`-th of its file.
+
+    Raises:
+        InputError: it is not an object, its field `metadata` is none, or as `row_document`.
+    """
     if not isinstance(value, dict):
         raise InputError(f"a {type(value).__name__}, not an object with a field {source.text_field!r}")
     metadata = value.get("metadata")

@@ -22,17 +22,20 @@ _MAX_CONTENTS = 16 * MAX_BYTES
 # Seconds per document: within the limit on contents, a small file with many forms takes minutes. A page is parsed to
 # its end, in at most 12 s (AMD EPYC).
 _MAX_SECONDS = 120.0
-# Glyphs that the font maps to no letter.
+# Glyphs that the font maps to no letter, and what stands for each.
 _UNMAPPED = re.compile("[\x01-\x08\x0e-\x1b\x7f]")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def read_pdf(source: Source) -> Iterator[Document]:
-    """Read a PDF as one document, pages separated by form feeds. Metadata: `pages`, `title`, `pages_without_text`.
+    """Read a PDF as one document, pages separated by form feeds. Metadata: `pages`, `title`, `pages_without_text`, and
+    `unmapped_glyphs`.
 
     With one document per page, an inserted page would change the ids of all later ones. With one document, unchanged
     chunks keep their vectors.
 
-    Glyphs without a letter are left out. A page that has more of them than letters counts as a page without text.
+    A glyph that the font maps to no letter becomes U+FFFD and is counted in `unmapped_glyphs`. A page that has more of
+    them than letters counts as a page without text.
 
     Raises:
         InputError: the file has a password, has no text, is damaged, unpacks to more than the limit, or takes too long.
@@ -59,7 +62,8 @@ def read_pdf(source: Source) -> Iterator[Document]:
             "no text: the pages are empty or scanned, or their fonts do not name their letters; "
             "run text recognition (ocrmypdf --force-ocr) first"
         )
-    known = {"pages": len(pages), "title": title, "pages_without_text": empty}
+    unmapped = sum(page.count(_REPLACEMENT) for page in pages)
+    known = {"pages": len(pages), "title": title, "pages_without_text": empty, "unmapped_glyphs": unmapped}
     metadata = {name: value for name, value in known.items() if value}
     yield Document(source.id, "\n\f".join(pages), metadata, paged=True)
 
@@ -123,5 +127,5 @@ def _clean(text: str) -> str:
     text = text.replace("\f", "\n").replace("\0", "")
     # Joins pairs of surrogates into one character, and drops lone ones.
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
-    text, unmapped = _UNMAPPED.subn("", text)
-    return "" if unmapped > sum(map(len, text.split())) else text
+    text, unmapped = _UNMAPPED.subn(_REPLACEMENT, text)
+    return "" if 2 * unmapped > sum(map(len, text.split())) else text

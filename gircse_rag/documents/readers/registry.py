@@ -13,8 +13,11 @@ from typing import Any
 from gircse_rag.documents.document import Document, SkippedFile
 from gircse_rag.documents.languages import LANGUAGE_OF_SUFFIX
 from gircse_rag.documents.readers.csv import read_csv
+from gircse_rag.documents.readers.docx import read_docx
 from gircse_rag.documents.readers.html import read_html
+from gircse_rag.documents.readers.json import read_json
 from gircse_rag.documents.readers.jsonl import read_jsonl
+from gircse_rag.documents.readers.notebook import read_notebook
 from gircse_rag.documents.readers.parquet import read_parquet
 from gircse_rag.documents.readers.pdf import read_pdf
 from gircse_rag.documents.readers.source import Reader, Source
@@ -26,14 +29,17 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys((".md", ".markdown"), read_markdown),
     **dict.fromkeys((".html", ".htm", ".xhtml"), read_html),
     ".pdf": read_pdf,
+    ".docx": read_docx,
+    ".ipynb": read_notebook,
     ".jsonl": read_jsonl,
+    ".json": read_json,
     **dict.fromkeys((".csv", ".tsv"), read_csv),
     ".parquet": read_parquet,
     **dict.fromkeys(LANGUAGE_OF_SUFFIX, read_code),
 }
 SUFFIXES = tuple(READERS)
-ROW_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
-"""Suffixes of files in which every row is a document."""
+ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Suffixes of files in which every row is a document; a .json may also be one document."""
 # Skipped rows reported per file. Further ones are only counted, because there may be millions.
 _NAMED_ROWS = 1000
 _LEADS_OUT = (

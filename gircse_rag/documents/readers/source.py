@@ -35,28 +35,28 @@ class Source:
     text_field: str = "text"
     id_field: str | None = None
 
-    def read(self) -> bytes:
+    def read(self, limit: int = MAX_BYTES) -> bytes:
         """Read the whole file.
 
         Raises:
-            InputError: the file is larger than `MAX_BYTES`.
+            InputError: the file is larger than `limit`, in bytes.
         """
-        data = self.file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
+        data = self.file.read(limit + 1)
+        if len(data) > limit:
             size = max(os.fstat(self.file.fileno()).st_size, len(data))
             raise InputError(
-                f"too large ({size:,} bytes): the limit is {MAX_BYTES // 2**20} MiB per document; "
+                f"too large ({size:,} bytes): the limit is {limit // 2**20} MiB per document; "
                 "split the file, or make it a .jsonl with one text per line"
             )
         return data
 
-    def text(self) -> str:
+    def text(self, limit: int = MAX_BYTES) -> str:
         """Read the whole file as UTF-8, without the byte order mark.
 
         Raises:
             InputError: the file is too large, binary, or in another encoding.
         """
-        data = self.read()
+        data = self.read(limit)
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise InputError("UTF-16 (byte order mark), not UTF-8; convert the file first")
         if b"\0" in data:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from gircse_rag.documents.document import Document
+from gircse_rag.documents.front_matter import front_matter_end, read_front_matter
 from gircse_rag.documents.languages import LANGUAGE_OF_SUFFIX, grammar
+from gircse_rag.documents.readers.rows import json_fields
 from gircse_rag.documents.readers.source import Source
 from gircse_rag.errors import InputError
 
@@ -16,8 +19,21 @@ def read_text(source: Source) -> Iterator[Document]:
 
 
 def read_markdown(source: Source) -> Iterator[Document]:
-    """Read a Markdown file as one document."""
-    yield Document(source.id, _read_nonempty(source), markdown=True)
+    """Read a Markdown file as one document. Metadata: the fields of its front matter."""
+    yield markdown_document(source.id, _read_nonempty(source), {})
+
+
+def markdown_document(name: str, text: str, metadata: dict[str, Any]) -> Document:
+    """A Markdown document with the fields of its front matter beside `metadata`.
+
+    Fields that cannot be metadata (binary data, too deep) become one text, `front_matter`.
+    """
+    fields = read_front_matter(text)
+    try:
+        fields = json_fields(fields)
+    except InputError:
+        fields = {"front_matter": text[: front_matter_end(text)]}
+    return Document(name, text, {**metadata, **fields}, markdown=True)
 
 
 def read_code(source: Source) -> Iterator[Document]:

@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 
 from gircse_rag.documents.chunking import By, Chunk, Chunker
+from gircse_rag.documents.front_matter import read_title
 from gircse_rag.documents.outline import read_outline
 from gircse_rag.qdrant import Document
 from tests.unit.documents.test_chunking import SPEC, TOKENIZER
@@ -35,8 +36,9 @@ def test_front_matter_is_neither_a_heading_nor_text(matter: str, end: str, by: B
     chunks = _cut(text, by)
     assert "".join("".join(chunk.text.split()) for chunk in chunks) == "Intro.###SealsChangethem."
     assert all(text[chunk.start : chunk.end] == chunk.text for chunk in chunks)
-    assert {chunk.headings for chunk in chunks} <= {(), ("Seals",)}
-    assert read_outline(text).path_at(len(text)) == ("Seals",)
+    title = () if (found := read_title(text)) is None else (found,)
+    assert {chunk.headings for chunk in chunks} <= {title, (*title, "Seals")}
+    assert read_outline(text).path_at(len(text)) == (*title, "Seals")
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,11 @@ def test_a_page_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path, size: i
 
 
 @pytest.mark.parametrize("octal", [b"001", b"010", b"032", b"033", b"177"])
-def test_a_glyph_without_a_letter_is_left_out(tmp_path: Path, octal: bytes) -> None:
+def test_a_glyph_without_a_letter_is_replaced_and_counted(tmp_path: Path, octal: bytes) -> None:
     path = with_operators(tmp_path / "a.pdf", show(b"first page"), show(b"a \\%s dot" % octal), show(b"last page"))
     document = read_one(path)
-    assert check_text(document.text).split() == ["first", "page", "a", "dot", "last", "page"]
-    assert document.metadata == {"pages": 3}
+    assert check_text(document.text).split() == ["first", "page", "a", "\ufffd", "dot", "last", "page"]
+    assert document.metadata == {"pages": 3, "unmapped_glyphs": 1}
 
 
 def test_a_page_of_glyphs_without_letters_counts_as_empty(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_surrogates_in_a_font_are_joined_or_left_out(tmp_path: Path, monkeypatch
     monkeypatch.setattr(pypdf.PageObject, "extract_text", lambda page: "a\ud835\udc52 b\ud835 c")
     monkeypatch.setattr(pypdf.DocumentInformation, "title", "T\udc52\x7fitle")
     document = read_one(path)
-    assert check_text(document.text) == "a\U0001d452 b c" and document.metadata["title"] == "Title"
+    assert check_text(document.text) == "a\U0001d452 b c" and document.metadata["title"] == "T\ufffditle"
 
 
 @pytest.mark.parametrize("begins", ["pages", "forms"])

@@ -11,6 +11,7 @@ from qdrant_client import QdrantClient
 from gircse_rag.documents.chunking import Chunker
 from gircse_rag.qdrant import ingest, read_documents, search
 from tests.stand_in import StandIn
+from tests.unit.documents.readers.test_docx import paragraph, write_docx
 
 fpdf = pytest.importorskip("fpdf")
 pa = pytest.importorskip("pyarrow")
@@ -31,6 +32,10 @@ def _every_format(folder: Path) -> Path:
     (folder / "e.csv").write_text("id,text\n1,woolly mammoth\n")
     (folder / "f.jsonl").write_text(json.dumps({"id": "g", "text": "sleepy dormouse"}))
     pq.write_table(pa.table({"text": ["scaly pangolin"]}), folder / "g.parquet")
+    (folder / "i.json").write_text(json.dumps([{"id": 3, "text": "grumpy walrus"}]))
+    cell = {"cell_type": "markdown", "source": "# Sea\n\nsinging whale"}
+    (folder / "j.ipynb").write_text(json.dumps({"nbformat": 4, "metadata": {}, "cells": [cell]}))
+    write_docx(folder / "k.docx", paragraph("nimble gazelle"))
     (folder / "h.py").write_text("def cunning_fox():\n    return None\n")
     return folder
 
@@ -38,9 +43,9 @@ def _every_format(folder: Path) -> Path:
 def test_every_format_is_searchable_and_embedded_once(tmp_path: Path, client: QdrantClient, embedder: StandIn) -> None:
     folder = _every_format(tmp_path / "zoo")
     report = ingest(read_documents(folder), collection="zoo", embedder=embedder, client=client)
-    assert (report.added, report.failed, report.skipped) == (8, [], [])
+    assert (report.added, report.failed, report.skipped) == (11, [], [])
     again = ingest(read_documents(folder), collection="zoo", embedder=embedder, client=client)
-    assert (again.unchanged, again.embedded) == (8, 0)
+    assert (again.unchanged, again.embedded) == (11, 0)
     expected = {
         "plain tortoise": ("a.txt", {}),
         "feathered albatross": ("b.md", {"headings": ["Zoo"]}),
@@ -49,6 +54,9 @@ def test_every_format_is_searchable_and_embedded_once(tmp_path: Path, client: Qd
         "woolly mammoth": ("e.csv#1", {}),
         "sleepy dormouse": ("f.jsonl#g", {}),
         "scaly pangolin": ("g.parquet:1", {}),
+        "grumpy walrus": ("i.json#3", {}),
+        "singing whale": ("j.ipynb", {"headings": ["Sea"]}),
+        "nimble gazelle": ("k.docx", {}),
         "cunning_fox(): def": ("h.py", {}),
     }
     for question, (document, place) in expected.items():
@@ -62,4 +70,4 @@ def test_another_chunker_cuts_every_document_again(tmp_path: Path, client: Qdran
     ingest(read_documents(folder), collection="zoo", embedder=embedder, client=client)
     chunker = Chunker(embedder.tokenizer, embedder.spec, by="sentences", max_tokens=30)
     report = ingest(read_documents(folder), collection="zoo", embedder=embedder, client=client, chunker=chunker)
-    assert report.updated == 8
+    assert report.updated == 11
