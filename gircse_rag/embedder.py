@@ -113,6 +113,7 @@ class Embedder:
         lazy: bool = False,
         revision: str | None = None,
         preset: str | None = None,
+        deterministic: bool = False,
     ) -> Embedder:
         """Load a checkpoint.
 
@@ -134,6 +135,9 @@ class Embedder:
                 the commit.
             preset: how a checkpoint without a gircse.json renders and pools: "laser" or "laser-quickstart" for a folder
                 of LaSER weights (docs/understand/models.md). Known Hub ids have theirs; None otherwise means GIRCSE.
+            deterministic: on this machine a text gets the same bits alone, in any batch and order, and with any number
+                of threads (docs/understand/engine.md). Slower, and only for backend "paged" on a CPU. Part of no
+                fingerprint.
 
         Raises:
             CheckpointError: the model cannot be loaded; says why and what to do.
@@ -147,6 +151,8 @@ class Embedder:
             raise InputError(f"name must be a bundled name, a folder or a Hub id, not {name!r}")
         if url is not None and backend != "vllm":
             raise InputError(f"url is for backend='vllm'; the backend {backend!r} computes in this process")
+        if deterministic and backend != "paged":
+            raise InputError(f"deterministic=True is for backend='paged', not {backend!r}")
         if backend == "vllm":
             return cls._from_vllm(os.fspath(name), device, dtype, steps, url, revision, preset)
         from gircse_rag.checkpoint import load_spec, load_weights
@@ -159,7 +165,13 @@ class Embedder:
 
             def load() -> tuple[Backend, EmbeddingSpec]:
                 embedder = cls.from_pretrained(
-                    name, backend=backend, device=device, dtype=dtype, steps=steps, revision=revision
+                    name,
+                    backend=backend,
+                    device=device,
+                    dtype=dtype,
+                    steps=steps,
+                    revision=revision,
+                    deterministic=deterministic,
                 )
                 return embedder.backend, embedder.spec
 
@@ -169,7 +181,8 @@ class Embedder:
 
             prepared = load_weights(os.fspath(name), device=torch_device, preset=preset, **options)
             spec = prepared.spec if steps is None else replace(prepared.spec, document_steps=steps)
-            return cls(PagedBackend(prepared.weights, spec), prepared.tokenizer, spec)
+            paged = PagedBackend(prepared.weights, spec, deterministic=deterministic)
+            return cls(paged, prepared.tokenizer, spec)
         from gircse_rag.backends.reference import ReferenceBackend
         from gircse_rag.checkpoint import load_checkpoint
 

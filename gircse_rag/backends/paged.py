@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ SHARED_BUDGET = {"cpu": 64}
 CPU_CACHE_BYTES = 256 * 2**20
 MEMINFO = Path("/proc/meminfo")
 MAX_PACKED_FRACTION = 0.25  # of the available memory: maximum for a second copy of the weights, packed for oneDNN
+_changing_threads = threading.Lock()
 _POLL_SECONDS = 0.25  # how long a call that waits for results may overlook that it was cancelled
 
 
@@ -70,9 +71,13 @@ class PagedBackend:
             and sorted by length.
         block_size: rows per KV block. None for token_budget, max_running or block_size: a default for the device.
         prefix_caching: compute equal prompt prefixes only once.
+        deterministic: a text's vector has the same bits alone, in any batch and order, and with any number of threads.
+            Kernels and their order of summation depend on shapes and threads, so each forward computes one text, step
+            by step, with one thread, without a prefix cache. On a CPU only.
 
     Raises:
         CheckpointError: the engine does not support the model.
+        InputError: deterministic on another device than a CPU.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class PagedBackend:
         max_running: int | None = None,
         block_size: int | None = None,
         prefix_caching: bool = True,
+        deterministic: bool = False,
     ) -> None:
         weights = model if isinstance(model, DecoderWeights) else DecoderWeights.of(model)
         config, embeddings = weights.config, weights.embeddings
@@ -93,8 +99,13 @@ class PagedBackend:
         longest = min(self._window, spec.max_length + MAX_STEPS)
         check_supported(config, longest)
         self._vocabulary, self._dimension = map(int, embeddings.shape)
-        form = packed_form(embeddings)
-        if form is Form.ONEDNN and weights.num_bytes > MAX_PACKED_FRACTION * _available_bytes():
+        if deterministic and embeddings.device.type != "cpu":
+            raise InputError(f"deterministic=True is for a CPU, not {embeddings.device}; use device='cpu'")
+        self._deterministic = deterministic
+        if deterministic:
+            max_running, prefix_caching = 1, False
+        form = packed_form(embeddings)  # deterministic: whatever memory is free, because other forms round differently
+        if not deterministic and form is Form.ONEDNN and weights.num_bytes > MAX_PACKED_FRACTION * _available_bytes():
             form = Form.PLAIN
         device = embeddings.device
         decoder = Decoder(weights, form)  # before the cache, which is sized by the memory that this leaves
@@ -115,8 +126,8 @@ class PagedBackend:
             token_budget=token_budget or max(TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"]), self._max_running + 1),
             max_running=self._max_running,
             pools_prompt=spec.pools_prompt,
-            shared_budget=SHARED_BUDGET.get(device.type),
-            sweeping=form is not Form.FBGEMM,
+            shared_budget=None if deterministic else SHARED_BUDGET.get(device.type),
+            sweeping=form is not Form.FBGEMM and not deterministic,
         )
         self._queue: deque[Sequence] = deque()
         self._ended_calls: deque[_Call] = deque()
@@ -289,7 +300,8 @@ class PagedBackend:
             while self._ended_calls:
                 engine.scheduler.cancel(self._ended_calls[0])
                 self._ended_calls.popleft()
-            engine.step()
+            with _one_thread() if self._deterministic else nullcontext():
+                engine.step()
         except BaseException as error:
             engine.fail(error)
             raise
@@ -303,6 +315,18 @@ class PagedBackend:
         check_process(self._process)
         if self._closed:
             raise GircseError(CLOSED)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread. The number belongs to the process, so only one engine changes it at a time."""
+    with _changing_threads:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _default_cache_bytes(device: torch.device, longest_text_bytes: int) -> int:

@@ -14,6 +14,7 @@ from benchmarks import (
     common,
     congruence,
     cost,
+    deterministic,
     latency,
     memory,
     plots,
@@ -103,3 +104,27 @@ def test_all_programs_fill_the_page(
     plots.main(["--results", str(tmp_path), "--figures", str(tmp_path)])
     for plot in plots.PLOTS:
         assert 0 < (tmp_path / f"{plot.__name__}.svg").stat().st_size <= 60_000
+
+
+@pytest.mark.slow
+def test_deterministic_prints_its_price_and_the_spread_of_the_default(
+    data: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "deterministic.json"
+    options = [
+        "--texts",
+        "12",
+        "--rounds",
+        "2",
+        "--dtype",
+        "float32",
+        "--rest",
+        "0",
+        "--idle-lock",
+        str(tmp_path / "l"),
+    ]
+    deterministic.main(["--model", str(tiny_folder), "--data", str(data), "--out", str(out), *options])
+    for part in json.loads(out.read_text())["results"].values():
+        assert part["price"] > 0
+        assert part["spread"]["deterministic"] == {"component": 0, "one_minus_cosine": 0}
+        assert 0 <= part["spread"]["default"]["component"] < 1e-5
