@@ -1,6 +1,7 @@
 """Check what a collection holds against the checksums that were stored with it: `verify`.
 
     each point      id, record, text, metadata and vector      against the record's checksums
+                    lexical vector                             against its text, encoded again
     each document   positions 0 .. chunks-1, of one version     against its other points
 
 The collection is read once, in pages. What is known about documents is in a temporary file, not in memory.
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
+from gircse_rag.lexical import Bm25Encoder
 from gircse_rag.qdrant.checksums import fingerprint, hash_vector, matches_content
 from gircse_rag.qdrant.damage import Damage, VerifyReport
+from gircse_rag.qdrant.lexical import LEXICAL, encoder_of
 from gircse_rag.qdrant.local import find_file_damage
 from gircse_rag.qdrant.points import Points, Record, covered_fields, is_intact, point_id, read_pages, read_record
 from gircse_rag.qdrant.record_table import RecordTable
@@ -29,6 +32,8 @@ from gircse_rag.qdrant.stores import store_errors, store_name
 _PAGE = 256
 _NOT_UNIT = 1e-3
 """Largest deviation of a squared length from 1, for vectors without a checksum."""
+_ROUNDING = 1e-6
+"""Largest relative error of a weight, which a store keeps in 32 bits."""
 _MAX_LISTED = 5
 
 
@@ -58,14 +63,16 @@ def verify(
     retry = Retry(store_name(client))
     with store_errors(client):
         info, spec, stamped = retry(read_stamp, client, collection)
+        encoder = encoder_of(collection, info.config, (info.config.metadata or {})[RECORD])
         report = VerifyReport(vectors_checked=stores_exactly(info))
         if stamped != spec.fingerprint:
             reason = f"its spec has the fingerprint {spec.fingerprint}, not {stamped} as recorded"
             report.damaged.append(Damage(None, None, None, f"collection {collection!r}: {reason}"))
         report.damaged += [Damage(None, None, None, problem) for problem in find_file_damage(client, collection)]
         with closing(RecordTable()) as documents:
-            check = _Check(report, documents)
-            for page in _read(retry, client, collection, report, progress):
+            check = _Check(report, documents, encoder)
+            vectors = [VECTOR] if encoder is None else [VECTOR, LEXICAL]
+            for page in _read(retry, client, collection, vectors, report, progress):
                 check.add(page)
             check.finish()
             if repair:
@@ -77,11 +84,12 @@ def _read(
     retry: Retry,
     client: QdrantClient,
     collection: str,
+    vectors: list[str],
     report: VerifyReport,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[list[models.Record]]:
     total, done = retry(client.count, collection).count, 0
-    for page in read_pages(retry, client, collection, _PAGE, with_payload=True, with_vectors=[VECTOR]):
+    for page in read_pages(retry, client, collection, _PAGE, with_payload=True, with_vectors=vectors):
         yield page
         done += len(page)
         if progress is not None:
@@ -94,8 +102,9 @@ def _read(
 class _Check:
     """The state of one pass: compares points, and remembers how to repair what differs."""
 
-    def __init__(self, report: VerifyReport, documents: RecordTable) -> None:
+    def __init__(self, report: VerifyReport, documents: RecordTable, encoder: Bm25Encoder | None) -> None:
         self._report = report
+        self._encoder = encoder
         self._documents = documents
         self._repairs: dict[str, _Repair] = {}  # by point id
 
@@ -142,7 +151,10 @@ class _Check:
         values = vectors.get(VECTOR) if isinstance(vectors, dict) else None
         if values is None:
             return "it has no vector", True
-        return self._find_vector_difference(record, np.asarray(values, dtype=np.float32)), True
+        reason = self._find_vector_difference(record, np.asarray(values, dtype=np.float32))
+        if reason is None and self._encoder is not None and not _is_lexical(vectors.get(LEXICAL), self._encoder, text):
+            reason = "its lexical vector differs"
+        return reason, True
 
     def _find_vector_difference(self, record: Record, vector: NDArray[np.float32]) -> str | None:
         if not self._report.vectors_checked:
@@ -192,6 +204,15 @@ class _Check:
                 points.set_record(repair.mark)
             repaired += 1
         return repaired
+
+
+def _is_lexical(vector: Any, encoder: Bm25Encoder, text: str) -> bool:
+    """Whether a sparse vector, or None, is that of the text, in the 32 bits that a store keeps."""
+    expected = encoder.encode_document(text)
+    found = {} if vector is None else dict(zip(vector.indices, vector.values, strict=False))
+    return found.keys() == expected.keys() and all(
+        abs(found[term] - weight) <= _ROUNDING * weight for term, weight in expected.items()
+    )
 
 
 @dataclass(frozen=True)

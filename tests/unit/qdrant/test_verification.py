@@ -17,6 +17,7 @@ from qdrant_client import QdrantClient, models
 
 from gircse_rag.errors import GircseError, StoreError
 from gircse_rag.qdrant import Document, create_collection, ingest, open_client, verify
+from gircse_rag.qdrant.lexical import LEXICAL
 from gircse_rag.qdrant.points import point_id
 from gircse_rag.qdrant.schema import RECORD, VECTOR
 from tests.qdrant_shim import Shim
@@ -118,9 +119,20 @@ def _set_record(**fields: Any) -> Callable[[QdrantClient, models.Record], None]:
 
 
 def _set_vector(client: QdrantClient, point: models.Record) -> None:
-    vector = list(point.vector[VECTOR])  # type: ignore[index,call-overload]
+    vectors: Any = point.vector
+    vector = list(vectors[VECTOR])
     vector[3] = float(-vector[3])
-    client.upsert("docs", [models.PointStruct(id=point.id, vector={VECTOR: vector}, payload=point.payload)])
+    vectors = {**vectors, VECTOR: vector}
+    client.upsert("docs", [models.PointStruct(id=point.id, vector=vectors, payload=point.payload)])
+
+
+def _set_lexical(client: QdrantClient, point: models.Record) -> None:
+    sparse = models.SparseVector(indices=[1], values=[2.0])
+    client.update_vectors("docs", [models.PointVectors(id=point.id, vector={LEXICAL: sparse})])
+
+
+def _drop_lexical(client: QdrantClient, point: models.Record) -> None:
+    client.delete_vectors("docs", [LEXICAL], models.PointIdsList(points=[point.id]))
 
 
 def _move(client: QdrantClient, point: models.Record) -> None:
@@ -138,6 +150,8 @@ DAMAGES = [
     _Damage("metadata", _set(metadata={"n": 2}), ["d1, chunk 1: its metadata differs"], 1),
     _Damage("document", _set(doc_id="d2"), ["d1, chunk 1: its metadata differs"], 1),
     _Damage("vector", _set_vector, ["d1, chunk 1: its vector differs"], 1),
+    _Damage("lexical", _set_lexical, ["d1, chunk 1: its lexical vector differs"], 1),
+    _Damage("no lexical", _drop_lexical, ["d1, chunk 1: its lexical vector differs"], 1),
     _Damage("source", _set_record(source="x"), ["d1, chunk 1: its record differs"], 1),
     _Damage("reach", _set_record(reach=9), ["d1, chunk 1: its record differs"], 1),
     _Damage("version", _set_record(version="0"), ["d1, chunk 1: its record differs"], 1),
@@ -157,7 +171,7 @@ def test_damage_is_named_and_repaired_by_the_next_ingest(
 
 def test_damage_is_repaired_in_every_store(opener: Open, embedder: StandIn) -> None:
     for case in DAMAGES:
-        if case.name in ("metadata", "vector", "record", "id"):
+        if case.name in ("metadata", "vector", "lexical", "record", "id"):
             with closing(opener()) as client:
                 client.delete_collection("docs")
                 _check_repair(client, embedder, case)
