@@ -36,8 +36,8 @@ def explain_empty(
 
     Returns:
         One sentence: no key of that name, or no chunk with that value (with keys and values that exist), all scores
-        below `min_score` (with the best score), an `offset` behind the last hit, or an empty collection. None if the
-        reason is another.
+        below `min_score` (with the best score), an `offset` behind the last hit, no common word (mode "lexical"), or an
+        empty collection. None if the reason is another.
 
     Raises:
         InputError, SpecMismatchError, StoreError: as `search`.
@@ -59,6 +59,8 @@ def explain_empty(
                 return f"{what}: all score below {min_score:g}; the best has {best[0].score:.4f}"
         if offset := options.get("offset"):
             return f"the offset {offset} skips every hit ({what})"
+        if options.get("mode") == "lexical":
+            return f"{what}: none has a word of the question; ask with other words, or search in mode hybrid or dense"
     return None
 
 

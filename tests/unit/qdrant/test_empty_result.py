@@ -88,6 +88,14 @@ def test_an_empty_collection_is_named_and_hits_need_no_reason() -> None:
     assert explain_empty("cats", **arguments) is None
 
 
+def test_a_lexical_search_says_that_no_word_is_known(store: Any) -> None:
+    for question, query_filter in (("zebras gallop", None), ("oaks", {"kind": "animal"})):
+        options = {**store, "query_filter": query_filter, "mode": "lexical"}
+        assert search(question, **options) == []
+        reason = explain_empty(question, **options)
+        assert reason is not None and "none has a word of the question; ask with other words" in reason
+
+
 def test_many_values_are_cut() -> None:
     client, embedder = QdrantClient(":memory:"), StandIn()
     arguments: dict[str, Any] = {"collection": "docs", "embedder": embedder, "client": client}
