@@ -2,6 +2,7 @@
 
 adapt         the run from documents and pairs to a model and a report: `adapt`
 pairs         questions with their answers, from files and evaluation sets
+self_pairs    questions with their answers, made from the documents
 corpus        chunks of the documents, and which of them answer a question
 split         training, validation and held-out questions, apart by document
 lexical       BM25

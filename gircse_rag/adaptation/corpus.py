@@ -30,6 +30,7 @@ class Question:
         documents: numbers of the documents that hold an answer.
         chunks: numbers of the chunks that may be the answer: all chunks of a document, or those of a passage.
         by_document: whether the pairs name documents, so that any chunk of one counts as found.
+        answer: text to train with instead of the chunk, or None.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Question:
     documents: frozenset[int]
     chunks: frozenset[int]
     by_document: bool
+    answer: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from gircse_rag.adaptation.probes import PROBES
 from gircse_rag.adaptation.scoring import METRICS, Interval, Ranking
+from gircse_rag.adaptation.self_pairs import MadePairs
 from gircse_rag.errors import require
 from gircse_rag.files import atomic_write
 
@@ -63,6 +64,7 @@ class Adapted:
         probes: rank correlation of the sentence probes before and after.
         counts: documents, chunks, ranked chunks, training, validation and held-out questions, training rows.
         split_by: what no two sides share, "document" or "passage".
+        made: kinds of pairs that were made from the documents; empty if pairs were given.
         skipped: documents and pairs that were left out, with the reason.
         advice: what to note and what to do next, as sentences.
         commands: the next commands.
@@ -79,6 +81,7 @@ class Adapted:
     probes: tuple[float, float]
     counts: Mapping[str, int]
     split_by: str
+    made: list[MadePairs]
     skipped: list[str]
     advice: list[str]
     commands: list[str]
@@ -107,6 +110,7 @@ class Adapted:
                 "changes": changes,
                 "moved": [Moved(**moved) for moved in record["moved"]],
                 "wordings": wordings,
+                "made": [MadePairs(**made) for made in record["made"]],
                 "probes": tuple(record["probes"]),
             }
         )
@@ -149,6 +153,17 @@ class Adapted:
             for w in self.wordings:
                 scores = f"{show_interval(w.ndcg)} | {show_interval(w.lead, sign='+')}"
                 lines.append(f"| {w.instruction or 'none: the bare question'} | {scores} |")
+        if self.made:
+            lines += [
+                "",
+                "## Questions made from the documents",
+                "",
+                "| kind | made | the model agreed | example |",
+                "|---|---:|---:|---|",
+            ]
+            for m in self.made:
+                example = f"{m.question} -> {m.answer}".replace("|", "\\|")
+                lines.append(f"| {m.kind} | {m.made} | {m.agreed} | {example} |")
         for title, moved in (("better", self.better()), ("worse", self.worse())):
             lines += ["", f"## Questions that became {title}: {len(moved)}", ""]
             lines += [f"* rank {m.before} to {m.after}: {' '.join(m.question.split())}" for m in moved[:_SHOWN]]
@@ -189,6 +204,7 @@ def advise(
     share: float,
     probes: tuple[float, float],
     strange: float,
+    made: bool = False,
 ) -> list[str]:
     """What to note about a run, as sentences.
 
@@ -196,8 +212,11 @@ def advise(
         changes, wordings, share, probes: as in `Adapted`.
         steps: the model's own K.
         strange: share of the questions that have no word in common with any chunk.
+        made: whether the questions were made from the documents.
     """
     said = []
+    if made:
+        said.append("The held-out questions were made from the documents too; real questions may gain less, or lose.")
     if strange > 0.5:
         said.append(
             f"{100 * strange:.0f}% of the questions share no word with any document. If they are in another language, "

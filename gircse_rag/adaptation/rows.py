@@ -52,6 +52,7 @@ def write(folder: Path, inputs: Inputs, examples: Sequence[Example]) -> tuple[Pa
             said = [text for one in asked for text in [one] * 4 + wordings(one)[1:]]
             tasks[name] = {"instruction": [*said, inputs.spec.default_instruction], "symmetric": False}
         positive, *negatives = (inputs.corpus.chunks[i] for i in (example.positive, *example.negatives))
+        positive = question.answer or positive
         row = {"task": name, "query": question.text, "positive": positive, "negative": None}
         lines += [row | {"negative": negative} for negative in negatives] or [row]
     tasks[REHEARSAL] = {"instruction": INSTRUCTION, "symmetric": True}

@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from gircse_rag.adaptation.plan import Plan, choose_settings, pool_size
 from gircse_rag.adaptation.progress import Phase, Progress
 from gircse_rag.adaptation.report import REPORT, Adapted, Moved, Wording
 from gircse_rag.adaptation.scoring import Ranking
+from gircse_rag.adaptation.self_pairs import MadePairs, agree, describe
 from gircse_rag.adaptation.training import CHOSEN, AdaptTrainer, Check, Limits
 from gircse_rag.adaptation.validation import Validation, make_validation
 from gircse_rag.adaptation.vectors import PART, StoredVectors
@@ -47,14 +48,19 @@ from gircse_rag.training.run import train
 WORK = ".adapt"
 MAX_FALL = 0.03
 """Largest fall of the probes' rank correlation: a run that forgets more keeps earlier weights."""
+NO_PAIRS = (
+    "there are no pairs; give questions with their documents. Or train on pairs that are made from the documents "
+    "(--self-pairs; in Python self_pairs=True)"
+)
 _CHUNK_TOKENS = 1_600
 """Tokens per training pass: with SmolLM2-135M, training takes 3 GB at most."""
 
 
 def adapt(
     documents: Iterable[Readable] | Readable,
-    pairs: Pairs,
+    pairs: Pairs | None = None,
     *,
+    self_pairs: bool = False,
     out: str | Path,
     model: str = "smollm2-135m",
     instructions: Sequence[str] = (),
@@ -72,6 +78,7 @@ def adapt(
     Args:
         documents: as for `read_documents`.
         pairs: questions with a document id or a passage, as for `read_pairs`.
+        self_pairs: without pairs, make them from the documents. Not yet measured on public sets, so it must be asked for.
         out: folder for the new model and its report.
         model: bundled name, folder or Hub id to start from.
         instructions: wordings that users will search with, or names of known ones (`INSTRUCTIONS`), the main one first,
@@ -88,6 +95,8 @@ def adapt(
     """
     for module in ("accelerate", "bm25s", "pytrec_eval", "matplotlib", "scipy"):
         require(module, "adapt")
+    if (pairs is None) != self_pairs:
+        raise InputError(NO_PAIRS if pairs is None else "self_pairs makes pairs from the documents; give no others")
     instructions = [read_instruction(instruction) for instruction in instructions]
     if minutes is not None and not minutes > 0:
         raise InputError(f"minutes is {minutes}; it must be above 0, or None for no limit")
@@ -138,6 +147,7 @@ class _Run:
     digest: str
     started: float
     on_progress: Callable[[Progress], None]
+    made: list[MadePairs] = field(default_factory=list)
 
     @property
     def work(self) -> Path:
@@ -157,10 +167,14 @@ class _Run:
         measured = Measured(inputs, self._store(embedder, phase), pool, by_words, self.steps)
         asked = measured.ask(inputs.questions)
         dense = measured.similarities(asked)
+        if inputs.made:
+            agreed = agree(inputs.made, dense, pool)
+            self.made, self.inputs = describe(inputs.made, agreed), inputs.keep(agreed)
+            inputs = self.inputs
         if not plan.rows:
             plan = self._plan_training(plan, embedder, pool)
             plan.save(plan_path)
-        before = measured.rank(asked[inputs.split.held_out])
+        before = measured.rank(asked[inputs.split.held_out], inputs.split.held_out)
         examples = rows.mine_examples(inputs.questions, inputs.split, dense, by_words, pool)
         validation = make_validation(
             inputs, embedder.tokenizer, plan.max_length, dense, by_words, pool, plan.check_passages
@@ -174,20 +188,19 @@ class _Run:
         phase = Phase("after", len(inputs.split.held_out) + len(pool), self.on_progress)
         with Embedder.from_pretrained(str(folder), device=self.device, dtype=self.dtype) as adapted:
             measured = Measured(inputs, self._store(adapted, phase), pool, by_words, self.steps)
-            after = measured.rank(measured.ask(inputs.held_out))
+            after = measured.rank(measured.ask(inputs.held_out), inputs.split.held_out)
             wordings = measured.compare_wordings()
         return self._finish(by_words, before, after, chosen, original, wordings)
 
     def _store(self, embedder: Embedder, phase: Phase) -> StoredVectors:
-        folder = self.work / "vectors"
-        return StoredVectors(folder, FromEmbedder(embedder), embedder.fingerprint, self.steps, phase.advance)
+        return StoredVectors(self.work / "vectors", FromEmbedder(embedder), embedder.fingerprint, phase.advance)
 
     def _seconds_per_chunk(self, embedder: Embedder) -> float:
         """Measured on one part of evenly spaced chunks."""
         chunks = self.inputs.corpus.chunks
         sample = [chunks[i] for i in np.linspace(0, len(chunks) - 1, min(PART, len(chunks))).astype(int)]
         begun = time.monotonic()
-        FromEmbedder(embedder)(sample, "document", None, self.steps)
+        FromEmbedder(embedder)(sample, "document", None, (self.inputs.spec.document_steps,))
         return (time.monotonic() - begun) / len(sample)
 
     def _plan_training(self, plan: Plan, embedder: Embedder, pool: np.ndarray) -> Plan:
@@ -289,7 +302,8 @@ class _Run:
             },
             split_by=inputs.split.by,
             skipped=inputs.skipped,
-            advice=report.advise(changes, wordings, own[1], chosen.share, probes, strange),
+            advice=report.advise(changes, wordings, own[1], chosen.share, probes, strange, bool(self.made)),
+            made=self.made,
             commands=report.next_commands(self.out, self.model, chosen.share > 0),
             seconds=time.monotonic() - self.started,
         )

@@ -18,13 +18,12 @@ PART = 32
 
 
 class StoredVectors:
-    """Vectors of one model, (n, len(steps), d) float32, in a folder.
+    """Vectors of one model in a folder.
 
     Args:
         folder: created on first use.
         embed: computes the vectors; its model must not change, as `name` says.
         name: of the model, such as its fingerprint.
-        steps: values of K.
         on_text: called with the number of texts after each part, computed or read.
     """
 
@@ -33,29 +32,30 @@ class StoredVectors:
         folder: Path,
         embed: EmbedFn,
         name: str,
-        steps: tuple[int, ...],
         on_text: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self._folder, self._embed, self._name, self._steps, self._on_text = folder, embed, name, steps, on_text
+        self._folder, self._embed, self._name, self._on_text = folder, embed, name, on_text
 
-    def of(self, texts: Sequence[str], role: Role, instruction: str | None = None) -> np.ndarray:
-        """Embed texts: (n, len(steps), d) float32, unit rows, in order.
+    def of(
+        self, texts: Sequence[str], role: Role, instruction: str | None = None, *, steps: tuple[int, ...]
+    ) -> np.ndarray:
+        """Embed texts after each K of `steps`: (n, len(steps), d) float32, unit rows, in order.
 
         Raises:
             CheckpointError: the folder cannot be written.
             GircseError: the model failed on a text.
         """
         parts = [list(texts[start : start + PART]) for start in range(0, len(texts), PART)]
-        return np.concatenate([self._part(part, role, instruction) for part in parts])
+        return np.concatenate([self._part(part, role, instruction, steps) for part in parts])
 
-    def _part(self, texts: list[str], role: Role, instruction: str | None) -> np.ndarray:
-        key = hashlib.sha256(repr((self._name, self._steps, role, instruction, texts)).encode()).hexdigest()[:32]
+    def _part(self, texts: list[str], role: Role, instruction: str | None, steps: tuple[int, ...]) -> np.ndarray:
+        key = hashlib.sha256(repr((self._name, steps, role, instruction, texts)).encode()).hexdigest()[:32]
         path = self._folder / f"{key}.npy"
         vectors: np.ndarray
         try:
             vectors = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError):
-            vectors = self._embed(texts, role, instruction, self._steps)
+            vectors = self._embed(texts, role, instruction, steps)
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as scratch, scratch.open("wb") as file:

@@ -27,10 +27,13 @@ _PHASES = {
 
 def adapt(
     documents: Annotated[list[Path], Argument(metavar="PATH...", exists=True, help="Files and folders to adapt to.")],
-    pairs: Annotated[
-        Path, Option(dir_okay=False, help="Questions with their document ids or passages: CSV, JSONL or JSON.")
-    ],
     out: Annotated[Path, Option(metavar="DIR", help="Folder for the new model and its report.")],
+    pairs: Annotated[
+        Path | None, Option(dir_okay=False, help="Questions with their document ids or passages: CSV, JSONL or JSON.")
+    ] = None,
+    self_pairs: Annotated[
+        bool, Option("--self-pairs", help="Without pairs: make questions from the documents. They gain less.")
+    ] = False,
     instruction: Annotated[
         list[str] | None,
         Option(help="Instruction that you will search with, or a known one's name; repeatable."),
@@ -56,6 +59,7 @@ def adapt(
                 adapted = run(
                     documents,
                     pairs,
+                    self_pairs=self_pairs,
                     out=out,
                     model=model,
                     instructions=instruction or (),

@@ -26,6 +26,16 @@ def write_notes(folder: Path) -> Path:
     return folder
 
 
+def write_handbook(folder: Path) -> Path:
+    """Write `notes` as Markdown with a heading and three sentences each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in notes().items():
+        title = name.removesuffix(".txt").replace("-", " the ")
+        body = f"{text} The {title} rule holds on all days of the week. Ask the {title} office if a tool is lost."
+        (folder / name).with_suffix(".md").write_text(f"# How to {title}\n\n{body}\n", encoding="utf-8")
+    return folder
+
+
 def rows() -> list[dict[str, str]]:
     """One question per note."""
     return [

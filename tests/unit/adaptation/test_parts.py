@@ -170,13 +170,13 @@ def test_stored_vectors_are_computed_once_per_model(tmp_path: Path) -> None:
 
     texts = ["x" * i for i in range(1, PART + 9)]
     counted: list[int] = []
-    first = StoredVectors(tmp_path, embed, "model", (1, 2), counted.append).of(texts, "document")
+    first = StoredVectors(tmp_path, embed, "model", counted.append).of(texts, "document", steps=(1, 2))
     assert first.shape == (len(texts), 2, 2) and calls == [PART, 8] == counted
-    again = StoredVectors(tmp_path, embed, "model", (1, 2))
-    assert np.array_equal(again.of(texts, "document"), first) and len(calls) == 2
-    again.of(texts[:1], "query", "Find it")
-    StoredVectors(tmp_path, embed, "other", (1, 2)).of(texts[:1], "document")
+    again = StoredVectors(tmp_path, embed, "model")
+    assert np.array_equal(again.of(texts, "document", steps=(1, 2)), first) and len(calls) == 2
+    again.of(texts[:1], "query", "Find it", steps=(1, 2))
+    StoredVectors(tmp_path, embed, "other").of(texts[:1], "document", steps=(1, 2))
     assert len(calls) == 4
     part = max(tmp_path.iterdir(), key=lambda path: path.stat().st_size)
     part.write_bytes(part.read_bytes()[:100])  # a damaged part is computed again
-    assert np.array_equal(again.of(texts, "document"), first) and len(calls) == 5
+    assert np.array_equal(again.of(texts, "document", steps=(1, 2)), first) and len(calls) == 5

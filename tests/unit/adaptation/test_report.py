@@ -10,6 +10,7 @@ import pytest
 
 from gircse_rag.adaptation.report import Adapted, Change, Moved, Wording, advise, next_commands
 from gircse_rag.adaptation.scoring import Interval
+from gircse_rag.adaptation.self_pairs import MadePairs
 
 LINE = Change("dense", 5, "ndcg@10", Interval(0.5, 0.4, 0.6), Interval(0.7, 0.6, 0.8), Interval(0.2, 0.1, 0.3))
 HYBRID = replace(LINE, kind="hybrid", after=Interval(0.8, 0.7, 0.9))
@@ -59,6 +60,7 @@ def test_markdown_names_what_changed() -> None:
             ("documents", "chunks", "pool", "questions", "train", "validation", "held_out", "rows"), 7
         ),
         split_by="document",
+        made=[MadePairs("faq", 3, 2, "May I?", "No | yes")],
         skipped=["pair 1: bad"],
         advice=["Good."],
         commands=next_commands(Path("my-model"), "base", changed=True),

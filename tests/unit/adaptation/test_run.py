@@ -11,10 +11,12 @@ import pytest
 from safetensors.torch import load_file
 
 from gircse_rag import Adapted, Embedder, adapt
-from gircse_rag.adaptation import Progress
+from gircse_rag.adaptation import Progress, self_pairs
+from gircse_rag.adaptation.inputs import Inputs
 from gircse_rag.adaptation.run import WORK
 from gircse_rag.errors import CheckpointError, InputError, MissingExtraError
 from tests import tiny
+from tests.stand_in import StandIn
 from tests.unit.adaptation import data
 
 pytestmark = pytest.mark.slow  # trains a model
@@ -153,6 +155,31 @@ def test_bad_pairs_are_named_and_left_out(inputs: Path, tiny_folder: Path) -> No
     assert "has no answer" in adapted.skipped[1]
 
 
+@pytest.mark.slow
+def test_pairs_are_made_from_the_documents(inputs: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_pairs, "AGREED_RANK", 32)  # an untrained model agrees with half of the pairs by chance
+    data.write_handbook(inputs / "handbook")
+    made = {"documents": inputs / "handbook", "pairs": None, "self_pairs": True, "instructions": ()}
+    adapted = run(inputs, tiny_folder, **made)
+    kinds = {kind.kind: kind for kind in adapted.made}
+    assert kinds["heading"].made == kinds["crop"].made == 64
+    agreed = sum(kind.agreed for kind in adapted.made)
+    assert 40 <= agreed == sum(adapted.counts[side] for side in ("train", "validation", "held_out"))
+    assert "made from the documents" in adapted.advice[0]
+    text = (inputs / "out" / "adapt.md").read_text(encoding="utf-8")
+    assert f"| heading | 64 | {kinds['heading'].agreed} | {kinds['heading'].question} -> " in text
+    assert run(inputs, tiny_folder, **made) == adapted
+
+
+def test_documents_that_give_too_few_pairs_are_refused(inputs: Path, tiny_folder: Path) -> None:
+    (inputs / "one.txt").write_text("A short note.")
+    with pytest.raises(InputError, match=r"0 different questions .* made from 1 chunk: add documents, or give pairs"):
+        run(inputs, tiny_folder, documents=inputs / "one.txt", pairs=None, self_pairs=True)
+    read = Inputs.read(inputs / "notes", inputs / "pairs.csv", StandIn(max_length=64), ())
+    with pytest.raises(InputError, match=r"agrees with 39 of 64 pairs .* at least 40"):
+        read.keep([True] * 39 + [False] * 25)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -164,6 +191,8 @@ def test_bad_pairs_are_named_and_left_out(inputs: Path, tiny_folder: Path) -> No
         ),
         ({"pairs": [{**row, "document": "clean-pump.txt"} for row in data.rows()]}, "the same answer"),
         ({"documents": "nowhere"}, "nowhere does not exist"),
+        ({"pairs": None}, r"no pairs; give questions .*--self-pairs"),
+        ({"self_pairs": True}, "give no others"),
         ({"minutes": 0}, "minutes is 0"),
         ({"instructions": [" "]}, "the instruction is empty"),
         ({"steps": (0.5,)}, "steps must be whole numbers"),

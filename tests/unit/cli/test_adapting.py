@@ -53,6 +53,15 @@ def test_pairs_that_are_too_few_exit_5(gircse: Gircse, inputs: Path, command: li
     assert "1 different questions" in result.err and "at least 40" in result.err and "gone.txt" in result.err
 
 
+def test_without_pairs_it_says_how_to_make_them(gircse: Gircse, inputs: Path, command: list[str]) -> None:
+    at = command.index("--pairs")
+    without = command[:at] + command[at + 2 :]
+    result = gircse(*without)
+    assert result.code == 5 and "--self-pairs" in result.err
+    too_few = gircse(*without, "--self-pairs")  # notes of one sentence
+    assert too_few.code == 5 and "add documents, or give pairs" in too_few.err
+
+
 @pytest.mark.slow
 def test_ctrl_c_exits_130_and_the_same_command_goes_on(gircse: Gircse, inputs: Path, command: list[str]) -> None:
     process = interruptible([*GIRCSE, *command], cwd=inputs)
