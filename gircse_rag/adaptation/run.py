@@ -78,7 +78,7 @@ def adapt(
     Args:
         documents: as for `read_documents`.
         pairs: questions with a document id or a passage, as for `read_pairs`.
-        self_pairs: without pairs, make them from the documents. Not yet measured on public sets, so it must be asked for.
+        self_pairs: without pairs, make them from the documents. What that gains on public sets is not measured yet.
         out: folder for the new model and its report.
         model: bundled name, folder or Hub id to start from.
         instructions: wordings that users will search with, or names of known ones (`INSTRUCTIONS`), the main one first,
