@@ -53,7 +53,7 @@ def search(
     ] = None,
     mmr: Annotated[float | None, Option(min=0, max=1, help="Diversity: rank answers lower that repeat others.")] = None,
     coarse_to_fine: Annotated[
-        bool, Option("--coarse-to-fine", help="Answer after one refinement step, then again after 20 (or --steps).")
+        bool, Option("--coarse-to-fine", help="Answer after one refinement step, then again after all (--steps).")
     ] = False,
     steps: options.Steps = None,
     path: options.StorePath = None,
@@ -92,8 +92,7 @@ def search(
             }
             with only_results_on_stdout():
                 if coarse_to_fine:
-                    fixed = {} if steps is None else {"steps": steps}
-                    answers = search_coarse_to_fine(question, **arguments, **fixed)
+                    answers = search_coarse_to_fine(question, **arguments, steps=steps)
                 else:
                     more = {"offset": offset, "steps": steps, "min_score": min_score, "group_size": group, "mmr": mmr}
                     answers = iter([search(question, **arguments, **more)])

@@ -172,15 +172,15 @@ def search_coarse_to_fine(
     instruction: str | None = None,
     limit: int = 5,
     query_filter: Filter | None = None,
-    steps: int = 20,
+    steps: int | None = None,
     candidates: int = 50,
     mode: Mode | None = None,
 ) -> Iterator[list[Hit]]:
     """Yield a quick answer, then a refined one: two lists of at most `limit` hits, best first.
 
-    The first list uses the question after one refinement step. The second list refines the question to `steps` and
-    ranks the candidates of the first search again, without another search: the best `candidates` of each ranking that
-    the mode uses. It is computed only when requested, so a caller who stops after the first list pays only for that.
+    The first list uses the question after one refinement step. The second list refines the question to `steps`
+    (None: the spec's K) and ranks the candidates of the first search again, without another search: the best
+    `candidates` of each ranking that the mode uses. It is computed only when requested, so a caller who stops after the first list pays only for that.
 
     Raises (when the first list is requested):
         InputError, SpecMismatchError, StoreError: as `search`.
@@ -217,7 +217,9 @@ def _find_terms(encoder: Bm25Encoder, questions: Sequence[str], mode: Mode) -> l
     return found
 
 
-def _embed_question(embedder: Embedder, question: str, instruction: str | None, steps: int) -> np.ndarray[Any, Any]:
+def _embed_question(
+    embedder: Embedder, question: str, instruction: str | None, steps: int | None
+) -> np.ndarray[Any, Any]:
     """The question's vector, (d,) float32. No warning about `steps`: the caller chose them on purpose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="queries take .* refinement step", category=GircseWarning)

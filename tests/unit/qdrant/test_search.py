@@ -367,7 +367,7 @@ def test_coarse_to_fine_answers_before_it_refines() -> None:
     coarse = next(answers)
     assert [hit.document for hit in coarse] == ["cats", "cats purr"] and queries == [Query(question, "find", 1)]
     fine = next(answers)
-    assert queries == [Query(question, "find", 1), Query(question, "find", 20)]
+    assert queries == [Query(question, "find", 1), Query(question, "find", embedder.spec.document_steps)]
     assert [hit.document for hit in fine] == ["cats purr and sleep", "cats purr"]
     assert fine == [
         replace(hit, score=pytest.approx(hit.score, abs=1e-6))  # type: ignore[arg-type]
