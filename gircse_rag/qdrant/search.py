@@ -178,9 +178,10 @@ def search_coarse_to_fine(
 ) -> Iterator[list[Hit]]:
     """Yield a quick answer, then a refined one: two lists of at most `limit` hits, best first.
 
-    The first list uses the question after one refinement step. The second list refines the question to `steps`
-    (None: the spec's K) and ranks the candidates of the first search again, without another search: the best
-    `candidates` of each ranking that the mode uses. It is computed only when requested, so a caller who stops after the first list pays only for that.
+    The first list uses the question after one refinement step. The second list refines the question to `steps` (None:
+    the spec's K) and ranks the candidates of the first search again, without another search: the best `candidates` of
+    each ranking that the mode uses. It is computed only when requested, so a caller who stops after the first list
+    pays only for that.
 
     Raises (when the first list is requested):
         InputError, SpecMismatchError, StoreError: as `search`.
