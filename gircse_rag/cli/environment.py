@@ -31,6 +31,7 @@ EXTRAS = {
     "teacher": "sentence-transformers",
     "adapt": "bm25s",
     "html": "lxml",
+    "docx": "mammoth",
     "pdf": "pypdf",
     "parquet": "pyarrow",
     "code": "tree-sitter-php",

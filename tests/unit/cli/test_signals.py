@@ -1,4 +1,7 @@
-"""Signals at random moments of real commands, from the start of the process on. `make soak` sends 40 per case."""
+"""Signals at random moments of real commands, from the start of the process on.
+
+`make soak` sends 40 of both signals to every command, `make test` 3 of one signal to each.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,13 +26,16 @@ from tests.unit.cli.test_training import config, write_config
 
 __all__ = ["config"]
 
-COUNT = 40 if "GIRCSE_SOAK_KILLS" in os.environ else 3
+SOAK = "GIRCSE_SOAK_KILLS" in os.environ
+COUNT = 40 if SOAK else 3
 SEED = int(os.environ.get("GIRCSE_SOAK_SEED", "1"))
 PACKAGE = str(Path(gircse_rag.__file__).parent)
 EARLY = re.compile(r"gircse_rag/(cli/)?(__init__|interrupts)\.py")
 """Files that run before the handlers are installed, in the first milliseconds."""
 STORE = ["--collection", "docs", "--path", "store"]
 LEFTOVERS = ("*.partial", ".exported-*", ".state-*", ".checkpoint-*")
+COMMANDS, SIGNALS = ["ingest", "search", "train", "export"], [signal.SIGINT, signal.SIGTERM]
+CASES = list(product(COMMANDS, SIGNALS)) if SOAK else list(zip(COMMANDS, 2 * SIGNALS, strict=True))
 pytestmark = pytest.mark.slow
 
 
@@ -47,8 +54,7 @@ def commands(
     }
 
 
-@pytest.mark.parametrize("name", ["ingest", "search", "train", "export"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name, number", CASES)
 def test_signals_at_any_moment_end_a_command_cleanly(
     commands: dict[str, list[str]], tmp_path: Path, name: str, number: signal.Signals
 ) -> None:
