@@ -21,12 +21,16 @@ def embed(model: PreTrainedModel, prompts: list[tuple[int, ...]], steps: int) ->
     return torch.cat([_embed_batch(model, batch, steps) for batch in batches])
 
 
+def pad(prompts: list[tuple[int, ...]], multiple: int) -> tuple[Tensor, Tensor]:
+    """Pad n prompts on the left to a multiple: token ids and mask, (n, width) int64 each."""
+    width = -(-max(map(len, prompts)) // multiple) * multiple
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
 def _embed_batch(model: PreTrainedModel, prompts: list[tuple[int, ...]], steps: int) -> Tensor:
-    longest = max(map(len, prompts))
-    width = -(-longest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
-    device = model.get_input_embeddings().weight.device
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    ids, mask = (part.to(model.device) for part in pad(prompts, PAD_TO_MULTIPLE_OF))
     table = model.get_input_embeddings().weight
     inputs = table[ids]
     cache = None

@@ -33,7 +33,7 @@ import torch
 
 from benchmarks import authors_loop, common, machine, report
 from gircse_rag import Embedder
-from gircse_rag.checkpoint import Checkpoint
+from gircse_rag.checkpoint import Checkpoint, load_checkpoint
 
 WARM = 4
 Encode = Callable[[list[str]], Any]
@@ -91,10 +91,7 @@ def loop(checkpoint: Checkpoint, template: str, steps: int) -> Encode:
     def pool(texts: list[str]) -> None:
         encoded = prompts(texts)
         for start in range(0, len(encoded), authors_loop.BATCH_SIZE):
-            part = encoded[start : start + authors_loop.BATCH_SIZE]
-            width = max(map(len, part))
-            ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in part])
-            mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in part])
+            ids, mask = authors_loop.pad(encoded[start : start + authors_loop.BATCH_SIZE], 1)
             checkpoint.model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
 
     return pool if steps == 0 else lambda texts: authors_loop.embed(checkpoint.model, prompts(texts), steps)
@@ -157,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(arguments.threads)
-    checkpoint = common.load(argparse.Namespace(**{**vars(arguments), "dtype": theirs}))
+    checkpoint = load_checkpoint(arguments.model, dtype=getattr(torch, theirs), device="cpu")
     number = max(arguments.texts, 4 * arguments.queries * arguments.rounds) + 4 * WARM
     documents, queries = common.texts(arguments.data, checkpoint, number)
     passages = [checkpoint.tokenizer.decode(list(prompt)) for prompt in documents]

@@ -29,8 +29,9 @@ from gircse_rag.qdrant.ingestion.deletion import delete_documents
 from gircse_rag.qdrant.ingestion.ingest import ingest
 from gircse_rag.qdrant.ingestion.report import FailedDocument, IngestReport, Progress
 from gircse_rag.qdrant.migration import MigrationReport, migrate
+from gircse_rag.qdrant.refining import search_coarse_to_fine
 from gircse_rag.qdrant.schema import create_collection
-from gircse_rag.qdrant.search import Hit, search, search_batch, search_coarse_to_fine
+from gircse_rag.qdrant.search import Hit, search, search_batch
 from gircse_rag.qdrant.stores import open_client
 from gircse_rag.qdrant.verification import verify
 

@@ -1,4 +1,4 @@
-"""Search a collection with one question (`search`), several (`search_batch`), or in two passes (coarse to fine).
+"""Search a collection with one question (`search`) or several (`search_batch`).
 
 hybrid    dense and lexical rankings, fused (`gircse_rag.lexical.fusion`); the default
 dense     cosine similarity of the embeddings
@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 import reprlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from qdrant_client import QdrantClient
 from qdrant_client.models import SparseVector
 
 from gircse_rag.errors import GircseWarning, InputError
 from gircse_rag.lexical import Bm25Encoder
-from gircse_rag.qdrant.candidates import find_candidates
 from gircse_rag.qdrant.filters import Filter, as_filter
 from gircse_rag.qdrant.foreign import read_payload
 from gircse_rag.qdrant.lexical import Mode, choose_mode
@@ -148,7 +146,7 @@ def search_batch(
         InputError: as `search`; `index` says which question. No search was made.
         SpecMismatchError, StoreError: as `search`.
     """
-    _check_options(limit, offset, min_score, group_size, mmr, mode)
+    check_options(limit, offset, min_score, group_size, mmr, mode)
     as_filter(query_filter)  # a fault of the filter is reported without a server
     with store_errors(client):
         info, encoder = read_collection(client, collection, embedder.spec)
@@ -161,46 +159,6 @@ def search_batch(
             vectors = embedder.embed(questions, role="query", instruction=instruction, steps=steps).vectors.tolist()
         ranked = rank_points(client, collection, [*map(Question, vectors, terms)], mode, options)
     return [[to_hit(each) for each in hits] for hits in ranked]
-
-
-def search_coarse_to_fine(
-    question: str,
-    *,
-    collection: str,
-    embedder: Embedder,
-    client: QdrantClient,
-    instruction: str | None = None,
-    limit: int = 5,
-    query_filter: Filter | None = None,
-    steps: int | None = None,
-    candidates: int = 50,
-    mode: Mode | None = None,
-) -> Iterator[list[Hit]]:
-    """Yield a quick answer, then a refined one: two lists of at most `limit` hits, best first.
-
-    The first list uses the question after one refinement step. The second list refines the question to `steps` (None:
-    the spec's K) and ranks the candidates of the first search again, without another search: the best `candidates` of
-    each ranking that the mode uses. It is computed only when requested, so a caller who stops after the first list
-    pays only for that.
-
-    Raises (when the first list is requested):
-        InputError, SpecMismatchError, StoreError: as `search`.
-    """
-    _check_options(limit, 0, None, None, None, mode)
-    if mode == "lexical":
-        raise InputError("refinement steps do not change the lexical ranking; choose mode hybrid or dense")
-    if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < limit:
-        raise InputError(f"candidates must be an integer of at least limit ({limit}), not {candidates!r}")
-    as_filter(query_filter)
-    with store_errors(client):
-        info, encoder = read_collection(client, collection, embedder.spec)
-        options = Options(limit, condition=as_filter(query_filter, info.payload_schema))
-        hybrid = choose_mode(mode, encoder, client, collection) == "hybrid"
-        coarse = _embed_question(embedder, question, instruction, 1)
-        terms = find_terms(encoder, question) if encoder is not None and hybrid else None
-        found = find_candidates(client, collection, Question(coarse.tolist(), terms), candidates, options)
-    yield [to_hit(each) for each in found.rank(coarse)[:limit]]
-    yield [to_hit(each) for each in found.rank(_embed_question(embedder, question, instruction, steps))[:limit]]
 
 
 def _find_terms(encoder: Bm25Encoder, questions: Sequence[str], mode: Mode) -> list[SparseVector | None]:
@@ -218,17 +176,7 @@ def _find_terms(encoder: Bm25Encoder, questions: Sequence[str], mode: Mode) -> l
     return found
 
 
-def _embed_question(
-    embedder: Embedder, question: str, instruction: str | None, steps: int | None
-) -> np.ndarray[Any, Any]:
-    """The question's vector, (d,) float32. No warning about `steps`: the caller chose them on purpose."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="queries take .* refinement step", category=GircseWarning)
-        (vector,) = embedder.embed([question], role="query", instruction=instruction, steps=steps).vectors
-    return np.asarray(vector)
-
-
-def _check_options(
+def check_options(
     limit: int,
     offset: int,
     min_score: float | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -11,13 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
-from gircse_rag.errors import GircseWarning
-from gircse_rag.qdrant.filters import Filter, as_filter
-from gircse_rag.qdrant.lexical import choose_mode
-from gircse_rag.qdrant.limits import check_count
-from gircse_rag.qdrant.queries import Options, Question, find_terms
+from gircse_rag.qdrant.filters import Filter
+from gircse_rag.qdrant.queries import Question
 from gircse_rag.qdrant.ranking import rank_points
-from gircse_rag.qdrant.schema import read_collection
+from gircse_rag.qdrant.refining import check_refinable, embed_question, prepare_refinement
 from gircse_rag.qdrant.search import Hit, to_hit
 from gircse_rag.qdrant.stores import store_errors
 
@@ -68,27 +64,19 @@ def search_trajectory(
     Raises:
         InputError, SpecMismatchError, StoreError: as `search`.
     """
-    check_count("limit", limit, 1)
-    as_filter(query_filter)
+    check_refinable(limit, mode, query_filter)
     with store_errors(client):
-        info, encoder = read_collection(client, collection, embedder.spec)
-        options = Options(limit, condition=as_filter(query_filter, info.payload_schema))
-        hybrid = choose_mode(mode, encoder, client, collection) == "hybrid"
+        terms, ranking, options = prepare_refinement(client, collection, embedder, question, limit, mode, query_filter)
         started = time.perf_counter()
-        with warnings.catch_warnings():  # the caller chose the steps on purpose
-            warnings.filterwarnings("ignore", message="queries take .* refinement step", category=GircseWarning)
-            result = embedder.embed(
-                [question], role="query", instruction=instruction, steps=steps, trajectory=True, soft_tokens=top_k
-            )
+        result = embed_question(embedder, question, instruction, steps, trajectory=True, soft_tokens=top_k)
         embedded = time.perf_counter()
         assert result.trajectory is not None
         vectors = result.trajectory[0]
-        terms = find_terms(encoder, question) if encoder is not None and hybrid else None
         questions = [Question(vector, terms) for vector in vectors.tolist()]
-        ranked = rank_points(client, collection, questions, "hybrid" if hybrid else "dense", options)
+        ranked = rank_points(client, collection, questions, ranking, options)
         ended = time.perf_counter()
     return Trajectory(
-        mode="hybrid" if hybrid else "dense",
+        mode=ranking,
         hits=[[to_hit(each) for each in hits] for hits in ranked],
         vectors=vectors,
         soft_tokens=result.soft_tokens[0] if result.soft_tokens else [],

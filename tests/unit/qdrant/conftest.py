@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +26,21 @@ def client(tmp_path: Path) -> Iterator[QdrantClient]:
 
 
 @pytest.fixture(params=["local", "edge", "server"])
-def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
-    """A client of each kind of store; the server is the shim."""
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], QdrantClient]]:
+    """Opens the same store again and again, one of each kind; the server is the shim."""
     if request.param == "server":
         with Shim() as shim:
-            yield shim.client()
+            yield shim.client
         return
     if request.param == "edge":
         pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
-    client = open_client(tmp_path / "store", engine=request.param)
+    yield lambda: open_client(tmp_path / "store", engine=request.param)
+
+
+@pytest.fixture
+def every_store(opener: Callable[[], QdrantClient]) -> Iterator[QdrantClient]:
+    """A client of each kind of store."""
+    client = opener()
     yield client
     client.close()
 

@@ -61,6 +61,10 @@ def test_one_forward_embeds_the_question(
 def test_bad_input(embedder: Embedder, client: QdrantClient) -> None:
     with pytest.raises(InputError, match="limit"):
         search_trajectory("a", collection="notes", embedder=embedder, client=client, limit=0)
+    with pytest.raises(InputError, match="do not change the lexical ranking"):
+        search_trajectory("a", collection="notes", embedder=embedder, client=client, mode="lexical")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="string"):
+        search_trajectory(7, collection="notes", embedder=embedder, client=client)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="empty"):
         search_trajectory(" ", collection="notes", embedder=embedder, client=client)
     with pytest.raises(StoreError, match="none"):

@@ -20,7 +20,6 @@ from gircse_rag.qdrant import Document, create_collection, ingest, open_client, 
 from gircse_rag.qdrant.lexical import LEXICAL
 from gircse_rag.qdrant.points import point_id
 from gircse_rag.qdrant.schema import RECORD, VECTOR
-from tests.qdrant_shim import Shim
 from tests.stand_in import StandIn
 
 pytestmark = pytest.mark.slow  # damages and repairs whole stores
@@ -45,18 +44,6 @@ def _documents() -> list[Document]:
 
 def _ingest(client: QdrantClient, embedder: StandIn, documents: list[Document] | None = None, **options: Any) -> Any:
     return ingest(documents or _documents(), collection="docs", embedder=embedder, client=client, **options)
-
-
-@pytest.fixture(params=["local", "edge", "server"])
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
-    """Opens the same store again and again."""
-    if request.param == "server":
-        with Shim() as shim:
-            yield shim.client
-        return
-    if request.param == "edge":
-        pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
-    yield lambda: open_client(tmp_path / "store", engine=request.param)
 
 
 @pytest.fixture
