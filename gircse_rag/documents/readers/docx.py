@@ -31,9 +31,8 @@ def read_docx(source: Source) -> Iterator[Document]:
     if data.startswith(_OLD_WORD):
         raise InputError("it has a password, or is a .doc; save it as .docx without one")
     try:
-        _check_archive(data)
         skip_pictures = mammoth.images.img_element(_no_attributes)
-        page = mammoth.convert_to_html(io.BytesIO(data), convert_image=skip_pictures).value
+        page = mammoth.convert_to_html(_copy_checked(data), convert_image=skip_pictures).value
     except InputError:
         raise
     except Exception as error:  # a damaged file makes mammoth raise almost any type
@@ -45,20 +44,25 @@ def read_docx(source: Source) -> Iterator[Document]:
     yield Document(source.id, text, markdown=True)
 
 
-def _check_archive(data: bytes) -> None:
-    """Refuse an archive whose XML unpacks to more than `_MAX_XML`, or defines entities, which may grow without end.
+def _copy_checked(data: bytes) -> io.BytesIO:
+    """Copy the XML of an archive, and nothing else: the relations may name any part as the document.
 
-    `zipfile` reads no more of a part than the size that it declares.
+    Refuses XML that unpacks to more than `_MAX_XML`, or defines entities, which may grow without end. `zipfile` reads
+    no more of a part than the size that it declares.
     """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    copy = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(copy, "w") as checked:
         parts = [part for part in archive.infolist() if part.filename.lower().endswith((".xml", ".rels"))]
         if (size := sum(part.file_size for part in parts)) > _MAX_XML:
             raise InputError(
                 f"its XML unpacks to {size:,} bytes; the limit is {_MAX_XML // 2**20} MiB; split the document"
             )
         for part in parts:
-            if b"<!DOCTYPE" in archive.read(part):
+            xml = archive.read(part)
+            if b"<!DOCTYPE" in xml.replace(b"\0", b""):  # in UTF-16, every second byte is 0
                 raise InputError(f"its part {part.filename!r} defines a document type, as Word never does")
+            checked.writestr(part.filename, xml)
+    return copy
 
 
 def _no_attributes(image: Any) -> dict[str, str]:

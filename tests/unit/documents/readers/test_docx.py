@@ -77,3 +77,24 @@ def test_bombs_are_refused(tmp_path: Path) -> None:
     entities = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>'
     assert "defines a document type" in reason(write_docx(tmp_path / "b.docx", paragraph("&b;"), before=entities))
     assert "not readable" in reason(write_docx(tmp_path / "c.docx", "<w:p>" * 5000 + "</w:p>" * 5000))
+
+
+def test_a_part_under_another_name_is_refused(tmp_path: Path) -> None:
+    """The relations may name any part as the document, beside the parts whose size and entities are checked."""
+    document = f'<w:document xmlns:w="{_NAMESPACE}"><w:body>{paragraph("hidden")}</w:body></w:document>'
+    with zipfile.ZipFile(tmp_path / "a.docx", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("[Content_Types].xml", _TYPES.replace("document.xml", "document.bin"))
+        archive.writestr("_rels/.rels", _RELATIONS.replace("document.xml", "document.bin"))
+        archive.writestr("word/document.bin", document)
+    assert "not readable as .docx" in reason(tmp_path / "a.docx")
+
+
+def test_document_types_are_refused_in_every_encoding(tmp_path: Path) -> None:
+    text = f'<!DOCTYPE w [<!ENTITY e "{"x" * 50}">]><w:document xmlns:w="{_NAMESPACE}"><w:body/></w:document>'
+    for encoding in ("utf-8", "utf-16", "utf-16-le", "utf-16-be"):
+        path = tmp_path / f"{encoding}.docx"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("[Content_Types].xml", _TYPES)
+            archive.writestr("_rels/.rels", _RELATIONS)
+            archive.writestr("word/document.xml", text.encode(encoding))
+        assert "defines a document type" in reason(path)
