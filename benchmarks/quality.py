@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import machine, report
 from gircse_rag import Embedder
-from gircse_rag.embedder import BackendName
+from gircse_rag.backends.loading import BackendName
 from gircse_rag.evaluation import load_sets
 from gircse_rag.evaluation.metrics import rank, retrieval_metrics
 from gircse_rag.evaluation.sets import RetrievalSet

@@ -16,16 +16,17 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gircse_rag.adaptation import Adapted, adapt
-    from gircse_rag.embedder import Embedder, EmbeddingResult
+    from gircse_rag.embedder import Embedder
     from gircse_rag.errors import GircseError, GircseWarning
     from gircse_rag.prompts import INSTRUCTIONS
+    from gircse_rag.result import EmbeddingResult
     from gircse_rag.spec import EmbeddingSpec
 
 _MODULES = {
     "Adapted": "gircse_rag.adaptation",
     "adapt": "gircse_rag.adaptation",
     "Embedder": "gircse_rag.embedder",
-    "EmbeddingResult": "gircse_rag.embedder",
+    "EmbeddingResult": "gircse_rag.result",
     "EmbeddingSpec": "gircse_rag.spec",
     "GircseError": "gircse_rag.errors",
     "GircseWarning": "gircse_rag.errors",

@@ -6,18 +6,17 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gircse_rag.backend import Backend, Refinement, Request
-from gircse_rag.backends.lazy import LazyBackend
+from gircse_rag.backends.loading import BackendName, load_backend
 from gircse_rag.errors import GircseError, GircseWarning, InputError, plural
-from gircse_rag.hardware import device_of, dtype_of
 from gircse_rag.prompts import Role, check_role
+from gircse_rag.result import EmbeddingResult
 from gircse_rag.spec import EmbeddingSpec, check_steps
 from gircse_rag.tokens import Prompt, encode, read_instruction
 
@@ -32,41 +31,6 @@ DEFAULT_TOLERANCE = 1e-3
 _PLURAL = {"query": "queries", "document": "documents", "symmetric": "symmetric texts"}
 
 Steps = int | Sequence[int] | Literal["auto"]
-BackendName = Literal["paged", "reference", "vllm"]
-BACKENDS: tuple[BackendName, ...] = ("paged", "reference", "vllm")
-
-
-@dataclass(frozen=True, repr=False)
-class EmbeddingResult:
-    """Result of `Embedder.embed`, in the order of the input.
-
-    Attributes:
-        vectors: (n, d) float32, unit rows; rows of failed texts are NaN.
-        trajectory: (n, Kmax, d) float32, z_1..z_Kmax, or None; a row that stopped early repeats its last z.
-        steps: (n,) int64, refinement steps used; 0 for failed texts.
-        prompt_tokens: (n,) int64, tokens of the rendered text after truncation.
-        truncated: (n,) bool, whether the end of the text was cut.
-        soft_tokens: per text, per soft token (K of them, or K - 1 for LaSER), the most probable (token, weight) pairs,
-            or None.
-        errors: position -> error of a failed text; empty unless `on_error="return"`.
-    """
-
-    vectors: NDArray[np.float32]
-    trajectory: NDArray[np.float32] | None
-    steps: NDArray[np.int64]
-    prompt_tokens: NDArray[np.int64]
-    truncated: NDArray[np.bool_]
-    soft_tokens: list[list[list[tuple[str, float]]]] | None
-    errors: dict[int, GircseError] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        count, dimension = self.vectors.shape
-        steps = sorted(set(self.steps.tolist()) - {0})
-        used = f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else plural(steps[0] if steps else 0, "step")
-        return (
-            f"EmbeddingResult({plural(count, 'vector')} of dimension {dimension}, {used}, "
-            f"{int(self.truncated.sum())} truncated, {plural(len(self.errors), 'error')})"
-        )
 
 
 class Embedder:
@@ -143,77 +107,20 @@ class Embedder:
             CheckpointError: the model cannot be loaded; says why and what to do.
             InputError: an argument is invalid.
         """
-        if backend not in BACKENDS:
-            raise InputError(f"backend {backend!r} does not exist; it is one of {', '.join(BACKENDS)}")
-        if steps is not None:
-            check_steps(steps)
-        if not isinstance(name, str | os.PathLike) or not os.fspath(name):
-            raise InputError(f"name must be a bundled name, a folder or a Hub id, not {name!r}")
-        if url is not None and backend != "vllm":
-            raise InputError(f"url is for backend='vllm'; the backend {backend!r} computes in this process")
-        if deterministic and backend != "paged":
-            raise InputError(f"deterministic=True is for backend='paged', not {backend!r}")
-        if backend == "vllm":
-            return cls._from_vllm(os.fspath(name), device, dtype, steps, url, revision, preset)
-        from gircse_rag.checkpoint import load_spec, load_weights
-
-        torch_device = device_of(device)
-        weights_dtype = dtype_of(dtype, torch_device, float16_weights=backend == "paged")
-        options: dict[str, Any] = {"dtype": weights_dtype, "revision": revision}
-        if lazy and preset is None and (loaded := load_spec(os.fspath(name), **options)) is not None:
-            tokenizer, spec = loaded[0], loaded[1] if steps is None else replace(loaded[1], document_steps=steps)
-
-            def load() -> tuple[Backend, EmbeddingSpec]:
-                embedder = cls.from_pretrained(
-                    name,
-                    backend=backend,
-                    device=device,
-                    dtype=dtype,
-                    steps=steps,
-                    revision=revision,
-                    deterministic=deterministic,
-                )
-                return embedder.backend, embedder.spec
-
-            return cls(LazyBackend(load, spec), tokenizer, spec)
-        if backend == "paged":
-            from gircse_rag.backends.paged import PagedBackend
-
-            prepared = load_weights(os.fspath(name), device=torch_device, preset=preset, **options)
-            spec = prepared.spec if steps is None else replace(prepared.spec, document_steps=steps)
-            paged = PagedBackend(prepared.weights, spec, deterministic=deterministic)
-            return cls(paged, prepared.tokenizer, spec)
-        from gircse_rag.backends.reference import ReferenceBackend
-        from gircse_rag.checkpoint import load_checkpoint
-
-        checkpoint = load_checkpoint(os.fspath(name), device=torch_device, preset=preset, **options)
-        spec = checkpoint.spec if steps is None else replace(checkpoint.spec, document_steps=steps)
-        reference = ReferenceBackend(checkpoint.model, temperature=spec.temperature, pools_prompt=spec.pools_prompt)
-        return cls(reference, checkpoint.tokenizer, spec)
-
-    @classmethod
-    def _from_vllm(
-        cls,
-        name: str,
-        device: str,
-        dtype: str,
-        steps: int | None,
-        url: str | None,
-        revision: str | None,
-        preset: str | None,
-    ) -> Embedder:
-        from gircse_rag.backends.vllm import connect
-
-        if device != "auto" or (url is not None and dtype != "auto"):
-            raise InputError("vLLM chooses its device, and a server also its dtype: leave device and dtype at 'auto'")
-        if url is not None and preset is not None:
-            raise InputError("preset is for a folder that this process loads; the server at url has its model's spec")
-        backend, tokenizer, spec = (
-            connect.load_in_process(name, dtype=dtype_of(dtype, device_of("auto")), revision=revision, preset=preset)
-            if url is None
-            else connect.connect_to_server(name, url, revision)
+        return cls(
+            *load_backend(
+                name,
+                backend=backend,
+                device=device,
+                dtype=dtype,
+                steps=steps,
+                url=url,
+                lazy=lazy,
+                revision=revision,
+                preset=preset,
+                deterministic=deterministic,
+            )
         )
-        return cls(backend, tokenizer, spec if steps is None else replace(spec, document_steps=steps))
 
     @property
     def fingerprint(self) -> str:
@@ -339,7 +246,17 @@ class Embedder:
                     errors[index].__cause__ = outcome
         if errors and on_error == "raise":
             raise errors[min(errors)]
-        return self._assemble(prompts, results, errors, trajectory=trajectory, soft_tokens=soft_tokens)
+        return EmbeddingResult.of(
+            prompts,
+            results,
+            errors,
+            dimension=self.dimension,
+            trajectory=trajectory,
+            decode=self._decode if soft_tokens else None,
+        )
+
+    def _decode(self, token: int) -> str:
+        return self.backend_tokenizer.decode([token], skip_special_tokens=False)
 
     def _refine(self, requests: list[Request], show_progress: bool) -> Iterator[tuple[int, Refinement | GircseError]]:
         if not requests:
@@ -412,41 +329,6 @@ class Embedder:
                 GircseWarning,
                 stacklevel=4,
             )
-
-    def _assemble(
-        self,
-        prompts: list[Prompt | None],
-        results: list[Refinement | None],
-        errors: dict[int, GircseError],
-        *,
-        trajectory: bool,
-        soft_tokens: int,
-    ) -> EmbeddingResult:
-        n, d = len(results), self.dimension
-        used = np.array([0 if result is None else result.steps for result in results], dtype=np.int64)
-        vectors = np.full((n, d), np.nan, dtype=np.float32)
-        trajectories = np.full((n, int(used.max(initial=0)), d), np.nan, dtype=np.float32) if trajectory else None
-        for index, result in enumerate(results):
-            if result is None:
-                continue
-            vectors[index] = result.vector
-            if trajectories is not None:
-                trajectories[index, : result.steps] = result.trajectory
-                trajectories[index, result.steps :] = result.vector
-        decode = functools.partial(self.backend_tokenizer.decode, skip_special_tokens=False)
-        top_tokens = [
-            [[(decode([token]), weight) for token, weight in step] for step in (result and result.soft_tokens) or []]
-            for result in results
-        ]
-        return EmbeddingResult(
-            vectors=vectors,
-            trajectory=trajectories,
-            steps=used,
-            prompt_tokens=np.array([0 if p is None else len(p.token_ids) for p in prompts], dtype=np.int64),
-            truncated=np.array([p is not None and p.truncated for p in prompts], dtype=np.bool_),
-            soft_tokens=top_tokens if soft_tokens else None,
-            errors=dict(sorted(errors.items())),
-        )
 
 
 def _check_texts(texts: Sequence[str]) -> list[str]:

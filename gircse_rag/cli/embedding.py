@@ -20,7 +20,8 @@ from gircse_rag.files import atomic_write
 from gircse_rag.prompts import Role, resolve_instruction
 
 if TYPE_CHECKING:
-    from gircse_rag.embedder import Embedder, EmbeddingResult
+    from gircse_rag.embedder import Embedder
+    from gircse_rag.result import EmbeddingResult
 
 
 @options.with_model_options

@@ -20,7 +20,8 @@ from gircse_rag.qdrant.stores import store_errors
 from gircse_rag.tokens import check_text
 
 if TYPE_CHECKING:
-    from gircse_rag.embedder import Embedder, EmbeddingResult
+    from gircse_rag.embedder import Embedder
+    from gircse_rag.result import EmbeddingResult
 
 
 def search_coarse_to_fine(

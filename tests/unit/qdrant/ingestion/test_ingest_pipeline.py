@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from gircse_rag.embedder import EmbeddingResult
 from gircse_rag.errors import GircseError
 from gircse_rag.qdrant import Document, ingest
 from gircse_rag.qdrant.ingestion.prefetch import Prefetcher
 from gircse_rag.qdrant.ingestion.seen import Seen
+from gircse_rag.result import EmbeddingResult
 from tests.processes import interruptible
 from tests.stand_in import StandIn
 

@@ -7,9 +7,10 @@ import threading
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
-from gircse_rag.embedder import Embedder, EmbeddingResult
+from gircse_rag.embedder import Embedder
 from gircse_rag.errors import GircseError
 from gircse_rag.option_hints import explain_options
+from gircse_rag.result import EmbeddingResult
 from haystack import default_from_dict, default_to_dict
 from haystack.utils import ComponentDevice
 
