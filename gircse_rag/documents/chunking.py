@@ -1,15 +1,17 @@
 """Cut documents into chunks that fit the model.
 
 `semantic-text-splitter` cuts at the largest units of meaning that fit: sections, paragraphs, sentences and words; in
-source code, definitions, blocks and statements. `by` adds places where a cut is required.
+source code, definitions, blocks and statements. `by` adds places where a cut is required. Markdown tables that do not
+fit are cut between rows here, and each part repeats the header.
 """
 
 from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -21,7 +23,8 @@ from gircse_rag.documents.document import Document
 from gircse_rag.documents.front_matter import front_matter_end
 from gircse_rag.documents.languages import LANGUAGES, grammar
 from gircse_rag.documents.nesting import nesting_depth
-from gircse_rag.documents.outline import NO_OUTLINE, read_outline
+from gircse_rag.documents.outline import NO_OUTLINE, may_have_tables, read_outline
+from gircse_rag.documents.tables import Spans, Table, pack_rows, skip_repeated_rows, table_around
 from gircse_rag.errors import InputError, refuse_rust_errors, require
 from gircse_rag.prompts import prefix
 from gircse_rag.spec import EmbeddingSpec
@@ -51,10 +54,11 @@ class Chunk:
 
     Attributes:
         number: position in the document, from 0.
-        text: has at most `Chunker.capacity` tokens.
-        start, end: character offsets in the document: `document.text[start:end] == text`.
+        text: `header + document.text[start:end]`; has at most `Chunker.capacity` tokens.
+        start, end: character offsets in the document.
         headings: path of Markdown headings above the first character, outermost first; () for plain text.
         page: page of the text, from 1; None if the document has no pages.
+        header: header of the Markdown table whose rows the chunk continues, with the rule below it; else "".
     """
 
     number: int
@@ -63,20 +67,23 @@ class Chunk:
     end: int
     headings: tuple[str, ...] = ()
     page: int | None = None
+    header: str = ""
 
 
 class Chunker:
     """Cuts texts so that each chunk, rendered as a document, has at most `spec.max_length` tokens.
 
     Source code is cut at definitions, whatever `by` says. Code nested more than 64 levels deep (`nesting_depth`) is cut
-    as plain text. No chunk spans two pages. YAML front matter of Markdown is in no chunk.
+    as plain text. No chunk spans two pages. YAML front matter of Markdown is in no chunk. A Markdown table that does
+    not fit into one chunk gets chunks of its own, of whole rows, each with the header unless that takes more than half.
 
     Args:
         by: "tokens": as much text per chunk as fits. "sentences": whole sentences (extra `sentences`). "headings":
             no chunk spans two Markdown sections (nor with "sentences"). Only what does not fit is cut further.
         max_tokens: limit per chunk; the model's limit if None.
         overlap: maximum tokens that a chunk repeats from the end of the chunk before it, in whole units (sentences,
-            lines, words). Chunks never overlap across pages, or across sections with "headings" and "sentences".
+            lines, words). Chunks never overlap across pages or in tables that repeat their header, or across sections
+            with "headings" and "sentences".
 
     Attributes:
         capacity: tokens per chunk: `max_tokens`, or what the document template and the suffix leave.
@@ -136,6 +143,7 @@ class Chunker:
             kinds.append("flat")
         kinds += ["pages"] * bool(document.paged) + ["outline"] * bool(document.markdown)
         kinds += ["title"] * bool(document.markdown and front_matter_end(document.text))
+        kinds += ["tables"] * bool(document.markdown and may_have_tables(document.text))
         return "/".join([self.recipe, *kinds])
 
     def cut(self, document: Document) -> list[Chunk]:
@@ -153,19 +161,45 @@ class Chunker:
         outline = read_outline(text) if document.markdown else NO_OUTLINE
         page_ends = [match.end() for match in re.finditer("\f", text)] if document.paged else []
         cuts = {outline.body, len(text), *(end for end in page_ends if end > outline.body)}
-        if self._by != "tokens" and document.language is None:
+        prose = document.language is None
+        if self._by != "tokens" and prose:
             cuts.update(outline.starts)
+        whole, large = self._sort_tables(text, outline.tables if prose and not document.paged else ())
+        cuts.update(place for table in large.values() for place in (table.start, table.end))
         splitter = self._splitter(document)
         chunks: list[Chunk] = []
         for start, end in pairwise(sorted(cuts)):
-            if self._sentencex is not None and document.language is None:
-                pieces = self._pack_sentences(text, start, end)
+            pieces: Spans
+            header = ""
+            if (table := large.get(start)) is not None:
+                header = text[table.start : table.body]
+                split = partial(self._split, text, splitter=self._half)
+                pieces = pack_rows(text, table, self.capacity, self._sizes, split)
+            elif self._sentencex is not None and prose:
+                pieces = self._pack_sentences(text, start, end, whole)
             else:
-                pieces = self._split(text, start, end, splitter)
+                pieces = skip_repeated_rows(text, self._split(text, start, end, splitter), whole)
             page = bisect.bisect_right(page_ends, start) + 1 if document.paged else None
             for begin, stop in pieces:
-                chunks.append(Chunk(len(chunks), text[begin:stop], begin, stop, outline.path_at(begin), page))
+                above = header if table is not None and begin > table.start else ""
+                number, path = len(chunks), outline.path_at(begin)
+                chunks.append(Chunk(number, above + text[begin:stop], begin, stop, path, page, above))
         return chunks
+
+    def _sort_tables(self, text: str, tables: Sequence[Table]) -> tuple[list[Table], dict[int, Table]]:
+        """The tables that fit into a chunk, and by their start those that do not and repeat their header."""
+        whole, large = [], {}
+        for table in tables:
+            if self._size(text[table.start : table.end]) <= self.capacity:
+                whole.append(table)
+            elif self._size(text[table.start : table.body]) + _MERGE_MARGIN <= self.capacity // 2:
+                large[table.start] = table
+        return whole, large
+
+    @cached_property
+    def _half(self) -> TextSplitter:
+        """Cuts a row of a table whose header takes the other half of each chunk."""
+        return TextSplitter.from_huggingface_tokenizer(self._tokenizer, self.capacity // 2)
 
     def _splitter(self, document: Document) -> _Splitter:
         if document.language is None:
@@ -207,11 +241,13 @@ class Chunker:
             return [(text.index(piece), piece)]
         return splitter.chunk_indices(text)
 
-    def _pack_sentences(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Pack as many whole sentences per chunk as fit; cut a sentence that does not fit like plain text."""
-        sentences = self._sentences(text, start, end)
-        encodings = self._tokenizer.encode_batch([text[a:b] for a, b in sentences], add_special_tokens=False)
-        sizes = [len(encoding.ids) for encoding in encodings]
+    def _pack_sentences(self, text: str, start: int, end: int, whole: Sequence[Table]) -> Iterator[tuple[int, int]]:
+        """Pack as many whole sentences per chunk as fit; cut a sentence that does not fit like plain text.
+
+        The tables in `whole`, which fit into a chunk, are not cut.
+        """
+        sentences = self._sentences(text, start, end, whole)
+        sizes = self._sizes([text[a:b] for a, b in sentences])
         first = packed = 0  # sentences[:packed] are in a chunk
         while packed < len(sentences):
             last, total = first + 1, sizes[first]
@@ -234,8 +270,8 @@ class Chunker:
             while first > 0 and (repeated := repeated + sizes[first - 1]) <= self._overlap:
                 first -= 1
 
-    def _sentences(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
-        """(start, end) of each sentence in text[start:end], without surrounding white space."""
+    def _sentences(self, text: str, start: int, end: int, whole: Sequence[Table]) -> list[tuple[int, int]]:
+        """(start, end) of each sentence and each table in text[start:end], without surrounding white space."""
         assert self._sentencex is not None
         cuts = {start, end}
         # One paragraph at a time. Only the starts of the sentences are used, so no text between them is lost.
@@ -243,6 +279,7 @@ class Chunker:
         for begin, stop in pairwise(paragraphs):
             boundaries = self._sentencex.get_sentence_boundaries("en", text[begin:stop])
             cuts.update(min(begin + sentence["start_index"], stop) for sentence in boundaries)
+        cuts = {cut for cut in cuts if table_around(cut, whole) is None} | {end}
         spans = []
         for begin, stop in pairwise(sorted(cuts)):
             sentence = text[begin:stop]
@@ -250,6 +287,9 @@ class Chunker:
                 begin += sentence.index(stripped)
                 spans.append((begin, begin + len(stripped)))
         return spans
+
+    def _sizes(self, texts: list[str]) -> list[int]:
+        return [len(encoding.ids) for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def _size(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
