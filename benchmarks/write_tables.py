@@ -116,6 +116,21 @@ def laptop(results: Results) -> str:
     return table(head, rows)
 
 
+def serving(results: Results) -> str:
+    measured = parts(results, "serving")
+    queries, rate, held = measured["queries"], measured["throughput"], measured["memory"]
+    rows = [
+        ["documents/s, `Embedder` in one call", f"{rate['embedder']:.1f}"],
+        ["documents/s, 64 clients over HTTP", f"{rate['server']:.1f}"],
+        ["one query alone, median, ms", f"{queries['p50_alone']:.0f}"],
+        ["the same beside 63 clients that embed documents, median, ms", f"{queries['p50_loaded']:.0f}"],
+        ["the same, 99th percentile, ms", f"{queries['p99_loaded']:.0f}"],
+        ["99th percentile beside documents / median alone", times(queries["slowdown"])],
+        ["resident memory after a warm-up, at the end, MiB", f"{held['before']:,.0f}, {held['after']:,.0f}"],
+    ]
+    return table(["what", "measured"], rows)
+
+
 def runs(results: Results) -> str:
     """Date, machine, load and command of each measurement."""
     rows = []
@@ -139,7 +154,7 @@ def runs(results: Results) -> str:
     return table(["file", "date", "machine", "load", "versions", "command"], rows)
 
 
-SECTIONS = (throughput, latency, cost, prefix_cache, memory, quality, congruence, laptop, runs)
+SECTIONS = (throughput, latency, cost, prefix_cache, memory, quality, congruence, laptop, serving, runs)
 
 
 def fill(page: str, results: Results, prefix: str = "") -> str:

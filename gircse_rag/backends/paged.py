@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}
 MAX_RUNNING = {"cpu": 256, "cuda": 1024}
-# On a GPU, a whole forward takes little longer than a small one. K=5, float16, one AVX2 thread: the slowest of 20 to 30
-# queries beside 63 clients that embed documents took 7.1 s without, 1.7 s with 96 and 1.3 s with 64; 0.14 s alone.
-SHARED_BUDGET = {"cpu": 64}
+# A query meets at most two such forwards. On a GPU a whole forward takes little longer than a small one.
+SHARED_BUDGET = {"cpu": 48}
 CPU_CACHE_BYTES = 256 * 2**20
 MEMINFO = Path("/proc/meminfo")
 MAX_PACKED_FRACTION = 0.25  # of the available memory: maximum for a second copy of the weights, packed for oneDNN

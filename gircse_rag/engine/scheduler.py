@@ -4,8 +4,9 @@
 * Running sequences go first, in order of admission. All output rows of a sequence (one, or a whole sweep) are computed
   in one forward, and room for them is reserved; the engine starts no sweep that would not fit. Prompts get the rest.
 * Owners take turns at admission, so a bulk of documents does not hold up a query.
-* With `shared_budget`, short owners (a query) go before long ones (a bulk), and forwards are short while both are under
-  way: a query needs one forward per step, and waits for all rows that share them.
+* With `shared_budget`, short owners (a query) and long ones (a bulk) take turns while both are under way: SHORT_TURNS
+  forwards of the short ones alone, then one of the long ones alone, of at most `shared_budget` rows. A query needs a
+  forward per step, and waits for the rows of others in between.
 * When blocks run out, the sequence admitted last is preempted: it returns all its blocks and waits at the front, and
   later replays its prompt and soft tokens. The oldest sequence can take blocks from all others, and every sequence fits
   alone, so each one finishes.
@@ -24,10 +25,12 @@ from gircse_rag.engine.sequence import Sequence
 
 SHORT_ROWS = 128
 """Maximum rows of all sequences of a short owner together: two or three queries."""
+SHORT_TURNS = 6
+"""Forwards of short owners between two of long ones, while both are under way: as many as a query takes at K=5."""
+MAX_KEPT = 8
+"""Maximum number of running sequences that long owners leave to short ones."""
 _LINGER = 16
 """Number of forwards that stay short after the last short owner, so that its next query meets no long forward."""
-_MAX_PASSED = 64
-"""Number of short owners that may be admitted in a row before a long one whose turn it is."""
 
 
 class Chunk(NamedTuple):
@@ -49,8 +52,7 @@ class Scheduler:
         blocks: assigns KV blocks to sequences.
         token_budget: maximum rows per forward; must exceed max_running.
         max_running: maximum number of sequences that hold blocks at once.
-        shared_budget: maximum rows per forward while short and long owners share it, unless the rows that each running
-            sequence needs are more. None treats all owners alike.
+        shared_budget: maximum rows per forward of long owners while there are short ones. None treats all owners alike.
     """
 
     def __init__(
@@ -61,13 +63,14 @@ class Scheduler:
         self.blocks = blocks
         self.token_budget = token_budget
         self.max_running = max_running
-        self.shared_budget = shared_budget
+        self.shared_budget = None if shared_budget is None else min(shared_budget, token_budget)
         self.num_preemptions = 0
         self.running: list[Sequence] = []
         self._preempted: deque[Sequence] = deque()
         self._waiting: OrderedDict[Hashable, deque[Sequence]] = OrderedDict()  # ordered by turn: the next owner first
         self._owned: dict[Hashable, _Owned] = {}  # owners with sequences under way
-        self._linger = self._passed = 0
+        self._kept = 0 if shared_budget is None else min(MAX_KEPT, max_running // 4)
+        self._linger = self._turn = 0
 
     @property
     def num_waiting(self) -> int:
@@ -92,33 +95,56 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """Choose the rows of the next forward and allocate their blocks; empty only if there is no work."""
+        if self.shared_budget is None:
+            return self._fill(self.token_budget, None)
+        kinds = {owned.rows <= SHORT_ROWS for owned in self._owned.values()}
+        if len(kinds) < 2:
+            self._turn = 0
+            self._linger = max(0, self._linger - 1)
+            lingers = False in kinds and self._linger
+            return self._fill(self.shared_budget if lingers else self.token_budget, False not in kinds)
+        self._linger = _LINGER
+        self._turn = (self._turn + 1) % (SHORT_TURNS + 1)
+        if self._turn and (chunks := self._fill(self.token_budget, True)):
+            return chunks
+        return self._fill(self.shared_budget, False) or self._fill(self.token_budget, True)
+
+    def _fill(self, budget: int, short: bool | None) -> list[Chunk]:
+        """Choose rows of short owners (True), of long ones (False) or of all (None).
+
+        At most `budget` rows, or the output rows of the first sequence if those are more.
+        """
+        members = deque(sequence for sequence in self.running if self._is(sequence.owner, short))
+        reserved = sum(sequence.num_outputs for sequence in members)
+        closed = False  # to sequences that wait for admission
+        while len(members) > 1 and reserved > budget:
+            reserved -= members.pop().num_outputs
+            closed = True
+        budget = max(budget, reserved)
         chunks: list[Chunk] = []
-        reserved = sum(sequence.num_outputs for sequence in self.running)
-        budget, kept = self._share(reserved)
-        position = 0
-        preempted = False
-        while position < len(self.running):
-            sequence = self.running[position]
+        while members:
+            sequence = members.popleft()
             reserved -= sequence.num_outputs
-            short = self._is_short(sequence.owner)
-            num_rows = _num_rows(sequence, budget - reserved - (0 if short else kept))
-            if short:
-                kept = max(0, kept - num_rows + sequence.num_outputs)
+            num_rows = _num_rows(sequence, budget - reserved)
             while not self.blocks.grow(sequence, sequence.num_cached + num_rows):
-                preempted = True
-                reserved -= self.running[-1].num_outputs if len(self.running) > position + 1 else 0
-                self._preempt(self.running[-1])
-                if position == len(self.running):  # the preempted sequence was this one
+                closed = True
+                last = self.running[-1]
+                if members and members[-1] is last:
+                    reserved -= members.pop().num_outputs
+                self._preempt(last)
+                if last is sequence:
                     break
             else:
                 budget -= self._add_chunk(chunks, sequence, num_rows)
-                position += 1
-        while not preempted and budget and len(self.running) < self.max_running:
-            candidate = self._admit_next()
+        limit = self.max_running - (self._kept if short is False else 0)
+        while not closed and budget and len(self.running) < limit:
+            candidate = self._admit_next(short)
             if candidate is None:
                 break
+            if not chunks:
+                budget = max(budget, candidate.num_outputs)
             num_rows = _num_rows(candidate, budget)
-            if not num_rows:  # it starts with the next forward
+            if not num_rows:  # it starts with a later forward
                 break
             if not self.blocks.grow(candidate, candidate.num_cached + num_rows):
                 raise IntegrityError("a sequence was admitted without enough free blocks")
@@ -167,23 +193,9 @@ class Scheduler:
         if counts != {owner: owned.sequences for owner, owned in self._owned.items()}:
             raise IntegrityError("an owner's number of sequences is wrong")
 
-    def _is_short(self, owner: Hashable) -> bool:
-        return self.shared_budget is not None and self._owned[owner].rows <= SHORT_ROWS
-
-    def _share(self, outputs: int) -> tuple[int, int]:
-        """Rows of this forward, and how many of them are kept for short owners, beside all `outputs`."""
-        if self.shared_budget is None:
-            return self.token_budget, 0
-        short = {owner for owner, owned in self._owned.items() if owned.rows <= SHORT_ROWS}
-        self._linger = _LINGER if short else max(0, self._linger - 1)
-        if len(short) == len(self._owned) or not self._linger:
-            return self.token_budget, 0
-        pending = sum(
-            sequence.num_pending - sequence.num_outputs for sequence in self.running if sequence.owner in short
-        )
-        pending += sum(sequence.num_pending for sequence in self.waiting() if sequence.owner in short)
-        budget = min(self.token_budget, max(self.shared_budget, outputs + pending))
-        return budget, min(pending, budget - outputs)
+    def _is(self, owner: Hashable, short: bool | None) -> bool:
+        """Whether an owner is short (True) or long (False); always with None."""
+        return short is None or (self._owned[owner].rows <= SHORT_ROWS) is short
 
     def _add_chunk(self, chunks: list[Chunk], sequence: Sequence, num_rows: int) -> int:
         chunks.append(Chunk(sequence, num_rows))
@@ -197,10 +209,14 @@ class Scheduler:
         self._preempted.appendleft(sequence)  # added before it is removed elsewhere: an interrupt must not lose it
         self.running.pop()
 
-    def _admit_next(self) -> Sequence | None:
-        owner, queue = self._next_owner()
+    def _admit_next(self, short: bool | None) -> Sequence | None:
         if self._preempted:
-            queue = self._preempted
+            owner, queue = self._preempted[0].owner, self._preempted
+            if not self._is(owner, short):
+                return None
+        else:
+            turns = (turn for turn in self._waiting.items() if self._is(turn[0], short))
+            owner, queue = next(turns, (None, self._preempted))
         if not queue or not self.blocks.admit(queue[0]):
             return None  # no other sequence overtakes, so blocks become free for this one
         sequence = queue[0]
@@ -211,19 +227,6 @@ class Scheduler:
             if not queue:
                 del self._waiting[owner]
         return sequence
-
-    def _next_owner(self) -> tuple[Hashable, deque[Sequence]]:
-        """The owner whose turn it is, and its waiting sequences; a short one first, unless that was often so."""
-        turn = next(iter(self._waiting.items()), (None, self._preempted))
-        if self.shared_budget is None or not self._waiting or self._is_short(turn[0]):
-            self._passed = 0
-            return turn
-        short = next((item for item in self._waiting.items() if self._is_short(item[0])), None)
-        if short is None or self._passed >= _MAX_PASSED:
-            self._passed = 0
-            return turn
-        self._passed += 1
-        return short
 
 
 @dataclass(slots=True)

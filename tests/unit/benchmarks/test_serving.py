@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("benchmarks.common", reason="benchmarks/ is not part of this copy")
 
-from benchmarks import common, serving
+from benchmarks import common, serving, tables, write_tables
 
 
 @pytest.mark.slow
@@ -28,6 +28,7 @@ def test_the_load_program_fills_its_table(
     arguments = ["--model", str(tiny_folder), "--data", str(tmp_path), "--out", str(out), "--dtype", "float32"]
     serving.main([*arguments, "--documents", "60", "--queries", "5", "--rounds", "1"])
     results = json.loads(out.read_text())["results"]
+    assert f"| {results['queries']['p99_loaded']:.0f} |" in write_tables.serving(tables.load(tmp_path))
     assert results.keys() == {"throughput", "queries", "memory"}
     assert results["throughput"]["server"] > 0 and results["queries"]["p99_loaded"] > 0
     assert results["memory"]["blocks_held"] == 0 and results["memory"]["after"] > 10

@@ -169,12 +169,27 @@ def ask_during_a_bulk(shared_budget: int | None, bulk: int = 40) -> tuple[list[S
     return order + run(scheduler), rows
 
 
-def test_a_query_shares_its_forwards_with_few_rows_of_a_bulk() -> None:
+def test_a_query_waits_for_few_rows_of_a_bulk() -> None:
     _, alike = ask_during_a_bulk(None)
     order, rows = ask_during_a_bulk(96)
     assert alike >= 6 * 500  # six forwards: the prompt, and five steps
-    assert rows <= 6 * 96
+    assert rows <= 30 + 5 + 2 * 96  # its own rows, and at most two turns of the bulk
     assert len(order) == 41
+
+
+def test_a_query_finds_room_among_many_documents() -> None:
+    scheduler = Scheduler(BlockManager(4000, BLOCK_SIZE), token_budget=512, max_running=40, shared_budget=96)
+    for number in range(400):
+        scheduler.add(Sequence(prompt(20, number), 200, owner="bulk"))
+    for _ in range(10):
+        commit(scheduler, scheduler.schedule())
+    scheduler.add(query := Sequence(prompt(30, 999), 5, owner="query"))
+    for _ in range(2):
+        chunks = scheduler.schedule()
+        commit(scheduler, chunks)
+        if query in [chunk.sequence for chunk in chunks]:
+            return
+    raise AssertionError("the query is not admitted")
 
 
 def test_a_bulk_alone_has_the_whole_budget_again_after_a_while() -> None:

@@ -276,6 +276,22 @@ def test_requests_under_way_are_finished_when_the_server_stops(
         running.result(60)
 
 
+def test_answers_leave_at_once(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TCP_NODELAY the body of an answer waits 40 ms for the acknowledgement of its head (Nagle's algorithm)."""
+    options: list[int] = []
+    connection_made = server._Protocol.connection_made
+
+    def record(protocol: server._Protocol, transport: Any) -> None:
+        connection_made(protocol, transport)
+        accepted = transport.get_extra_info("socket")
+        options.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(server._Protocol, "connection_made", record)
+    http, _ = start()
+    assert http.get("/health").status_code == 200
+    assert options and all(options)
+
+
 def test_fairness_a_short_request_does_not_wait_for_a_bulk(start: Callable[..., Any]) -> None:
     http, service = start()
     order: list[str] = []
