@@ -179,8 +179,9 @@ class _Run:
         validation = make_validation(
             inputs, embedder.tokenizer, plan.max_length, dense, by_words, pool, plan.check_passages
         )
+        embedder.close()  # the caller holds it too; training loads another copy of the model
         del embedder, measured
-        gc.collect()  # the model, before training loads another copy
+        gc.collect()
         chosen, original = self._train(plan, examples, validation)
         if not chosen.share:
             return self._finish(by_words, before, before, chosen, original, [])

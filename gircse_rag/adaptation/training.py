@@ -85,6 +85,7 @@ class AdaptTrainer(Trainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.module.release_base()  # half a gigabyte of SmolLM2-135M
         self._original = self._weights()
         self._seconds = 0.0
         self.checks: list[Check] = []

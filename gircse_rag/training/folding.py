@@ -77,7 +77,9 @@ class Projection:
     def __init__(self, modules: list[list[nn.Module]], dtype: torch.dtype) -> None:
         """`modules[layer][part]`: Linear layers, or PEFT's LoRA layers around them."""
         parts = [[_Part(module) for module in layer] for layer in modules]
-        self.base = torch.stack([torch.cat([part.weight for part in layer]) for layer in parts]).to(dtype)
+        # Cast each weight first: float32 stacks of all layers would take half a gigabyte.
+        weights = [[_base(module).weight.detach().to(dtype) for module in layer] for layer in modules]
+        self.base = torch.stack([torch.cat(layer) for layer in weights])
         self.bias = None
         if parts[0][0].bias is not None:
             biases = [torch.cat([part.bias for part in layer if part.bias is not None]) for layer in parts]
@@ -92,7 +94,7 @@ class Projection:
         layers, _, width = self.base.shape
         downs, ups, offset = [self.base.new_zeros(layers, 0, width, dtype=torch.float32)], [], 0
         for column in self.parts:
-            rank, out = column[0].rank, column[0].weight.shape[0]
+            rank, out = column[0].rank, column[0].out
             if rank:
                 downs.append(torch.stack([part.a.float() for part in column]))
                 up = torch.stack([part.b.float() for part in column]) * column[0].scaling
@@ -111,12 +113,17 @@ class Projection:
         return [Folded(*row) for row in zip(weights, bias, a.unbind(0), b.unbind(0), strict=True)]
 
 
+def _base(module: nn.Module) -> Any:
+    """The Linear layer within a LoRA layer, or the layer itself."""
+    return getattr(module, "base_layer", module)
+
+
 class _Part:
     """One Linear of one layer and its LoRA pair, if any."""
 
     def __init__(self, module: nn.Module) -> None:
-        base: Any = getattr(module, "base_layer", module)
-        self.weight: Tensor = base.weight.detach()
+        base = _base(module)
+        self.out: int = base.weight.shape[0]
         self.bias: Tensor | None = None if base.bias is None else base.bias.detach()
         self.rank, self.scaling = 0, 1.0
         if base is module:

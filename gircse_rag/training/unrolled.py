@@ -82,6 +82,15 @@ class UnrolledRefinement(nn.Module):
         """(V, d), rows of the LM head in the compute dtype."""
         return self._lm_head
 
+    def release_base(self) -> None:
+        """Free the frozen weights of `model`, of which this module holds copies in its own dtype.
+
+        Afterwards `model` only holds the adapter: it can be trained, saved and loaded, but computes nothing by itself.
+        """
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.new_empty(0)
+
     def forward(
         self, texts: Texts | Packed, steps: int, pooling: Pooling = "refine", prompt_state: bool = False
     ) -> Tensor:

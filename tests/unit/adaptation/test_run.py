@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from gircse_rag import Adapted, Embedder, adapt
 from gircse_rag.adaptation import Progress, self_pairs
 from gircse_rag.adaptation.inputs import Inputs
 from gircse_rag.adaptation.run import WORK
+from gircse_rag.engine.model_runner import ModelRunner
 from gircse_rag.errors import CheckpointError, InputError, MissingExtraError
 from tests import tiny
 from tests.stand_in import StandIn
@@ -115,6 +117,21 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     expected = whole[1]
     assert (again.share, again.changes, again.moved) == (expected.share, expected.changes, expected.moved)
     assert again.probes == pytest.approx(expected.probes, abs=1e-6)
+
+
+def test_the_embedder_is_gone_while_its_model_trains(inputs: Path, tiny_folder: Path) -> None:
+    runners = []
+
+    def count(progress: Progress) -> None:
+        if progress.phase in ("before", "train"):
+            runners.append((progress.phase, sum(type(found) is ModelRunner for found in gc.get_objects())))
+        if progress.phase == "train":
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(inputs, tiny_folder, on_progress=count)
+    before, train = (max(n for at, n in runners if at == phase) for phase in ("before", "train"))
+    assert before == train + 1  # other tests may keep runners of their own
 
 
 def test_other_data_does_not_go_on_from_an_interrupted_run(inputs: Path, tiny_folder: Path) -> None:

@@ -131,6 +131,23 @@ def test_per_text_clipping_only_limits_large_gradients():
     assert any((whole[name] - cut[name]).norm() > 1e-3 * whole[name].norm() for name in whole)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_the_base_weights_states_and_gradients_stay(family, dtype):
+    kept, released = (UnrolledRefinement(tiny(family), dtype=dtype) for _ in range(2))
+    released.release_base()
+    states, again = kept(TEXTS, 3), released(TEXTS, 3)
+    assert torch.equal(states, again)
+    for refined in (states, again):
+        refined.float().square().sum().backward()
+    for (name, parameter), other in zip(kept.model.named_parameters(), released.model.parameters(), strict=True):
+        assert parameter.requires_grad == ("lora_" in name)
+        if parameter.requires_grad:
+            assert torch.equal(parameter.grad, other.grad)
+        else:
+            assert other.numel() == 0
+
+
 def test_an_adapter_on_some_projections_only():
     model = tiny("llama", ["q_proj", "v_proj", "down_proj"])
     expected = gradients(model, recompute(model, TEXTS, 2))
