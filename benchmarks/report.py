@@ -21,7 +21,8 @@ from gircse_rag.files import atomic_write
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-UNCHECKED = ("name", "out", "data", "idle_lock", "idle_gate", "rest", "cache")  # may differ when a run continues
+# Settings that may differ when a run continues.
+UNCHECKED = ("name", "out", "work", "data", "sets", "minutes", "idle_lock", "idle_gate", "rest", "cache")
 
 
 def parser(description: str | None, name: str, *, rounds: int | None = None) -> argparse.ArgumentParser:

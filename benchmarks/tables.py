@@ -10,7 +10,7 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parent / "results"
 NAMES = (
     *("throughput", "throughput_2_threads", "latency", "cost", "prefix_cache"),
-    *("memory", "quality", "congruence", "laptop", "serving"),
+    *("memory", "quality", "congruence", "laptop", "serving", "adapt"),
 )
 
 Results = Mapping[str, Mapping[str, Any]]

@@ -131,6 +131,20 @@ def serving(results: Results) -> str:
     return table(["what", "measured"], rows)
 
 
+def adapt(results: Results) -> str:
+    rows = []
+    for part, measured in parts(results, "adapt").items():
+        dense, hybrid = measured["dense"], measured["hybrid"]
+        gain, low, high = dense["gain"]
+        row = [part, str(measured["train"]), str(measured["rows"]), str(measured["asked"])]
+        row += [f"{dense['before'][0]:.1f}", f"{dense['after'][0]:.1f}", f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"]
+        row += [f"{hybrid['before'][0]:.1f}", f"{hybrid['after'][0]:.1f}"]
+        row += [" to ".join(f"{value:.3f}" for value in measured["probes"])]
+        rows.append([*row, f"{measured['cpu_seconds']:.0f}", f"{measured['peak_gb']:.1f}"])
+    head = ["set", "train", "rows", "held out", "nDCG@10 before", "after", "gain, 95%", "hybrid before", "after"]
+    return table([*head, "probes", "CPU s", "GB"], rows)
+
+
 def runs(results: Results) -> str:
     """Date, machine, load and command of each measurement."""
     rows = []
@@ -154,7 +168,7 @@ def runs(results: Results) -> str:
     return table(["file", "date", "machine", "load", "versions", "command"], rows)
 
 
-SECTIONS = (throughput, latency, cost, prefix_cache, memory, quality, congruence, laptop, serving, runs)
+SECTIONS = (throughput, latency, cost, prefix_cache, memory, quality, congruence, laptop, serving, adapt, runs)
 
 
 def fill(page: str, results: Results, prefix: str = "") -> str:
