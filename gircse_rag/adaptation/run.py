@@ -238,6 +238,8 @@ class _Run:
                 batch_size=plan.batch_size,
                 chunk_tokens=_CHUNK_TOKENS,
                 learning_rate=plan.learning_rate,
+                temperature=plan.temperature,
+                symmetric=plan.symmetric,
                 warmup_rows=plan.rows // 10,
                 clip_text_gradients=True,
                 max_length=plan.max_length,

@@ -18,6 +18,7 @@ from gircse_rag.adaptation.split import Split
 from gircse_rag.adaptation.vectors import PART, StoredVectors
 from gircse_rag.adaptation.wordings import wordings
 from gircse_rag.errors import CheckpointError, InputError
+from gircse_rag.training.config import TrainConfig
 
 
 def ask(text: str, *chunks: int, by_document: bool = False) -> Question:
@@ -86,12 +87,14 @@ def test_wordings_begin_with_the_instruction(instruction: str, expected: str) ->
     assert made[0] == instruction and expected in made and 3 < len(made) <= 8 and len(set(made)) == len(made)
 
 
-def settings(minutes: float | None, questions: int = 120, seconds_per_chunk: float = 0.1) -> Plan:
+def settings(
+    minutes: float | None, questions: int = 120, seconds_per_chunk: float = 0.1, *, fresh: bool = False
+) -> Plan:
     return choose_settings(
         Plan("d", 500, seconds_per_chunk),
         questions=questions,
         max_length=512,
-        fresh=False,
+        fresh=fresh,
         chunk_tokens=[100] * 500,
         question_tokens=[12] * 200,
         minutes=minutes,
@@ -107,6 +110,13 @@ def test_settings_follow_the_data_and_the_time() -> None:
     assert ten.learning_rate >= settings(None).learning_rate  # fewer steps take larger ones
     assert settings(10, questions=2_000).batch_size > settings(10, questions=30).batch_size
     assert settings(0.5).rows >= 2 * settings(0.5).batch_size  # even without time, a few steps
+    assert settings(None, questions=200).batch_size == 32
+
+
+def test_a_fresh_adapter_trains_as_in_the_paper() -> None:
+    fresh, trained = settings(10, fresh=True), settings(10)
+    assert (fresh.temperature, fresh.symmetric) == (TrainConfig.temperature, TrainConfig.symmetric) == (0.02, False)
+    assert (trained.temperature, trained.symmetric) == (0.04, True)
 
 
 def test_the_pool_follows_the_time() -> None:
