@@ -78,6 +78,7 @@ class Embedder:
         revision: str | None = None,
         preset: str | None = None,
         deterministic: bool = False,
+        dimensions: int | None = None,
     ) -> Embedder:
         """Load a checkpoint.
 
@@ -102,6 +103,8 @@ class Embedder:
             deterministic: on this machine a text gets the same bits alone, in any batch and order, and with any number
                 of threads (docs/understand/engine.md). Slower, and only for backend "paged" on a CPU. Part of no
                 fingerprint.
+            dimensions: keep only so many leading components of each vector, at unit length again. Less memory for a
+                lower score (docs/understand/model-card.md); part of the fingerprint. None keeps all.
 
         Raises:
             CheckpointError: the model cannot be loaded; says why and what to do.
@@ -119,6 +122,7 @@ class Embedder:
                 revision=revision,
                 preset=preset,
                 deterministic=deterministic,
+                dimensions=dimensions,
             )
         )
 

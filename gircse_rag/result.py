@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from gircse_rag.backend import Refinement
+from gircse_rag.backend import Refinement, leading
 from gircse_rag.errors import GircseError, plural
 from gircse_rag.tokens import Prompt
 
@@ -62,7 +62,7 @@ class EmbeddingResult:
             prompts: per text, its tokens, or None where it could not be encoded.
             refinements: per text, what the backend computed, or None where it failed.
             errors: position -> error.
-            dimension: d.
+            dimension: d; longer vectors are cut to it.
             trajectory: whether the result has a trajectory.
             decode: token id -> text, for the soft tokens; None leaves them out.
         """
@@ -73,10 +73,10 @@ class EmbeddingResult:
         for index, found in enumerate(refinements):
             if found is None:
                 continue
-            vectors[index] = found.vector
+            vectors[index] = leading(found.vector, dimension)
             if trajectories is not None:
-                trajectories[index, : found.steps] = found.trajectory
-                trajectories[index, found.steps :] = found.vector
+                trajectories[index, : found.steps] = leading(found.trajectory, dimension)
+                trajectories[index, found.steps :] = vectors[index]
         soft_tokens = decode and [
             [[(decode(token), weight) for token, weight in step] for step in (found and found.soft_tokens) or []]
             for found in refinements

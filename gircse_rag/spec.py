@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from gircse_rag.errors import GircseWarning, InputError, SpecMismatchError, plural
@@ -42,7 +42,7 @@ class EmbeddingSpec:
         tokenizer_hash: sha256 of the tokenizer's definition.
         adapter: name, folder or Hub id of the LoRA adapter, or None.
         adapter_hash: sha256 of its weights and configuration, or None.
-        dimension: d, the length of a vector.
+        dimension: d, the length of a vector: the model's, or less if its vectors are shortened.
         temperature: tau of the soft token's softmax.
         pooling: "mean" over h_1..h_K after K soft tokens (GIRCSE), or "mean_with_prompt" over h_0..h_{K-1} after K - 1
             soft tokens (LaSER); h_0 is the prompt's last state.
@@ -115,6 +115,18 @@ class EmbeddingSpec:
     def num_soft_tokens(self, steps: int) -> int:
         """Number of soft tokens that K = `steps` pooled states need."""
         return steps - self.pools_prompt
+
+    def shortened(self, dimension: int) -> EmbeddingSpec:
+        """The spec of the same vectors cut to their first `dimension` components: a space of its own.
+
+        Raises:
+            InputError: `dimension` is not an integer from 1 to this spec's.
+        """
+        if isinstance(dimension, bool) or not isinstance(dimension, int) or not 1 <= dimension <= self.dimension:
+            raise InputError(
+                f"dimensions must be an integer from 1 to {self.dimension}, the model's own, not {dimension!r}"
+            )
+        return replace(self, dimension=dimension)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain JSON values; `from_dict` reads them back."""

@@ -135,6 +135,21 @@ def test_the_revision_reaches_the_embedder(load: Callable[[str], object], tiny_f
         load(str(tiny_folder))
 
 
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda folder: GircseEmbeddings(model=folder, device="cpu", dimensions=8).embedder,
+        lambda folder: GircseEmbedding(model_name=folder, device="cpu", dimensions=8).embedder,
+        lambda folder: GircseModule(folder, device="cpu", dimensions=8).embedder,
+        lambda folder: GircseEncoder(folder, device="cpu", dimensions=8).model,
+        lambda folder: GircseDocumentEmbedder(folder, dimensions=8).embedder,
+        lambda folder: GircseTextEmbedder(folder, dimensions=8).embedder,
+    ],
+)
+def test_every_door_shortens_vectors(load: Callable[[str], Embedder], tiny_folder: Path) -> None:
+    assert load(str(tiny_folder)).embed_documents(["text"]).shape == (1, 8)
+
+
 def test_queries_are_instructed_and_documents_are_not(door: Door) -> None:
     recording_backend = door.embedder.backend = RecordingBackend(door.embedder.backend, door.embedder)
     door.documents(TEXTS)

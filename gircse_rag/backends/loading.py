@@ -35,6 +35,7 @@ def load_backend(
     revision: str | None,
     preset: str | None,
     deterministic: bool,
+    dimensions: int | None,
 ) -> Loaded:
     """Load a checkpoint. `Embedder.from_pretrained` describes the arguments.
 
@@ -42,6 +43,22 @@ def load_backend(
         CheckpointError: the model cannot be loaded.
         InputError: an argument is invalid.
     """
+    loaded, tokenizer, spec = _load(name, backend, device, dtype, steps, url, lazy, revision, preset, deterministic)
+    return loaded, tokenizer, spec if dimensions is None else spec.shortened(dimensions)
+
+
+def _load(
+    name: str | os.PathLike[str],
+    backend: BackendName,
+    device: str,
+    dtype: str,
+    steps: int | None,
+    url: str | None,
+    lazy: bool,
+    revision: str | None,
+    preset: str | None,
+    deterministic: bool,
+) -> Loaded:
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} does not exist; it is one of {', '.join(BACKENDS)}")
     if steps is not None:

@@ -46,6 +46,9 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     Option(help="Data type; auto is bfloat16 where the hardware has it, else float16 on x86, else float32."),
 ]
+Dimensions = Annotated[
+    int | None, Option(min=1, metavar="D", help="Leading components of each vector to keep (default: all).")
+]
 _STEPS = "Number of refinement steps, or auto to stop once the embedding converges (default: the model's)."
 # int | Literal["auto"] | None; typer converts with the parser, not the annotation
 Steps = Annotated[Any, Option(parser=_parse_steps, metavar="K|auto", help=_STEPS)]
@@ -70,13 +73,14 @@ AsJson = Annotated[bool, Option("--json", help="Print one JSON document.")]
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The model to load and how to run it: --model, --revision, --backend, --device and --dtype."""
+    """The model to load and how to run it: --model, --revision, --backend, --device, --dtype and --dimensions."""
 
     name: Model = DEFAULT_MODEL
     revision: Revision = None
     backend: Backend = None
     device: Device = "auto"
     dtype: Dtype = "auto"
+    dimensions: Dimensions = None
 
 
 DEFAULT = ModelOptions()
@@ -97,6 +101,7 @@ def load(model: ModelOptions, *, lazy: bool = False) -> Embedder:
 
     choice: dict[str, Any] = {} if model.backend is None else {"backend": model.backend}
     options: dict[str, Any] = {"device": model.device, "dtype": model.dtype, "revision": model.revision}
+    options["dimensions"] = model.dimensions
     return Embedder.from_pretrained(model.name, lazy=lazy, **options, **choice)
 
 

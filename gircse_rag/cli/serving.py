@@ -62,6 +62,7 @@ def serve(
     ] = "paged",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    dimensions: options.Dimensions = None,
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key: Annotated[
@@ -112,7 +113,8 @@ def serve(
             from gircse_rag.qdrant import open_client
 
             client = stack.enter_context(closing(open_client(path, url)))
-        embedder = stack.enter_context(options.load(options.ModelOptions(model, revision, device=device, dtype=dtype)))
+        chosen = options.ModelOptions(model, revision, device=device, dtype=dtype, dimensions=dimensions)
+        embedder = stack.enter_context(options.load(chosen))
         settings = Settings(
             model=model,
             api_key=api_key,

@@ -15,7 +15,6 @@ from gircse_rag.serving.openai_api import (
     Texts,
     as_inputs,
     base64_vectors,
-    check_dimensions,
     json_response,
     to_json,
 )
@@ -52,7 +51,6 @@ def cohere_routes(service: Service) -> APIRouter:
     @router.post("/v2/embed")
     async def embed(body: CohereBody, request: Request) -> Response:
         service.check_model(body.model)
-        check_dimensions(body.output_dimension, service)
         if not isinstance(body.texts, list):
             raise InputError("texts must be a list of texts")
         task = Task(
@@ -62,6 +60,7 @@ def cohere_routes(service: Service) -> APIRouter:
             steps=body.steps,
             max_length=body.max_tokens,
             truncate=body.truncate == "END",
+            dimensions=body.output_dimension,
         )
 
         def render(result: Embedded) -> bytes:

@@ -19,7 +19,6 @@ import gircse_rag
 from gircse_rag.errors import InputError
 from gircse_rag.prompts import Role
 from gircse_rag.serving.embedding import Embedded, Task
-from gircse_rag.serving.problems import RefusedError
 from gircse_rag.serving.service import Service
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -54,7 +53,6 @@ def openai_routes(service: Service) -> APIRouter:
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
         service.check_model(body.model)
-        check_dimensions(body.dimensions, service)
         limit = body.truncate_prompt_tokens
         if limit == 0:
             raise InputError("truncate_prompt_tokens must be -1 or at least 1, not 0")
@@ -66,6 +64,7 @@ def openai_routes(service: Service) -> APIRouter:
             max_length=None if limit == -1 else limit,
             truncate=limit is not None,
             tokenizer=body.tokenizer,
+            dimensions=body.dimensions,
         )
 
         def render(result: Embedded) -> bytes:
@@ -124,18 +123,6 @@ def as_inputs(value: Any, *, token_ids: bool = False) -> list[Any]:
         if not value or isinstance(value[0], str) or (token_ids and isinstance(value[0], list)):
             return value
     raise InputError("the input must be a text or a list of texts")
-
-
-def check_dimensions(dimensions: int | None, service: Service) -> None:
-    """Refuse another length of vectors than the model's.
-
-    Raises:
-        RefusedError: 400.
-    """
-    native = service.embedder.dimension
-    if dimensions is not None and dimensions != native:
-        message = f"this model's vectors have {native} dimensions and cannot be shortened; leave `dimensions` out"
-        raise RefusedError(400, message, code="dimensions_not_supported")
 
 
 def base64_vectors(result: Embedded) -> list[str]:

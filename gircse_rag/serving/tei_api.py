@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gircse_rag.errors import InputError
 from gircse_rag.prompts import Role
 from gircse_rag.serving.embedding import Task
-from gircse_rag.serving.openai_api import Steps, Texts, as_inputs, check_dimensions, json_response, to_json
+from gircse_rag.serving.openai_api import Steps, Texts, as_inputs, json_response, to_json
 from gircse_rag.serving.service import Service
 
 
@@ -36,7 +36,6 @@ def tei_routes(service: Service) -> APIRouter:
 
     @router.post("/embed")
     async def embed(body: TeiBody, request: Request) -> Response:
-        check_dimensions(body.dimensions, service)
         if body.normalize is False:
             raise InputError("GIRCSE's vectors have unit length by definition; leave `normalize` out")
         if body.role is not None and body.prompt_name not in (None, body.role):
@@ -47,6 +46,7 @@ def tei_routes(service: Service) -> APIRouter:
             instruction=body.instruction,
             steps=body.steps,
             truncate=bool(body.truncate),
+            dimensions=body.dimensions,
         )
         return json_response(await service.embed(request, task, lambda result: to_json(list(result.vectors))))
 

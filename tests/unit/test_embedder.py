@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gircse_rag import Embedder, GircseWarning
 from gircse_rag.backend import Backend
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.backends.reference import ReferenceBackend
-from gircse_rag.errors import GircseError, InputError
+from gircse_rag.errors import GircseError, InputError, SpecMismatchError
 from gircse_rag.spec import MAX_STEPS
 from tests import tiny
 
@@ -128,6 +129,23 @@ def test_document_steps_are_part_of_the_fingerprint(tiny_folder: Path, tiny_embe
     assert deep.embed(["text"], "document").steps.tolist() == [7]
 
 
+@pytest.mark.parametrize("options", [{"backend": "paged"}, {"backend": "reference"}, {"lazy": True}])
+def test_shortened_vectors_are_the_leading_components(tiny_folder: Path, options: dict[str, Any]) -> None:
+    load = partial(Embedder.from_pretrained, str(tiny_folder), dtype="float32", device="cpu", **options)
+    whole, short = load(), load(dimensions=8)
+    texts = ["one text", "another"]
+    for role in ("query", "document"):
+        result = short.embed(texts, role, trajectory=True, steps=[5, 5])
+        expected = whole.embed(texts, role, trajectory=True, steps=[5, 5])
+        assert expected.trajectory is not None and result.trajectory is not None
+        for found, full in ((result.vectors, expected.vectors), (result.trajectory, expected.trajectory)):
+            leading = full[..., :8] / np.linalg.norm(full[..., :8], axis=-1, keepdims=True)
+            np.testing.assert_allclose(found, leading, atol=1e-6)
+    assert short.dimension == 8 and short.embed_queries([]).shape == (0, 8)
+    with pytest.raises(SpecMismatchError, match="dimension: this embedder 8, the collection 32"):
+        short.spec.check_matches(whole.spec)
+
+
 @pytest.mark.parametrize("bad", ["", "  ", None, 3, "\ud800", "a\x00"])
 def test_a_bad_text_is_reported_before_anything_is_computed(tiny_embedder: Embedder, bad: Any) -> None:
     with pytest.raises(InputError, match="text 1") as caught:
@@ -206,6 +224,9 @@ def test_invalid_embed_arguments_are_refused(tiny_embedder: Embedder, arguments:
         ({"dtype": "int4"}, "float32, bfloat16, float16"),
         ({"device": "abacus"}, "not usable here"),
         ({"steps": 0}, "from 1 to"),
+        ({"dimensions": 0}, "dimensions must be an integer from 1 to 32"),
+        ({"dimensions": 33}, "dimensions must be an integer from 1 to 32"),
+        ({"dimensions": 8.0}, "dimensions must be an integer from 1 to 32"),
         ({"name": ""}, "a bundled name"),
     ],
 )

@@ -16,7 +16,7 @@ from langchain_core.runnables.config import run_in_executor
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-_EMBEDDER_FIELDS = {"model_name", "revision", "backend", "device", "dtype", "steps"}
+_EMBEDDER_FIELDS = {"model_name", "revision", "backend", "device", "dtype", "steps", "dimensions"}
 
 
 class GircseInvalidRequestError(ModelInvalidRequestError, InputError):
@@ -63,10 +63,12 @@ class GircseEmbeddings(BaseModel, Embeddings):
     device: str = "auto"
     dtype: str = "auto"
     """"auto" (bfloat16 where the hardware multiplies it natively), "float32", "bfloat16" or "float16"."""
+    dimensions: int | None = None
+    """Leading components of each vector to keep. None: all."""
     show_progress: bool = False
     """Show progress of `embed_documents` on stderr: a bar on a terminal, else a line every ten seconds."""
     embedder: SkipJsonSchema[Embedder] = Field(default=None, exclude=True, repr=False)  # type: ignore[assignment]
-    """A loaded embedder to share. It fixes model, revision, steps, backend, device and dtype, so do not pass those."""
+    """A loaded embedder to share. It fixes model, revision, steps, backend, device, dtype, dimensions."""
 
     @model_validator(mode="before")
     @classmethod
@@ -98,6 +100,7 @@ class GircseEmbeddings(BaseModel, Embeddings):
                 dtype=self.dtype,
                 steps=self.steps,
                 revision=self.revision,
+                dimensions=self.dimensions,
                 **options,
             )
         except GircseError as error:

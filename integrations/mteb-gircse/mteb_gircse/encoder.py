@@ -42,7 +42,7 @@ class GircseEncoder(AbsEncoder):
     Args:
         model_name: the model's name in MTEB, and the checkpoint to load unless `checkpoint` is given.
         revision: the expected fingerprint, which MTEB uses to identify results. None: any.
-        device, dtype, steps, backend: as for `Embedder.from_pretrained`.
+        device, dtype, steps, backend, dimensions: as for `Embedder.from_pretrained`.
         prompts: task name or type -> an instruction, or the name of one of gircse-rag's instructions.
         checkpoint: a bundled name, a local folder or a Hub id.
 
@@ -64,6 +64,7 @@ class GircseEncoder(AbsEncoder):
         dtype: str = "auto",
         steps: int | None = None,
         backend: str | None = None,
+        dimensions: int | None = None,
         prompts: Mapping[str, str] | None = None,
         checkpoint: str | None = None,
     ) -> None:
@@ -71,7 +72,7 @@ class GircseEncoder(AbsEncoder):
         options: dict[str, Any] = {} if backend is None else {"backend": backend}
         try:
             self.model = Embedder.from_pretrained(
-                checkpoint, device=device or "auto", dtype=dtype, steps=steps, **options
+                checkpoint, device=device or "auto", dtype=dtype, steps=steps, dimensions=dimensions, **options
             )
         except GircseError as error:
             raise ValueError(str(error)) from error
@@ -80,7 +81,8 @@ class GircseEncoder(AbsEncoder):
         self.prompts_dict = {
             task: read_instruction(prompt) for task, prompt in {**TASK_PROMPTS, **(prompts or {})}.items()
         }
-        settings = {"dtype": dtype, "steps": steps, "backend": backend, "prompts": dict(prompts or {})}
+        settings: dict[str, Any] = {"dtype": dtype, "steps": steps, "backend": backend, "dimensions": dimensions}
+        settings["prompts"] = dict(prompts or {})
         self.mteb_model_meta = _make_meta(self.model, checkpoint, settings)
 
     def encode(

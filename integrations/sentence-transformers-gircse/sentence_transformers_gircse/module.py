@@ -39,6 +39,7 @@ class GircseModule(InputModule):
         dtype: "auto", "float32", "bfloat16" or "float16", or the torch dtype.
         backend: execution backend. None: the default of `Embedder.from_pretrained`.
         revision: branch, tag or commit of a Hub id. None: its main branch.
+        dimensions: leading components of each vector to keep. None: all.
 
     Raises:
         ValueError: an argument is invalid, or the model cannot be loaded.
@@ -56,9 +57,11 @@ class GircseModule(InputModule):
         dtype: str | torch.dtype = "auto",
         backend: str | None = None,
         revision: str | None = None,
+        dimensions: int | None = None,
     ) -> None:
         super().__init__()
         self._settings: dict[str, Any] = {"steps": steps, "device": device or get_device_name(), "revision": revision}
+        self._settings["dimensions"] = dimensions
         self._settings["dtype"] = str(dtype).removeprefix("torch.")
         if backend is not None:
             self._settings["backend"] = backend
@@ -133,8 +136,9 @@ class GircseModule(InputModule):
                     for path in (path for pattern in _CHECKPOINT_FILES for path in source.glob(pattern)):
                         shutil.copy(path, fresh)
         config = {"name": name, "steps": self.embedder.spec.document_steps}
-        if self._settings["revision"] is not None:
-            config["revision"] = self._settings["revision"]
+        config |= {
+            name: self._settings[name] for name in ("revision", "dimensions") if self._settings[name] is not None
+        }
         (folder / self.config_file_name).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     @classmethod

@@ -40,6 +40,16 @@ def test_texts_come_from_arguments_a_file_or_stdin(gircse: Gircse, tiny_model: l
     assert results[0].json["instruction"] is None
 
 
+def test_dimensions_shorten_the_vectors(gircse: Gircse, tiny_model: list[str]) -> None:
+    whole, short = (
+        gircse("embed", "text", "--json", *tiny_model, *options).json["embeddings"][0]["vector"]
+        for options in ([], ["--dimensions", "8"])
+    )
+    np.testing.assert_allclose(short, np.array(whole[:8]) / np.linalg.norm(whole[:8]), atol=1e-6)
+    refused = gircse("embed", "text", *tiny_model, "--dimensions", "33")
+    assert refused.code == 5 and "dimensions must be an integer from 1 to 32" in refused.err
+
+
 def test_the_table_shows_every_text(gircse: Gircse, tiny_model: list[str]) -> None:
     result = gircse("embed", "[red]brackets", "other", "--steps", "auto", *tiny_model)
     assert result.code == 0

@@ -76,8 +76,14 @@ def test_role_instruction_and_steps(
     assert_equal(vectors(embeddings(http, input=TEXTS, **fields)), embedder.embed(TEXTS, **arguments).vectors)
 
 
-def test_the_native_dimension_may_be_asked_for(http: httpx.Client, embedder: Embedder) -> None:
-    assert vectors(embeddings(http, input=TEXTS, dimensions=embedder.dimension)).shape == (4, embedder.dimension)
+@pytest.mark.parametrize("dimensions", [1, 8, 32])
+def test_vectors_are_shortened_on_request(http: httpx.Client, tiny_folder: Path, dimensions: int) -> None:
+    short = Embedder.from_pretrained(str(tiny_folder), dtype="float32", device="cpu", dimensions=dimensions)
+    expected = short.embed_documents(TEXTS)
+    assert_equal(vectors(embeddings(http, input=TEXTS, dimensions=dimensions)), expected)
+    cohere = {"texts": TEXTS, "model": MODEL, "input_type": "search_document", "output_dimension": dimensions}
+    assert_equal(np.array(http.post("/v2/embed", json=cohere).json()["embeddings"]["float"]), expected)
+    assert_equal(np.array(http.post("/embed", json={"inputs": TEXTS, "dimensions": dimensions}).json()), expected)
 
 
 def test_long_texts_are_cut_only_on_request(http: httpx.Client, embedder: Embedder) -> None:

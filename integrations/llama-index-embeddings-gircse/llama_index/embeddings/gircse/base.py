@@ -19,7 +19,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from llama_index.embeddings.gircse.cache import QUESTION, Question, SeparateKeys, Steps
 
-_EMBEDDER_FIELDS = {"model_name", "revision", "backend", "device", "dtype", "steps"}
+_EMBEDDER_FIELDS = {"model_name", "revision", "backend", "device", "dtype", "steps", "dimensions"}
 
 
 class GircseEmbedding(BaseEmbedding):
@@ -67,12 +67,15 @@ class GircseEmbedding(BaseEmbedding):
     )
     device: str = Field(default="auto", frozen=True, description="'auto', or a torch device.")
     dtype: str = Field(default="auto", frozen=True, description="'auto', 'float32', 'bfloat16' or 'float16'.")
+    dimensions: int | None = Field(
+        default=None, frozen=True, description="Leading components of each vector to keep. None: all."
+    )
     embedder: SkipJsonSchema[Embedder] = Field(
         default=None,
         frozen=True,
         exclude=True,
         repr=False,
-        description="A loaded embedder to share. It fixes model_name, revision, steps, backend, device and dtype.",
+        description="A loaded embedder. It fixes model_name, revision, steps, backend, device, dtype, dimensions.",
     )
 
     @classmethod
@@ -106,6 +109,7 @@ class GircseEmbedding(BaseEmbedding):
                     dtype=self.dtype,
                     steps=self.steps,
                     revision=self.revision,
+                    dimensions=self.dimensions,
                     **options,
                 )
             except GircseError as error:

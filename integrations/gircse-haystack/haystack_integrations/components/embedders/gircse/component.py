@@ -40,6 +40,7 @@ class GircseComponent:
         device: ComponentDevice | None,
         dtype: str,
         revision: str | None,
+        dimensions: int | None,
     ) -> None:
         self.model = model
         self.steps = steps
@@ -47,6 +48,7 @@ class GircseComponent:
         self.device = device
         self.dtype = dtype
         self.revision = revision
+        self.dimensions = dimensions
         self._embedder: Embedder | None = None
 
     @property
@@ -57,7 +59,7 @@ class GircseComponent:
         """
         if self._embedder is None:
             device = "auto" if self.device is None else self.device.to_torch_str()
-            key = (self.model, self.steps, self.backend, device, self.dtype, self.revision)
+            key = (self.model, self.steps, self.backend, device, self.dtype, self.revision, self.dimensions)
             options: dict[str, Any] = {} if self.backend is None else {"backend": self.backend}
             with _lock:
                 embedder = _embedders.get(key)
@@ -69,6 +71,7 @@ class GircseComponent:
                             device=device,
                             dtype=self.dtype,
                             revision=self.revision,
+                            dimensions=self.dimensions,
                             **options,
                         )
                     except GircseError as error:

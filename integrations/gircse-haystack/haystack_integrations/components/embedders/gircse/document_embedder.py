@@ -34,6 +34,7 @@ class GircseDocumentEmbedder(GircseComponent):
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
         revision: str | None = None,
+        dimensions: int | None = None,
         progress_bar: bool = False,
         **other: Any,
     ) -> None:
@@ -47,11 +48,12 @@ class GircseDocumentEmbedder(GircseComponent):
         :param meta_fields_to_embed: metadata fields to embed along with the document text.
         :param embedding_separator: string between the metadata fields and the document text.
         :param revision: branch, tag or commit of a Hub id. None: its main branch.
+        :param dimensions: leading components of each vector to keep. None: all.
         :param progress_bar: show progress on stderr: a bar on a terminal, else a line every ten seconds.
         :raises TypeError: there is no such option; says what replaces that of another embedder.
         """
         refuse_options(GircseDocumentEmbedder, other)
-        super(GircseDocumentEmbedder, self).__init__(model, steps, backend, device, dtype, revision)  # noqa: UP008 # @component replaces the class
+        super(GircseDocumentEmbedder, self).__init__(model, steps, backend, device, dtype, revision, dimensions)  # noqa: UP008 # @component replaces the class
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
         self.progress_bar = progress_bar

@@ -33,6 +33,7 @@ class GircseTextEmbedder(GircseComponent):
         device: ComponentDevice | None = None,
         dtype: str = "auto",
         revision: str | None = None,
+        dimensions: int | None = None,
         **other: Any,
     ) -> None:
         """Creates the component. `warm_up` or the first `run` loads the model.
@@ -45,13 +46,14 @@ class GircseTextEmbedder(GircseComponent):
         :param device: None: CUDA if available, else Apple's GPU, else the CPU.
         :param dtype: "auto", "float32", "bfloat16" or "float16".
         :param revision: branch, tag or commit of a Hub id. None: its main branch.
+        :param dimensions: leading components of each vector to keep. None: all.
         :raises ValueError: the instruction is invalid.
         :raises TypeError: there is no such option; says what replaces that of another embedder.
         """
         refuse_options(GircseTextEmbedder, other)
         if query_instruction is not None:
             read_instruction(query_instruction)
-        super(GircseTextEmbedder, self).__init__(model, steps, backend, device, dtype, revision)  # noqa: UP008 # @component replaces the class
+        super(GircseTextEmbedder, self).__init__(model, steps, backend, device, dtype, revision, dimensions)  # noqa: UP008 # @component replaces the class
         self.query_instruction = query_instruction
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
