@@ -11,8 +11,10 @@ TORCH ?= --torch-backend cpu
 VLLM_SHORT := checks congruence scheduler server
 PACKAGES := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-# One thread per worker: two OpenMP threads on a busy 2-core machine run ten times slower.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadgroup -n
+# One thread per worker: two OpenMP threads on a busy 2-core machine run ten times slower. Compiled modules are kept,
+# because the tests start hundreds of processes.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+XDIST := --dist loadgroup -n
 
 .PHONY: help install demo unit test test/integrations one coverage test-vllm test-vllm-short soak lint lock docs format clean
 
@@ -30,24 +32,24 @@ demo: $(READY)  ## embed Python's own documentation, store it in Qdrant, ask it 
 	$(BIN)/python examples/demo.py
 
 unit: $(READY)  ## the fast tests: no model, nothing that starts or kills processes
-	$(PYTEST) $(WORKERS) tests/unit -m "not model and not slow and not gpu"
+	$(PYTEST) $(XDIST) $(WORKERS) tests/unit -m "not model and not slow and not gpu"
 
 test: $(READY)  ## all tests but vLLM's; the first run fetches the model (93 MB)
-	$(PYTEST) $$(($(WORKERS) + 1)) tests --durations=15  # one more worker, because many tests wait for processes
+	$(PYTEST) $(XDIST) $$(($(WORKERS) + 1)) tests --durations=15  # one more worker, because many tests wait for processes
 	$(MAKE) --no-print-directory --jobs=$(WORKERS) $(SYNC) $(PACKAGES:%=test/%) test/integrations
 
 # One process per package, WORKERS at a time: workers of one run would each load the model.
 test/integrations: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(wildcard integrations/test_*.py)
+	$(PYTEST) $(wildcard integrations/test_*.py)
 
 test/%: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $*
+	$(PYTEST) $*
 
 one: $(READY)  ## one file or test: make one T=tests/unit/test_spec.py, or T="tests/unit -k fingerprint"
 	$(BIN)/python -m pytest $(T)
 
 coverage: $(READY)  ## the tests with a coverage report, in build/coverage
-	$(PYTEST) $(WORKERS) tests --cov gircse_rag --cov-report term:skip-covered --cov-report html:build/coverage
+	$(PYTEST) $(XDIST) $(WORKERS) tests --cov gircse_rag --cov-report term:skip-covered --cov-report html:build/coverage
 
 test-vllm:  ## the vLLM suite, in .venv-vllm (3.4 GB, created on first use; CPU)
 	$(PYTHON) scripts/vllm_environment.py $(VENV)-vllm

@@ -30,7 +30,7 @@ from tests.unit.backends.test_engine_thread import wait_until
 
 pytestmark = pytest.mark.slow
 
-REQUESTS = int(os.environ.get("GIRCSE_SOAK_REQUESTS", "400"))
+REQUESTS = int(os.environ.get("GIRCSE_SOAK_REQUESTS", "240"))
 CLIENTS = 16
 TEXTS = [f"text {number} of the way of the world" for number in range(40)]
 STEPS = (1, 5, 9)

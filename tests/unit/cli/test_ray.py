@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gircse_rag.qdrant.ingestion import ray_runner
 from tests.processes import interruptible
 from tests.qdrant_shim import Shim
 from tests.soak.kills import assert_same, read_state
@@ -19,15 +20,20 @@ from tests.unit.cli.test_app import GIRCSE
 
 ray = pytest.importorskip("ray", reason="needs gircse-rag[ray]")
 pytest.importorskip("ray.data", reason="needs gircse-rag[ray]")
+ROWS = 200
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # several Rays at once starve each other
+
+
+def write_rows(folder: Path, count: int) -> None:
+    rows = [{"key": n, "body": f"row {n} of a table.\n\nIt has {n % 7} legs and more words."} for n in range(count)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "in"
     folder.mkdir()
-    rows = [{"key": n, "body": f"row {n} of a table.\n\nIt has {n % 7} legs and more words."} for n in range(1200)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder, ROWS)
     (folder / "guide.md").write_text("# Files\n\nOpen a file with open().\n\n# Lists\n\nSort a list with sorted().\n")
     (folder / "copy.txt").write_text("# Files\n\nOpen a file with open().\n\n# Lists\n\nSort a list with sorted().\n")
     (folder / "latin.txt").write_bytes(b"K\xe4fer")
@@ -35,15 +41,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_two_workers_build_the_same_collection_as_one_process(
-    gircse: Gircse, tiny_model: list[str], folder: Path, tmp_path: Path
+    gircse: Gircse, tiny_model: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Uses every option that workers need: how to read rows, how to cut documents, and the source."""
+    monkeypatch.setattr(ray_runner, "_DOCUMENTS_PER_PART", 32)  # several parts per worker
     options = ["--collection", "docs", "--text-field", "body", "--id-field", "key", "--chunk-tokens", "60"]
     options += ["--chunk-by", "headings", "--source", "mine", "--json", *tiny_model]
     with Shim() as single, Shim() as shim:
         expected = gircse("ingest", folder, "--url", single.url, *options)
-        assert (expected.code, expected.json["added"]) == (1, 1202)
-        assert expected.json["embedded"] > 1202 and expected.json["duplicated"] == 1
+        assert (expected.code, expected.json["added"]) == (1, ROWS + 2)
+        assert expected.json["embedded"] > ROWS + 2 and expected.json["duplicated"] == 1
         ray_options = ["--url", shim.url, "--runner", "ray", "--workers", "2", *options]
         result = gircse("ingest", "in", *ray_options)
         assert result.code == 1 and not ray.is_initialized(), "the command did not shut down its Ray"
@@ -56,7 +63,7 @@ def test_two_workers_build_the_same_collection_as_one_process(
         (folder / "latin.txt").unlink()
         (folder / "copy.txt").unlink()
         again = gircse("ingest", folder, *ray_options, "--sync")
-        assert (again.code, again.json["embedded"], again.json["unchanged"]) == (0, 0, 1201)
+        assert (again.code, again.json["embedded"], again.json["unchanged"]) == (0, 0, ROWS + 1)
         assert (again.json["gone"], again.json["removed"]) == (["copy.txt"], 1)
         found = gircse("search", "a table", "--collection", "docs", "--url", shim.url, "--json", *tiny_model)
         scores = [hit["score"] for hit in found.json["hits"]]
@@ -64,6 +71,7 @@ def test_two_workers_build_the_same_collection_as_one_process(
 
 
 def test_sigterm_ends_an_ingest_on_ray_like_any_other(tiny_model: list[str], folder: Path, tmp_path: Path) -> None:
+    write_rows(folder, 1200)  # enough that the signal comes before the end
     with Shim() as shim:
         command = ["ingest", str(folder), "--collection", "docs", "--url", shim.url, "--text-field", "body"]
         process = interruptible(

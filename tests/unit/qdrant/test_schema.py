@@ -293,7 +293,7 @@ class _FixedReply(BaseHTTPRequestHandler):
 def test_a_bad_server_answer_is_reported(embedder: StandIn, status: int, body: bytes, message: str) -> None:
     handler = type("Handler", (_FixedReply,), {"status": status, "body": body})
     with HTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         client = open_client(url=f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(StoreError, match=message):
             _search(client, embedder)

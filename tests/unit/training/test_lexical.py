@@ -170,6 +170,7 @@ def test_a_text_without_content_words_is_skipped_and_counted(tmp_path):
     assert record["lexical"] == 0 and everything < record["lexical_skipped"] == len(batch.texts)
 
 
+@pytest.mark.slow
 def test_supervision_teaches_the_soft_tokens_their_targets(tmp_path):
     options = {"rows": 300, "save_rows": 300, "learning_rate": 0.003, "temperature": 0.1}
     spoken = {}

@@ -4,6 +4,7 @@ import datetime
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -177,22 +178,22 @@ def _many_maps(count: int) -> Any:
     return pa.array([[(f"{n}", "b" * 500_000) for n in range(count)]], pa.map_(pa.string(), pa.string()))
 
 
-_BOMBS: dict[str, tuple[dict[str, Any], str]] = {
-    "compression": ({"text": ["a" * 7_000_000 + str(n) for n in range(16)]}, "more than 100 times the file"),
-    "dictionary": ({"text": ["a" * 26_000_000] * 8}, "row 8: too large (26,000,"),
-    "a row's list": ({"text": ["a"], "n": [[7] * 3_000_000]}, "row 1: too large (2"),
-    "strings in a list": ({"text": ["a"], "tags": [["a" * 500_000] * 1_000]}, "row 1: too large (500,0"),
-    "strings in lists": ({"text": ["a"] * 9, "tags": [["a" * 500_000] * 100] * 9}, "row 9: too large (50,0"),
-    "strings in maps": ({"text": ["a"], "tags": _many_maps(300)}, "row 1: too large (150,0"),
-    "strings in structs": ({"text": ["a"], "tags": [[{"t": "a" * 500_000}] * 300]}, "row 1: too large (150,0"),
-    "lists": ({"text": ["a"] * 4, "n": [[7] * 3_000_000] * 4}, "more than 100 times the file"),
+_BOMBS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "compression": (lambda: {"text": ["a" * 7_000_000 + str(n) for n in range(16)]}, "more than 100 times the file"),
+    "dictionary": (lambda: {"text": ["a" * 26_000_000] * 8}, "row 8: too large (26,000,"),
+    "a row's list": (lambda: {"text": ["a"], "n": [[7] * 3_000_000]}, "row 1: too large (2"),
+    "strings in a list": (lambda: {"text": ["a"], "tags": [["a" * 500_000] * 1_000]}, "row 1: too large (500,0"),
+    "strings in lists": (lambda: {"text": ["a"] * 9, "tags": [["a" * 500_000] * 100] * 9}, "row 9: too large (50,0"),
+    "strings in maps": (lambda: {"text": ["a"], "tags": _many_maps(300)}, "row 1: too large (150,0"),
+    "strings in structs": (lambda: {"text": ["a"], "tags": [[{"t": "a" * 500_000}] * 300]}, "row 1: too large (150,0"),
+    "lists": (lambda: {"text": ["a"] * 4, "n": [[7] * 3_000_000] * 4}, "more than 100 times the file"),
 }
 
 
 @pytest.mark.parametrize("kind", _BOMBS)
 def test_a_small_parquet_that_unpacks_to_over_100_megabytes_is_refused(tmp_path: Path, kind: str) -> None:
     columns, expected = _BOMBS[kind]
-    path = _parquet(tmp_path / "a.parquet", columns, compression="zstd", dictionary_pagesize_limit=2**30)
+    path = _parquet(tmp_path / "a.parquet", columns(), compression="zstd", dictionary_pagesize_limit=2**30)
     assert path.stat().st_size < 20_000
     before, most, why = pa.total_allocated_bytes(), 0, ""
     for item in read_documents(path):

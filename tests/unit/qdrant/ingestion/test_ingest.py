@@ -3,7 +3,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -351,15 +351,15 @@ def _nested(depth: int) -> list[object]:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (Document("a\ud800", "text"), "lone surrogate"),
-        (Document("deep", "text", {"deep": _nested(900)}), "nested more than"),
-        (Document("deeper", "text", {"deep": _nested(100_000)}), "nested more than"),
+        (lambda: Document("a\ud800", "text"), "lone surrogate"),
+        (lambda: Document("deep", "text", {"deep": _nested(900)}), "nested more than"),
+        (lambda: Document("deeper", "text", {"deep": _nested(100_000)}), "nested more than"),
     ],
 )
 def test_a_document_that_no_store_can_hold_fails_alone(
-    client: QdrantClient, embedder: StandIn, bad: Document, reason: str
+    client: QdrantClient, embedder: StandIn, bad: Callable[[], Document], reason: str
 ) -> None:
-    report = _ingest(client, embedder, Document("before", "one"), bad, Document("after", "two"))
+    report = _ingest(client, embedder, Document("before", "one"), bad(), Document("after", "two"))
     assert report.added == 2
     (failed,) = report.failed
     assert reason in failed.reason

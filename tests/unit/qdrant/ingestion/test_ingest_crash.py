@@ -152,6 +152,7 @@ def test_a_refused_replacement_keeps_the_old_version(
     client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("letters", "refused"), [("XYZUVW", "V"), ("FEDCBX", "X"), ("YABCDX", "X"), ("AXC", "X")])
 def test_after_a_crash_during_a_rollback_either_version_can_be_ingested(
     monkeypatch: pytest.MonkeyPatch, letters: str, refused: str

@@ -39,6 +39,7 @@ def test_a_full_disk_is_reported_and_written_documents_are_kept(small_disks: Sma
     client.close()
 
 
+@pytest.mark.slow
 def test_an_edge_store_stops_before_its_disk_is_full(small_disks: SmallDisks) -> None:
     """On a full disk the engine's memory maps raise SIGBUS: without the check, this test would be killed."""
     pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
