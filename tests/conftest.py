@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a model hub
 # Local stores sync every write, and on a disk the waits doubled the time of their tests.
 if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 4 << 30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+os.environ.setdefault("RAY_worker_niceness", "0")  # at its default of 15, the other tests starve Ray's workers
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 

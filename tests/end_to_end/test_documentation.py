@@ -43,7 +43,7 @@ def test_python_runs_as_written(page: Path, tmp_path: Path, monkeypatch: pytest.
     if page.name not in IN_PROCESSES:
         monkeypatch.chdir(tmp_path)
         with warnings.catch_warnings():
-            warnings.simplefilter("default")  # as in a program; pytest makes errors of ours
+            warnings.simplefilter("ignore")  # pytest makes errors of ours
             exec(compile(program, str(page), "exec"), {"__name__": "__main__"})
         return
     done = subprocess.run(

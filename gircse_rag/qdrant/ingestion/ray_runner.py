@@ -192,9 +192,11 @@ def _cluster(ray: Any, workers: int, gpus: float) -> Iterator[None]:
     if own:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # hides complaints about Ray Data's own actors
-        cpus = None if os.environ.get("RAY_ADDRESS") else max(os.cpu_count() or 1, workers)
+        join = bool(os.environ.get("RAY_ADDRESS"))
+        # Given no address, Ray looks for the last `ray start` on this machine, and fails if that has ended uncleanly.
+        address, cpus = (None, None) if join else ("local", max(os.cpu_count() or 1, workers))
         on_terminate = signal.getsignal(signal.SIGTERM)
-        ray.init(num_cpus=cpus, include_dashboard=False, logging_level="error", log_to_driver=False)
+        ray.init(address, num_cpus=cpus, include_dashboard=False, logging_level="error", log_to_driver=False)
         if callable(on_terminate) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray replaced it by one that exits with code 15
     try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # several Rays 
 def write_rows(folder: Path, count: int) -> None:
     rows = [{"key": n, "body": f"row {n} of a table.\n\nIt has {n % 7} legs and more words."} for n in range(count)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(autouse=True)
+def ended_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray folder of its own, where a cluster ended uncleanly: its address is still there."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray-") as name:  # Ray's sockets need a short path
+        monkeypatch.setenv("RAY_TMPDIR", name)
+        (Path(name) / "ray").mkdir()
+        (Path(name) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Signals at random moments of real commands, from the start of the process on.
 
-`make soak` sends 40 of both signals to every command, `make test` 3 of one signal to each.
+`make soak` sends 40 of both signals to every command, `make test` 2 of one signal to each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.unit.cli.test_training import config, write_config
 __all__ = ["config"]
 
 SOAK = "GIRCSE_SOAK_KILLS" in os.environ
-COUNT = 40 if SOAK else 3
+COUNT = 40 if SOAK else 2
 SEED = int(os.environ.get("GIRCSE_SOAK_SEED", "1"))
 PACKAGE = str(Path(gircse_rag.__file__).parent)
 EARLY = re.compile(r"gircse_rag/(cli/)?(__init__|interrupts)\.py")

@@ -181,7 +181,8 @@ def test_an_interrupted_ingest_resumes_where_it_stopped(gircse: Gircse, tiny_mod
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (process.returncode, out) == (130, ""), err
-    assert err.startswith("interrupted: ") and err.count("\n") == 1
+    (line,) = (line for line in err.splitlines() if not line.startswith("documents: "))  # progress, on a busy machine
+    assert line.startswith("interrupted: ")
 
     stored = _count_points(tmp_path / "store")
     assert 0 < stored < total

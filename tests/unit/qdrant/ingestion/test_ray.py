@@ -97,7 +97,7 @@ def dying_corpus(marker: Path) -> Iterator[Document | SkippedFile]:
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=4, include_dashboard=False, logging_level="error", object_store_memory=200_000_000)
+    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="error", object_store_memory=200_000_000)
     yield
     ray.shutdown()
 
