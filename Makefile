@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 KILLS ?= 334
 SEED ?= 1
+REQUESTS ?= 100000
 # Where `make lock` finds torch without CUDA. Offline: make lock TORCH="--find-links FOLDER", with its wheel in FOLDER.
 TORCH ?= --torch-backend cpu
 VLLM_SHORT := checks congruence scheduler server
@@ -59,8 +60,8 @@ test-vllm-short:  ## a part of it: vectors, preemption and aborts, the server, t
 	$(PYTHON) scripts/vllm_environment.py $(VENV)-vllm
 	GIRCSE_VLLM_TEXTS=45 $(VENV)-vllm/bin/python -m pytest $(VLLM_SHORT:%=tests/vllm/test_%.py) --durations=10
 
-soak: $(READY)  ## 1,000 kills of an ingest over all kinds of stores, and 5 with the real model (KILLS= per store, SEED=)
-	GIRCSE_SOAK_KILLS=$(KILLS) GIRCSE_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak tests/unit/cli/test_signals.py -s
+soak: $(READY)  ## 1,000 kills of an ingest over all kinds of stores, 100,000 requests to a server (KILLS= per store, SEED=, REQUESTS=)
+	GIRCSE_SOAK_REQUESTS=$(REQUESTS) GIRCSE_SOAK_KILLS=$(KILLS) GIRCSE_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak tests/unit/cli/test_signals.py -s
 
 lint: $(READY)  ## ruff, mypy and import-linter
 	$(BIN)/ruff check .
