@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.resources import files
+from typing import cast
 
 import mmh3
 from py_rust_stemmers import SnowballStemmer
@@ -38,8 +39,13 @@ _MAX_CACHED_WORDS = 2**17
 """Limits the cache of an encoder to about 20 MB."""
 _WORD = re.compile(r"\w+")
 _NO_WORD = re.compile(r"[^\w\s]")
-_LOWER_WORDS = "".join(chr(i).lower() if chr(i).isalnum() or chr(i) == "_" else " " for i in range(128))
-"""Translates ASCII text to lower-case words and blanks, several times faster than a regular expression."""
+_LOWER_WORDS = bytes(ord(chr(i).lower()) if chr(i).isalnum() or i == ord("_") else ord(" ") for i in range(128))
+"""Translates ASCII to lower-case words and blanks, several times faster than a regular expression."""
+_TRANSLATION = _LOWER_WORDS + bytes(range(128, 256))
+_LONGEST_CACHED = 128
+"""Bytes of a cached run: Chinese has runs of a whole paragraph, and none occurs twice."""
+
+_Terms = int | tuple[int, ...] | None
 
 
 class Bm25Encoder:
@@ -58,7 +64,7 @@ class Bm25Encoder:
         self.language = language
         self._stemmer = SnowballStemmer(language)
         self._stop_words = _read_stop_words(language)
-        self._cache = _Cache(self._find_term)
+        self._cache = _Cache(self._find_terms)
 
     def __reduce__(self) -> tuple[type[Bm25Encoder], tuple[str]]:
         """Copies and pickles hold the language only: a stemmer can be neither copied nor pickled."""
@@ -71,14 +77,30 @@ class Bm25Encoder:
 
     def encode_document(self, text: str) -> dict[int, float]:
         """The weight tf of each term of a text."""
-        counts = Counter(map(self._cache.__getitem__, _words(text)))
+        counts = Counter(map(self._cache.__getitem__, _runs(text)))
         counts.pop(None, None)
+        for terms in [key for key in counts if isinstance(key, tuple)] if not text.isascii() else []:
+            occurrences = counts.pop(terms)
+            for term in terms:
+                counts[term] += occurrences
         norm = _K * (1 - _B + _B * counts.total() / _AVERAGE_TERMS)
-        return {term: n * (_K + 1) / (n + norm) for term, n in counts.items() if term is not None}
+        weights = {n: n * (_K + 1) / (n + norm) for n in set(counts.values())}
+        return cast(dict[int, float], dict(zip(counts, map(weights.__getitem__, counts.values()), strict=True)))
 
     def encode_question(self, text: str) -> dict[int, float]:
         """The weight 1 of each term of a question."""
-        return {term: 1.0 for word in _words(text) if (term := self._cache[word]) is not None}
+        found = map(self._cache.__getitem__, _runs(text))
+        terms = (term for each in found for term in (each if isinstance(each, tuple) else (each,)))
+        return {term: 1.0 for term in terms if term is not None}
+
+    def _find_terms(self, run: bytes) -> _Terms:
+        """The terms of a run: None, one, or several in a tuple."""
+        if run.isascii():
+            return self._find_term(run.decode())
+        # First drop what is no word: the lower case of a capital sigma depends on its neighbours.
+        words = _WORD.findall(_NO_WORD.sub(" ", run.decode("utf-8", "surrogatepass")).lower())
+        terms = tuple(term for word in words if (term := self._find_term(word)) is not None)
+        return terms if len(terms) > 1 else terms[0] if terms else None
 
     def _find_term(self, word: str) -> int | None:
         """The id of a word's stem, or None if the word is dropped."""
@@ -88,28 +110,28 @@ class Bm25Encoder:
         return abs(mmh3.hash(stem)) if stem else None
 
 
-class _Cache(dict[str, int | None]):
-    """The terms of the words seen lately. Stemming would take most of the time, and few words make up most of a text.
+class _Cache(dict[bytes, _Terms]):
+    """The terms of the runs seen lately. Stemming would take most of the time, and few words make up most of a text.
 
-    Thread-safe: at worst, two threads look up the same word.
+    Thread-safe: at worst, two threads look up the same run.
     """
 
-    def __init__(self, find: Callable[[str], int | None]) -> None:
+    def __init__(self, find: Callable[[bytes], _Terms]) -> None:
         super().__init__()
         self._find = find
 
-    def __missing__(self, word: str) -> int | None:
+    def __missing__(self, run: bytes) -> _Terms:
         if len(self) >= _MAX_CACHED_WORDS:
             self.clear()
-        term = self[word] = self._find(word)
-        return term
+        terms = self._find(run)
+        if len(run) <= _LONGEST_CACHED:
+            self[run] = terms
+        return terms
 
 
-def _words(text: str) -> list[str]:
-    if text.isascii():
-        return text.translate(_LOWER_WORDS).split()
-    # First drop what is no word: the lower case of a capital sigma depends on its neighbours.
-    return _WORD.findall(_NO_WORD.sub(" ", text).lower())
+def _runs(text: str) -> list[bytes]:
+    """The text without its ASCII punctuation and white space: words, or several words joined by other punctuation."""
+    return text.encode("utf-8", "surrogatepass").translate(_TRANSLATION).split()
 
 
 @lru_cache

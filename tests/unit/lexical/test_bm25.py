@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gircse_rag.errors import InputError
 from gircse_rag.lexical import LANGUAGES, Bm25Encoder, bm25
@@ -59,6 +61,27 @@ def test_every_stop_word_is_one_of_qdrants_and_has_no_term() -> None:
         theirs = edge.Bm25(edge.Bm25Config(language=language))
         assert [word for word in words if theirs.embed_query(word).indices] == [], language
         assert [word for word in words if Bm25Encoder(language).encode_question(word)] == [], language
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(st.sampled_from("aA1_ -.\n\x1c\u00a0é\u2019Σ\u0391ςİǅ你。\u0307\ud800"), max_size=60),
+    st.sampled_from(["english", "greek"]),
+)
+def test_words_are_those_of_a_regular_expression(text: str, language: str) -> None:
+    """The encoder cuts bytes at ASCII punctuation first, which is fast; the words must be the same."""
+    encoder = Bm25Encoder(language)
+    words = re.findall(r"\w+", re.sub(r"[^\w\s]", " ", text).lower())
+    terms = [term for term in map(encoder._find_term, words) if term is not None]
+    weights = {n: n * 2.2 / (n + 1.2 * (0.25 + 0.75 * len(terms) / 256)) for n in range(1, 61)}
+    assert encoder.encode_document(text) == pytest.approx({t: weights[terms.count(t)] for t in terms})
+    assert encoder.encode_question(text) == dict.fromkeys(terms, 1.0)
+
+
+def test_a_long_run_is_not_cached() -> None:
+    encoder = Bm25Encoder()
+    assert len(encoder.encode_document("\uff0c".join(f"词{n}" for n in range(500)))) == 500
+    assert not encoder._cache
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "the and of to", "?!... ---", "🎉🎉", "_", "x" * 41])
