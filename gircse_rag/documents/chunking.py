@@ -24,7 +24,7 @@ from gircse_rag.documents.front_matter import front_matter_end
 from gircse_rag.documents.languages import LANGUAGES, grammar
 from gircse_rag.documents.nesting import nesting_depth
 from gircse_rag.documents.outline import NO_OUTLINE, may_have_tables, read_outline
-from gircse_rag.documents.tables import Spans, Table, pack_rows, skip_repeated_rows, table_around
+from gircse_rag.documents.tables import Spans, Table, cuts_a_table, pack_rows, skip_repeated_rows, table_around
 from gircse_rag.errors import InputError, refuse_rust_errors, require
 from gircse_rag.prompts import prefix
 from gircse_rag.spec import EmbeddingSpec
@@ -178,7 +178,7 @@ class Chunker:
             elif self._sentencex is not None and prose:
                 pieces = self._pack_sentences(text, start, end, whole)
             else:
-                pieces = skip_repeated_rows(text, self._split(text, start, end, splitter), whole)
+                pieces = self._split_around(text, start, end, splitter, whole)
             page = bisect.bisect_right(page_ends, start) + 1 if document.paged else None
             for begin, stop in pieces:
                 above = header if table is not None and begin > table.start else ""
@@ -216,6 +216,17 @@ class Chunker:
             pieces = self._pieces(part[begin:stop], splitter)
             spans = [(at + offset, at + offset + len(piece)) for offset, piece in pieces if piece.strip()]
             yield from self._limit_overlap(text, spans) if self._overlap else spans
+
+    def _split_around(
+        self, text: str, start: int, end: int, splitter: _Splitter, whole: Sequence[Table]
+    ) -> Iterator[tuple[int, int]]:
+        """Cut text[start:end] with `splitter`, but none of the tables in `whole`, which fit into a chunk."""
+        pieces = list(self._split(text, start, end, splitter))
+        if cuts_a_table(text, pieces, whole):  # it does after a word or sentence that it had to cut
+            places = {place for table in whole for place in (table.start, table.end) if start <= place <= end}
+            bounds = sorted({start, *places, end})
+            pieces = [piece for a, b in pairwise(bounds) for piece in self._split(text, a, b, splitter)]
+        return skip_repeated_rows(text, pieces, whole)
 
     def _limit_overlap(self, text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Drop a piece that lies in its neighbour, and let a piece start later that repeats more than `overlap`.

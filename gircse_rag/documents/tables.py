@@ -38,6 +38,12 @@ def table_around(place: int, tables: Sequence[Table]) -> Table | None:
     return tables[before - 1] if before and place < tables[before - 1].end else None
 
 
+def cuts_a_table(text: str, pieces: Spans, tables: Sequence[Table]) -> bool:
+    """Whether a piece ends inside one of `tables`, before the end of its last row."""
+    around = ((stop, table) for _, stop in pieces if (table := table_around(stop, tables)) is not None)
+    return any(text[stop : table.end].strip() for stop, table in around)
+
+
 def skip_repeated_rows(text: str, pieces: Spans, tables: Sequence[Table]) -> Iterator[tuple[int, int]]:
     """Let no piece begin with rows that it repeats from the piece before: their header would be missing."""
     end = 0

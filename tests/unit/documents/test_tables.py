@@ -103,6 +103,13 @@ def test_a_table_is_cut_between_rows_below_its_header(by: By) -> None:
     ]
 
 
+@pytest.mark.parametrize("overlap", [0, 5])
+def test_a_table_that_fits_is_not_cut_after_a_word_that_does_not(overlap: int) -> None:
+    table = "| h |  |\n| --- | --- |\n|  |  |"
+    chunks = _cut(f"{'x' * 60}\n\n{table}\n", 35, overlap=overlap)
+    assert [chunk.text for chunk in chunks if "|" in chunk.text] == [table]
+
+
 @pytest.mark.parametrize("by", get_args(By))
 @pytest.mark.parametrize("prefix", ["> ", "   "])
 def test_a_table_inside_a_quote_or_a_list_repeats_its_header(prefix: str, by: By) -> None:
