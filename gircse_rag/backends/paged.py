@@ -71,8 +71,8 @@ class PagedBackend:
         block_size: rows per KV block. None for token_budget, max_running or block_size: a default for the device.
         prefix_caching: compute equal prompt prefixes only once.
         deterministic: a text's vector has the same bits alone, in any batch and order, and with any number of threads.
-            Kernels and their order of summation depend on shapes and threads, so each forward computes one text, step
-            by step, with one thread, without a prefix cache. On a CPU only.
+            Kernels and their order of summation depend on shapes and threads, so products have a fixed number of rows
+            and attention has fixed shapes (engine/fixed.py), step by step and with one thread. On a CPU only.
 
     Raises:
         CheckpointError: the engine does not support the model.
@@ -101,13 +101,12 @@ class PagedBackend:
         if deterministic and embeddings.device.type != "cpu":
             raise InputError(f"deterministic=True is for a CPU, not {embeddings.device}; use device='cpu'")
         self._deterministic = deterministic
-        if deterministic:
-            max_running, prefix_caching = 1, False
         form = packed_form(embeddings)  # deterministic: whatever memory is free, because other forms round differently
         if not deterministic and form is Form.ONEDNN and weights.num_bytes > MAX_PACKED_FRACTION * _available_bytes():
             form = Form.PLAIN
         device = embeddings.device
-        decoder = Decoder(weights, form)  # before the cache, which is sized by the memory that this leaves
+        # before the cache, which is sized by the memory that this leaves
+        decoder = Decoder(weights, form, fixed_rows=deterministic)
         dtype = decoder.dtype
         paged = has_paged_kernel(config, device, dtype)
         size = block_size or (PAGED_BLOCK_SIZE if paged else GATHERED_BLOCK_SIZE)
@@ -115,8 +114,8 @@ class PagedBackend:
         memory = _default_cache_bytes(device, -(-longest // size) * block_bytes) if cache_bytes is None else cache_bytes
         num_blocks = 1 + memory // block_bytes
         cache = KVCache(config, num_blocks, paged=paged, block_size=size, dtype=dtype, device=device)
-        vocabulary = Vocabulary(weights, form, dtype, temperature=spec.temperature)
-        runner = ModelRunner(decoder, vocabulary, cache, num_heads=config.num_attention_heads)
+        vocabulary = Vocabulary(weights, form, dtype, temperature=spec.temperature, fixed_rows=deterministic)
+        runner = ModelRunner(decoder, vocabulary, cache, num_heads=config.num_attention_heads, fixed_rows=deterministic)
         self._blocks = BlockManager(num_blocks, size, salt=spec.fingerprint, caching=prefix_caching)
         self._max_running = max_running or MAX_RUNNING.get(device.type, MAX_RUNNING["cpu"])
         self._engine = Engine(
@@ -125,7 +124,7 @@ class PagedBackend:
             token_budget=token_budget or max(TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"]), self._max_running + 1),
             max_running=self._max_running,
             pools_prompt=spec.pools_prompt,
-            shared_budget=None if deterministic else SHARED_BUDGET.get(device.type),
+            shared_budget=SHARED_BUDGET.get(device.type),
             sweeping=form is not Form.FBGEMM and not deterministic,
         )
         self._queue: deque[Sequence] = deque()

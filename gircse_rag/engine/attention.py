@@ -6,12 +6,14 @@ A plan is made once per forward and used by every layer. Each layer first writes
 so a row may read rows that another sequence computes in the same forward.
 
 * PagedPlan (float16 and bfloat16 on CUDA): torch's varlen_attn reads the blocks through a block table.
+* FixedPlan (fixed.py): for `deterministic`, where the shapes around a row depend on its position alone.
 * GatheredPlan (gathered.py): everywhere else, and where this build of torch lacks that kernel or has a faulty one.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -35,11 +37,13 @@ class Segment(NamedTuple):
         num_rows: number of rows.
         length: rows of the sequence up to and including the segment's last one.
         block_table: blocks of the sequence, at least enough for `length` rows.
+        num_tokens: rows of the sequence that are prompt tokens; only FixedPlan asks.
     """
 
     num_rows: int
     length: int
     block_table: list[int]
+    num_tokens: int = 0
 
 
 class Plan(Protocol):
@@ -126,9 +130,25 @@ def has_paged_kernel(config: DecoderConfig, device: torch.device, dtype: torch.d
 
 
 def kernel_difference(config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> float:
-    """Largest difference of PagedPlan from float32 attention, on a batch of 64 prompt rows and one soft row."""
+    """Largest difference of PagedPlan from plain attention."""
+    return plan_difference(PagedPlan, config, device, dtype, paged=True)
+
+
+def plan_difference(
+    make_plan: Callable[[KVCache, list[Segment]], Plan],
+    config: DecoderConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    paged: bool,
+) -> float:
+    """Largest difference of a plan from attention in float32, on a batch of 64 prompt rows and one soft row.
+
+    Args:
+        paged: the layout of the cache that the plan reads.
+    """
     one_layer = replace(config, num_hidden_layers=1)
-    cache = KVCache(one_layer, 6, paged=True, block_size=PAGED_BLOCK_SIZE, dtype=dtype, device=device)
+    cache = KVCache(one_layer, 6, paged=paged, block_size=PAGED_BLOCK_SIZE, dtype=dtype, device=device)
     segments = [Segment(64, PAGED_BLOCK_SIZE + 30, [5, 2]), Segment(1, PAGED_BLOCK_SIZE + 1, [1, 4])]
     counts = [segment.num_rows for segment in segments]
     draw = torch.Generator().manual_seed(0)
@@ -137,20 +157,25 @@ def kernel_difference(config: DecoderConfig, device: torch.device, dtype: torch.
         pool[1:] = torch.randn(pool[1:].shape, generator=draw).to(device, dtype)
     key, value = torch.randn(2, sum(counts), cache.num_kv_heads, cache.head_dim, generator=draw).to(device, dtype)
     query = torch.randn(sum(counts), config.num_attention_heads, cache.head_dim, generator=draw).to(device, dtype)
-    output = PagedPlan(cache, segments).attend(0, query, key, value, cache.head_dim**-0.5)
+    output = make_plan(cache, segments).attend(0, query, key, value, cache.head_dim**-0.5)
     plain = []
     for rows, segment in zip(torch.split(query, counts), segments, strict=True):
-        visible = [pool[segment.block_table].flatten(0, 1)[: segment.length] for pool in (keys, values)]
+        pages = [pool[segment.block_table] for pool in (keys, values)]
+        visible = [(page if paged else page.transpose(1, 2)).flatten(0, 1)[: segment.length] for page in pages]
         q, k, v = (heads.float().transpose(0, 1) for heads in (rows, *visible))
         mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=device).tril(k.shape[1] - q.shape[1])
         plain.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(0, 1).flatten(1))
     return float((output.float() - torch.cat(plain)).abs().max())
 
 
-def pad_tables(lengths: list[int], tables: list[list[int]], block_size: int) -> NDArray[np.int64]:
-    """(B, blocks of the longest): the blocks of each table that hold its first `length` rows, then zeros."""
+def pad_tables(lengths: list[int], tables: list[list[int]], block_size: int, longest: int = 0) -> NDArray[np.int64]:
+    """(B, blocks of the longest): the blocks of each table that hold its first `length` rows, then zeros.
+
+    Args:
+        longest: rows that the result has room for at least.
+    """
     used = [-(-length // block_size) for length in lengths]
-    padded = np.zeros((len(used), max(used)), dtype=np.int64)
+    padded = np.zeros((len(used), max(*used, -(-longest // block_size))), dtype=np.int64)
     for row, count, table in zip(padded, used, tables, strict=True):
         row[:count] = table[:count]
     return padded

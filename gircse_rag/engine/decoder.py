@@ -54,19 +54,22 @@ class Decoder:
         weights: the model's weights. With Form.PLAIN the weights of q, k and v, and of gate and up, become views of
             merged ones, so that none is held twice; the other forms hold copies.
         form: how products are computed.
+        fixed_rows: a row's bits do not depend on the other rows; their number must be a multiple of ROW_BLOCK.
 
     Attributes:
         layers: callables, (T, d) -> (T, d); the order is the model's.
         dtype: of the hidden states.
     """
 
-    def __init__(self, weights: DecoderWeights, form: Form) -> None:
+    def __init__(self, weights: DecoderWeights, form: Form, *, fixed_rows: bool = False) -> None:
         config = weights.config
         self.dtype = torch.float32 if form is Form.FBGEMM else weights.embeddings.dtype
         self._scaling = config.attention_scaling
         self._frequencies = weights.frequencies.to(weights.embeddings.device)
         self._complex = _rotates_complex(self.dtype, form)
-        self.layers = [Layer(weights, number, form, self.dtype) for number in range(config.num_hidden_layers)]
+        self.layers = [
+            Layer(weights, number, form, self.dtype, fixed_rows) for number in range(config.num_hidden_layers)
+        ]
         self._norm = make_norm(weights.tensors["model.norm.weight"], config.rms_norm_eps, self.dtype)
 
     def __call__(self, inputs: Tensor, positions: Tensor, plan: Plan) -> Tensor:
@@ -97,7 +100,7 @@ Rotation = Tensor | tuple[Tensor, Tensor]
 class Layer:
     """One decoder layer."""
 
-    def __init__(self, weights: DecoderWeights, number: int, form: Form, dtype: torch.dtype) -> None:
+    def __init__(self, weights: DecoderWeights, number: int, form: Form, dtype: torch.dtype, fixed_rows: bool) -> None:
         config, tensors = weights.config, weights.tensors
         prefix = f"model.layers.{number}."
         self._number = number
@@ -119,7 +122,7 @@ class Layer:
                 biases[:interleaved] = [_interleave(bias, config.head_dim) for bias in biases[:interleaved]]
             weight = _merge(parts, views=form is Form.PLAIN)
             bias = torch.cat([bias.detach() for bias in biases]).to(dtype) if biases else None
-            return make_product(weight, bias, form, activation=activation)
+            return make_product(weight, bias, form, activation=activation, fixed_rows=fixed_rows)
 
         self._attention_norm = norm("input_layernorm.weight")
         self._qkv = product(*(f"self_attn.{name}_proj" for name in "qkv"), interleaved=2 if self._complex else 0)

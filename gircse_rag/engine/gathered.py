@@ -49,12 +49,25 @@ class GatheredPlan:
         blocks, offsets = np.divmod(slots, cache.block_size)
         per_head = (blocks[:, None] * cache.num_kv_heads + heads) * cache.block_size + offsets[:, None]
         self._slots = self._tensor(per_head.reshape(-1))
-        grouped = _group_pieces(_split_segments(segments), num_heads)
-        rows = [_padded_rows(pieces) for pieces in grouped]
-        self._groups = [self._build_group(*group, len(slots)) for group in zip(grouped, rows, strict=True)]
+        grouped = self._make_groups(segments)
+        rows = [_padded_rows(group.pieces, group.num_queries) for group in grouped]
+        self._groups = [self._build_group(group, index, len(slots)) for group, index in zip(grouped, rows, strict=True)]
         # where each row of the forward first occurs in the groups' padded outputs
-        index = np.unique(np.concatenate([part.reshape(-1) for part in rows]), return_index=True)[1]
-        self._unpad_index = None if (index == np.arange(len(index))).all() else self._tensor(index)
+        padded = np.concatenate([part.reshape(-1) for part in rows])
+        index = np.unique(padded, return_index=True)[1]
+        self._unpad_index = None if np.array_equal(index, np.arange(len(padded))) else self._tensor(index)
+
+    def _make_groups(self, segments: list[Segment]) -> list[Shaped]:
+        """Put all rows into groups."""
+        grouped = _group_pieces(_split_segments(segments), self._num_heads)
+        return [
+            Shaped(pieces, max(piece.num_rows for piece in pieces), max(piece.length for piece in pieces))
+            for pieces in grouped
+        ]
+
+    def _uses_float32(self, num_scores: int) -> bool:
+        """Whether a group of half precision computes in float32."""
+        return num_scores <= TINY_SCORES
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         cache = self._cache
@@ -71,7 +84,7 @@ class GatheredPlan:
             q = q.reshape(B * kv_heads, repeats * Lq, width)
             k = keys.index_select(0, group.blocks).view(B * kv_heads, Lk, width)
             v = values.index_select(0, group.blocks).view(B * kv_heads, Lk, width)
-            if q.dtype != torch.float32 and B * self._num_heads * Lq * Lk <= TINY_SCORES:
+            if q.dtype != torch.float32 and self._uses_float32(B * self._num_heads * Lq * Lk):
                 q, k, v = q.float(), k.float(), v.float()
             if q.dtype == torch.float32:
                 scores = torch.baddbmm(self._zero, q, k.transpose(1, 2), beta=0, alpha=scaling)
@@ -88,10 +101,11 @@ class GatheredPlan:
         padded = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return padded if self._unpad_index is None else padded.index_select(0, self._unpad_index)
 
-    def _build_group(self, pieces: list[_Piece], rows: NDArray[np.int64], num_rows: int) -> _Group:
+    def _build_group(self, group: Shaped, rows: NDArray[np.int64], num_rows: int) -> _Group:
+        pieces = group.pieces
         size, heads = self._cache.block_size, self._cache.num_kv_heads
         lengths = [piece.length for piece in pieces]
-        tables = pad_tables(lengths, [piece.block_table for piece in pieces], size)
+        tables = pad_tables(lengths, [piece.block_table for piece in pieces], size, group.num_keys)
         blocks = tables[:, None, :] * heads + np.arange(heads)[:, None]
         starts = np.array([piece.length - piece.num_rows - piece.row for piece in pieces])[:, None]
         Lk = tables.shape[1] * size
@@ -108,7 +122,7 @@ class GatheredPlan:
         return torch.from_numpy(array).to(self._device)
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """At most QUERY_TILE consecutive rows of one segment."""
 
     block_table: list[int]
@@ -117,29 +131,37 @@ class _Piece(NamedTuple):
     length: int  # number of keys that the last row attends to
 
 
-def _padded_rows(pieces: list[_Piece]) -> NDArray[np.int64]:
+class Shaped(NamedTuple):
+    """Pieces that are padded to one shape."""
+
+    pieces: list[Piece]
+    num_queries: int
+    num_keys: int  # at least; rounded up to whole blocks
+
+
+def _padded_rows(pieces: list[Piece], num_queries: int) -> NDArray[np.int64]:
     """(B, Lq): the rows of each piece in the packed forward, padded to one length by repeating the last."""
     counts = np.array([piece.num_rows for piece in pieces])[:, None]
-    offsets = np.minimum(np.arange(counts.max()), counts - 1)
+    offsets = np.minimum(np.arange(num_queries), counts - 1)
     rows: NDArray[np.int64] = np.array([piece.row for piece in pieces])[:, None] + offsets
     return rows
 
 
-def _split_segments(segments: list[Segment]) -> list[_Piece]:
+def _split_segments(segments: list[Segment]) -> list[Piece]:
     pieces = []
     row = 0
     for segment in segments:
         for start in range(0, segment.num_rows, QUERY_TILE):
             count = min(QUERY_TILE, segment.num_rows - start)
             length = segment.length - segment.num_rows + start + count
-            pieces.append(_Piece(segment.block_table, row + start, count, length))
+            pieces.append(Piece(segment.block_table, row + start, count, length))
         row += segment.num_rows
     return pieces
 
 
-def _group_pieces(pieces: list[_Piece], num_heads: int) -> list[list[_Piece]]:
+def _group_pieces(pieces: list[Piece], num_heads: int) -> list[list[Piece]]:
     """Group pieces greedily, in order of size, while padding and temporaries stay small."""
-    groups: list[list[_Piece]] = []
+    groups: list[list[Piece]] = []
     pairs = longest = 0  # of the last group: (query, key) pairs without padding, and most keys
     for piece in sorted(pieces, key=lambda piece: (piece.num_rows, piece.length)):
         real = piece.num_rows * piece.length

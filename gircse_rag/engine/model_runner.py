@@ -7,8 +7,10 @@ from torch import Tensor
 
 from gircse_rag.engine.attention import PagedPlan, Plan, Segment
 from gircse_rag.engine.decoder import Decoder
+from gircse_rag.engine.fixed import FixedPlan
 from gircse_rag.engine.gathered import GatheredPlan
 from gircse_rag.engine.kv_cache import KVCache
+from gircse_rag.engine.products import ROW_BLOCK
 from gircse_rag.engine.scheduler import Chunk
 from gircse_rag.engine.vocabulary import Vocabulary
 from gircse_rag.refinement import SoftToken
@@ -22,13 +24,23 @@ class ModelRunner:
         vocabulary: embeds token ids and makes soft tokens.
         cache: stores keys and values.
         num_heads: query heads per layer.
+        fixed_rows: the bits of a row do not depend on the other rows. Decoder and vocabulary have it too.
     """
 
-    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, cache: KVCache, *, num_heads: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        cache: KVCache,
+        *,
+        num_heads: int,
+        fixed_rows: bool = False,
+    ) -> None:
         self.decoder = decoder
         self._vocabulary = vocabulary
         self._cache = cache
         self._num_heads = num_heads
+        self._fixed_rows = fixed_rows
 
     @property
     def dtype(self) -> torch.dtype:
@@ -60,15 +72,23 @@ class ModelRunner:
             positions.extend(range(start, end))
             if end == sequence.num_rows:
                 output_rows.extend(range(len(ids) - sequence.num_outputs, len(ids)))
-            segments.append(Segment(num_rows, end, sequence.block_table))
-        cache = self._cache
-        plan: Plan = PagedPlan(cache, segments) if cache.paged else GatheredPlan(cache, segments, self._num_heads)
+            segments.append(Segment(num_rows, end, sequence.block_table, sequence.num_tokens))
+        if self._fixed_rows:
+            padding = [0] * (-len(ids) % ROW_BLOCK)
+            ids.extend(padding)
+            positions.extend(padding)
+        plan = self._plan(segments)
         inputs = self._vocabulary.embed(self._index(ids))
         if soft:
             inputs[self._index(soft_rows)] = torch.stack(soft)
         hidden = self.decoder(inputs, self._index(positions), plan)
         output: Tensor = hidden[self._index(output_rows)]
         return output
+
+    def _plan(self, segments: list[Segment]) -> Plan:
+        if self._cache.paged:
+            return PagedPlan(self._cache, segments)
+        return (FixedPlan if self._fixed_rows else GatheredPlan)(self._cache, segments, self._num_heads)
 
     @torch.inference_mode()
     def soft_tokens(self, hidden: Tensor, top_k: int = 0) -> SoftToken:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gircse_rag.engine.products import Form, Product, make_product
+from gircse_rag.engine.products import ROW_BLOCK, Form, Product, make_product
 from gircse_rag.refinement import VOCABULARY_CHUNK, SoftToken, soft_token
 from gircse_rag.weights import DecoderWeights
 
@@ -26,13 +26,23 @@ class Vocabulary:
 
     Args:
         temperature: tau of the softmax.
+        fixed_rows: compute ROW_BLOCK soft tokens at a time, so that the bits of one do not depend on the others.
 
     Attributes:
         dtype: of input embeddings, hidden states and soft tokens.
     """
 
-    def __init__(self, weights: DecoderWeights, form: Form, dtype: torch.dtype, *, temperature: float) -> None:
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        form: Form,
+        dtype: torch.dtype,
+        *,
+        temperature: float,
+        fixed_rows: bool = False,
+    ) -> None:
         self.dtype = dtype
+        self._fixed_rows = fixed_rows
         self._embeddings, self._head = weights.embeddings, weights.head
         self._temperature = temperature
         self._logits: Product | None = None
@@ -57,11 +67,17 @@ class Vocabulary:
         Returns:
             embedding (n, d) in `dtype`; token_ids and weights (n, top_k), or None.
         """
+        if self._fixed_rows:
+            count = len(hidden)
+            padded = torch.cat((hidden, hidden[-1:].expand(-count % ROW_BLOCK, -1)))
+            made = self._in_parts(padded, top_k, ROW_BLOCK)
+            return SoftToken(*(None if part is None else part[:count] for part in made))  # type: ignore[arg-type]
         if self.dtype == torch.float32 and self._logits is None:
-            return soft_token(hidden, self._head, self._embeddings, self._temperature, top_k=top_k)
-        parts = [
-            self._soft_tokens(rows, top_k) for rows in torch.split(hidden, VOCABULARY_ROWS.get(self.device.type, 64))
-        ]
+            return self._soft_tokens(hidden, top_k)
+        return self._in_parts(hidden, top_k, VOCABULARY_ROWS.get(self.device.type, 64))
+
+    def _in_parts(self, hidden: Tensor, top_k: int, size: int) -> SoftToken:
+        parts = [self._soft_tokens(rows, top_k) for rows in torch.split(hidden, size)]
         embedding = torch.cat([part.embedding for part in parts])
         if not top_k:
             return SoftToken(embedding, None, None)
@@ -70,6 +86,8 @@ class Vocabulary:
         return SoftToken(embedding, torch.cat(ids), torch.cat(weights))
 
     def _soft_tokens(self, hidden: Tensor, top_k: int) -> SoftToken:
+        if self.dtype == torch.float32 and self._logits is None:
+            return soft_token(hidden, self._head, self._embeddings, self._temperature, top_k=top_k)
         if self._logits is not None:
             logits = self._logits(hidden)
         elif hidden.is_cuda:
@@ -95,7 +113,8 @@ class Vocabulary:
         embedding = torch.bmm(top[:, None], chosen)[:, 0]
         spread = ~(1 - top.sum(dim=-1) <= MAX_LEFT_OUT)  # also NaN
         if spread.any():
-            embedding[spread] = self._expect(weights[spread])
+            rows = self._expect(weights)[spread] if self._fixed_rows else self._expect(weights[spread])
+            embedding[spread] = rows
         return SoftToken(embedding, ids[:, :top_k], top[:, :top_k]) if top_k else SoftToken(embedding, None, None)
 
     def _expect(self, weights: Tensor) -> Tensor:
