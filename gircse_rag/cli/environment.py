@@ -9,11 +9,12 @@ import shutil
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Option
 
 import gircse_rag
 from gircse_rag.cli import options
@@ -94,11 +95,24 @@ class Check:
     found: str
 
 
-def doctor(model: options.Model = options.DEFAULT_MODEL, as_json: options.AsJson = False) -> None:
+def doctor(
+    model: options.Model = options.DEFAULT_MODEL,
+    deep: Annotated[
+        bool, Option("--deep", help="Also compute: attention, engine beside the reference, speed. Takes minutes.")
+    ] = False,
+    device: options.Device = "auto",
+    output: Annotated[
+        Path | None, Option(dir_okay=False, help="With --deep: file for a report to attach to an issue, JSON.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
     """Check that this machine has what gircse needs.
 
-    Downloads nothing. Exits with code 1 if something is broken.
+    Downloads nothing, except the model with --deep.
+    Exits with code 1 if something is broken or a check of --deep fails.
     """
+    if not deep and (output is not None or device != "auto"):
+        raise typer.BadParameter("--device and --output need --deep")
     with only_results_on_stdout():
         system = f"{gircse_rag.__version__}, Python {platform.python_version()}, {platform.platform()}"
         checks = [Check("gircse-rag", "ok", system)]
@@ -116,17 +130,35 @@ def doctor(model: options.Model = options.DEFAULT_MODEL, as_json: options.AsJson
                 kind = "" if isinstance(error, GircseError) else f"{type(error).__name__}: "
                 checks.append(Check(name, "broken", redact(f"{kind}{error}")))
         checks += map(_extra, EXTRAS)
-    ok = all(done.state != "broken" for done in checks)
+        ok = all(done.state != "broken" for done in checks)
+        report = None
+        if deep:
+            from gircse_rag.cli.deep import deep_report, save
+
+            versions = {name: _version(name) for name in LIBRARIES}
+            versions |= {f"extra {name}": _version(EXTRAS[name]) for name in EXTRAS}
+            report = deep_report(model, device, {done.name: done.state for done in checks}, versions)
+            ok = report["ok"]
+            if output is not None:
+                save(output, report)
     if as_json:
-        emit_json({"ok": ok, "checks": [asdict(done) for done in checks]})
+        emit_json(report or {"ok": ok, "checks": [asdict(done) for done in checks]})
     else:
-        table = Table("", "check", "found")
-        mark = {"ok": Text("ok", "green"), "note": Text("note", "yellow"), "broken": Text("BROKEN", "bold red")}
-        for done in checks:
-            table.add_row(mark[done.state], done.name, Text(done.found))
-        emit(table)
+        emit(_table([(done.state, done.name, done.found) for done in checks]))
+        if report is not None:
+            emit(_table([(done["state"], done["name"], done["found"]) for done in report["checks"]]))
     if not ok:
         raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _table(rows: list[tuple[str, str, str]]) -> Table:
+    """A table of results: (state, check, found)."""
+    colours = {"ok": "green", "passed": "green", "note": "yellow", "skipped": "yellow"}
+    table = Table("", "check", "found")
+    for state, name, found in rows:
+        bad = state not in colours
+        table.add_row(Text(state.upper() if bad else state, colours.get(state, "bold red")), name, Text(found))
+    return table
 
 
 def _version(distribution: str) -> str | None:

@@ -9,12 +9,20 @@ import pytest
 
 from gircse_rag.backends.vllm.plugin import checks
 from gircse_rag.errors import CheckpointError, GircseError
+from gircse_rag.selfcheck.finding import run_check
+from gircse_rag.selfcheck.vllm import check_vllm
 from tests import tiny
 from tests.vllm.engines import engine
 
 
 def test_the_installed_vllm_passes() -> None:
     checks.check_vllm()
+
+
+def test_the_self_check_names_the_runners() -> None:
+    """`gircse doctor --deep` in an environment that has vLLM."""
+    found = run_check("vllm", check_vllm)
+    assert (found.state, found.figures["V1 runner"], found.figures["V2 runner"]) == ("passed", 1, 1), found.found
 
 
 def test_an_untested_series_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
