@@ -26,6 +26,7 @@ from gircse_rag.backend import Refinement, Request
 from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.checkpoint import Checkpoint, load_checkpoint
 from gircse_rag.prompts import DEFAULT_INSTRUCTION
+from tests import laser
 
 Prompts = list[tuple[int, ...]]
 Vectors = NDArray[np.float32]
@@ -37,9 +38,10 @@ QUERY_SOURCES = ("medquad", "docs", "acl", "foldoc", "wordnet")
 
 
 def load(arguments: argparse.Namespace) -> Checkpoint:
-    """Set the number of threads and load the model."""
+    """Set the number of threads and load the model, on a CPU unless the program has --device."""
     torch.set_num_threads(arguments.threads)
-    return load_checkpoint(arguments.model, dtype=getattr(torch, arguments.dtype), device="cpu")
+    device = getattr(arguments, "device", "cpu")
+    return load_checkpoint(arguments.model, dtype=getattr(torch, arguments.dtype), device=device)
 
 
 def texts(data: Path, checkpoint: Checkpoint, number: int) -> tuple[Prompts, Prompts]:
@@ -77,7 +79,20 @@ def paged(backend: PagedBackend, steps: int) -> Callable[[Prompts], Vectors]:
 
 def loop(model: Any, steps: int) -> Callable[[Prompts], Vectors]:
     """Wrap the authors' loop in the same way."""
-    return lambda prompts: authors_loop.embed(model, prompts, steps).numpy()
+    return lambda prompts: authors_loop.embed(model, prompts, steps).cpu().numpy()
+
+
+def laser_loop(model: Any, steps: int) -> Callable[[Prompts], Vectors]:
+    """Wrap LaSER's published loop in the same way, with the authors' batches of 32 texts."""
+
+    def work(prompts: Prompts) -> Vectors:
+        size = authors_loop.BATCH_SIZE
+        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        with torch.device(model.device):
+            vectors = [laser.encode(model, [list(prompt) for prompt in batch], steps) for batch in batches]
+        return torch.cat(vectors).float().cpu().numpy()
+
+    return work
 
 
 class Work:
