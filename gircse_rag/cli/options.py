@@ -49,6 +49,10 @@ Dtype = Annotated[
 Dimensions = Annotated[
     int | None, Option(min=1, metavar="D", help="Leading components of each vector to keep (default: all).")
 ]
+Deterministic = Annotated[
+    bool,
+    Option("--deterministic", help="Same bits for a text alone and in any batch; slower, paged backend on a CPU only."),
+]
 _STEPS = "Number of refinement steps, or auto to stop once the embedding converges (default: the model's)."
 # int | Literal["auto"] | None; typer converts with the parser, not the annotation
 Steps = Annotated[Any, Option(parser=_parse_steps, metavar="K|auto", help=_STEPS)]
@@ -73,7 +77,7 @@ AsJson = Annotated[bool, Option("--json", help="Print one JSON document.")]
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The model to load and how to run it: --model, --revision, --backend, --device, --dtype and --dimensions."""
+    """The model to load and how to run it, as command-line options."""
 
     name: Model = DEFAULT_MODEL
     revision: Revision = None
@@ -81,6 +85,7 @@ class ModelOptions:
     device: Device = "auto"
     dtype: Dtype = "auto"
     dimensions: Dimensions = None
+    deterministic: Deterministic = False
 
 
 DEFAULT = ModelOptions()
@@ -102,6 +107,7 @@ def load(model: ModelOptions, *, lazy: bool = False) -> Embedder:
     choice: dict[str, Any] = {} if model.backend is None else {"backend": model.backend}
     options: dict[str, Any] = {"device": model.device, "dtype": model.dtype, "revision": model.revision}
     options["dimensions"] = model.dimensions
+    options["deterministic"] = model.deterministic
     return Embedder.from_pretrained(model.name, lazy=lazy, **options, **choice)
 
 

@@ -9,7 +9,7 @@ import warnings
 from contextlib import ExitStack, closing
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -63,6 +63,7 @@ def serve(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     dimensions: options.Dimensions = None,
+    deterministic: options.Deterministic = False,
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key: Annotated[
@@ -113,7 +114,8 @@ def serve(
             from gircse_rag.qdrant import open_client
 
             client = stack.enter_context(closing(open_client(path, url)))
-        chosen = options.ModelOptions(model, revision, device=device, dtype=dtype, dimensions=dimensions)
+        running: dict[str, Any] = {"device": device, "dtype": dtype, "deterministic": deterministic}
+        chosen = options.ModelOptions(model, revision, dimensions=dimensions, **running)
         embedder = stack.enter_context(options.load(chosen))
         settings = Settings(
             model=model,

@@ -28,6 +28,14 @@ def test_embed_json_equals_the_librarys_vectors(gircse: Gircse, tiny_model: list
     assert result.err.startswith("warning: queries take 3 refinement steps") and result.err.count("\n") == 1
 
 
+def test_deterministic_reaches_the_engine(gircse: Gircse, tiny_model: list[str]) -> None:
+    """The reference refuses it, so the option is not dropped; and a text has the same bits alone and in a batch."""
+    refused = gircse("embed", "a text", *tiny_model, "--deterministic", "--backend", "reference")
+    assert refused.code == 5 and "deterministic=True is for backend='paged'" in refused.err
+    batch, alone = (gircse("embed", *texts, *tiny_model, "--deterministic", "--json") for texts in (TEXTS, TEXTS[:1]))
+    assert batch.json["embeddings"][0]["vector"] == alone.json["embeddings"][0]["vector"]
+
+
 def test_texts_come_from_arguments_a_file_or_stdin(gircse: Gircse, tiny_model: list[str], tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode() + b"\r\n")
     results = [

@@ -16,8 +16,10 @@ import httpx
 import pytest
 
 from gircse_rag import Embedder
+from gircse_rag.backends.paged import PagedBackend
 from gircse_rag.backends.vllm import export
 from gircse_rag.install_hint import install_command
+from gircse_rag.serving.service import Service
 from tests.disk import SmallDisks
 from tests.processes import interruptible
 from tests.unit.cli.conftest import Gircse
@@ -142,12 +144,28 @@ def test_serve_keeps_the_key_out_of_vllms_command(
     [
         (["--tensor-parallel-size", "2"], "--tensor-parallel-size; options of vLLM need --backend vllm"),
         (["--backend", "vllm", "--max-steps", "3"], "--max-steps is not for --backend vllm"),
+        (["--backend", "vllm", "--deterministic"], "--deterministic is not for --backend vllm"),
         (["--port", "70000"], "equal to 65535"),
     ],
 )
 def test_serve_refuses_options_of_the_other_server(gircse: Gircse, arguments: list[str], message: str) -> None:
     result = gircse("serve", *arguments)
     assert result.code == 2 and message in " ".join(result.err.replace("│", "").split())
+
+
+@pytest.mark.parametrize("options", [[], ["--deterministic"]])
+def test_serve_hands_deterministic_to_the_engine(
+    gircse: Gircse, tiny_model: list[str], monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    served: list[bool] = []
+
+    def run(app: object, service: Service, *_: object, **__: object) -> None:
+        assert isinstance(service.embedder.backend, PagedBackend)
+        served.append(service.embedder.backend._deterministic)
+
+    monkeypatch.setattr("gircse_rag.serving.server.run", run)
+    assert gircse("serve", *tiny_model, *options).code == 0
+    assert served == [bool(options)]
 
 
 def test_serve_says_that_the_port_is_taken(gircse: Gircse, tiny_model: list[str]) -> None:
