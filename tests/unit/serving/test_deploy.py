@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from gircse_rag.cli.app import app
+from gircse_rag.serving.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
@@ -64,6 +65,17 @@ def test_the_image_runs_a_command_and_probes_a_route_that_exist(http: httpx.Clie
     (extras,) = re.findall(r"/src\[(.*)\]", lines)
     project = (ROOT / "pyproject.toml").read_text()
     assert all(re.search(rf"^{extra} = \[", project, re.M) for extra in extras.split(","))
+
+
+def test_the_balancer_asks_a_route_that_exists_and_waits_longer_than_the_servers(http: httpx.Client) -> None:
+    config = (DEPLOY / "haproxy.cfg").read_text()
+    (probed,) = re.findall(r"httpchk GET (/\w+)", config)
+    assert http.get(probed).status_code == 200
+    waits = dict(re.findall(r"timeout (\w+) (\d+)s", config))
+    assert min(int(waits["client"]), int(waits["server"])) > Settings(model="a model").timeout
+    commands = re.findall(r"^#   gircse (serve .*)$", config, re.M)
+    ports = {f"127.0.0.1:{parse_serve(command.split())['port']}" for command in commands}
+    assert ports == set(re.findall(r"^    server \w+ (\S+)$", config, re.M)) and len(ports) == 2
 
 
 def test_the_dashboard_shows_metrics_that_exist(http: httpx.Client) -> None:
