@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gircse_rag.engine import attention, gathered
 from gircse_rag.engine.attention import PagedPlan, Plan, Segment
+from gircse_rag.engine.fixed import FixedPlan
 from gircse_rag.engine.gathered import GatheredPlan
 from gircse_rag.engine.kv_cache import KVCache
 from gircse_rag.errors import GircseWarning
@@ -67,7 +68,7 @@ def kernel(
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("layout", ["gathered", "paged"])
+@pytest.mark.parametrize("layout", ["gathered", "paged", "fixed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equals_dense_attention(mix: str, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(7)
@@ -82,6 +83,8 @@ def test_equals_dense_attention(mix: str, layout: str, dtype: torch.dtype, monke
     history = [torch.randn(2, length, KV_HEADS, WIDTH, generator=generator).to(dtype) for _, length in MIXES[mix]]
 
     def plan(segments: list[Segment]) -> Plan:
+        if layout == "fixed":
+            return FixedPlan(cache, segments, HEADS)
         return PagedPlan(cache, segments) if cache.paged else GatheredPlan(cache, segments, HEADS)
 
     # Write the older rows first, as an earlier forward would have done.
@@ -96,7 +99,10 @@ def test_equals_dense_attention(mix: str, layout: str, dtype: torch.dtype, monke
         torch.cat([h[which, length - n :] for h, (n, length) in zip(history, MIXES[mix], strict=True)])
         for which in (0, 1)
     )
-    segments = [Segment(n, length, table) for (n, length), table in zip(MIXES[mix], tables, strict=True)]
+    segments = [
+        Segment(n, length, table, num_tokens=length if n > 1 else length - 1)
+        for (n, length), table in zip(MIXES[mix], tables, strict=True)
+    ]
     found = plan(segments).attend(1, query, k, v, SCALING)
 
     rows = query.split([n for n, _ in MIXES[mix]])
