@@ -61,8 +61,8 @@ def test_attention_does_not_depend_on_chunks_and_neighbours(dtype: torch.dtype) 
                 segments.insert(0, Segment(90, 90, list(range(80, 130)), 88))
                 rows = [torch.cat(pair) for pair in zip(other, rows, strict=True)]
             padding = -len(rows[0]) % ROW_BLOCK
-            rows = [torch.cat((part, part.new_ones(padding, *part.shape[1:]))) for part in rows]
-            found = FixedPlan(cache, segments, 4).attend(0, *rows, 0.3)
+            q, k, v = (torch.cat((part, part.new_ones(padding, *part.shape[1:]))) for part in rows)
+            found = FixedPlan(cache, segments, 4).attend(0, q, k, v, 0.3)
             assert not found[len(found) - padding :].any()
             outputs.append(found[len(found) - padding - (end - start) : len(found) - padding])
         return torch.cat(outputs)
