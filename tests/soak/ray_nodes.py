@@ -81,9 +81,9 @@ def test_a_killed_node_loses_nothing(
     killed = []
 
     def kill_once_busy() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # the workers import torch first, on few cores
         while time.monotonic() < deadline:
-            if used.exists() and used.read_text().split().count(other.node_id) >= 4:
+            if used.exists() and used.read_text().split().count(other.node_id) >= 2:
                 killed.append(len(log.read_text().split()))
                 cluster.remove_node(other, allow_graceful=False)  # SIGKILL of the raylet; its workers die with it
                 return
