@@ -1,7 +1,8 @@
 """Signals that end a command: SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal).
 
     the first signal           raises Interrupted in the main thread: stores close, temporary files are deleted
-    dropped on its way         raised again: some finalizers, callbacks and imports drop exceptions
+    during an import           raises it soon after: inside a native library's import it can abort the process
+    dropped on its way         raised again: some finalizers and callbacks drop exceptions
     another, a second later    exits at once, like kill -9, for a store that does not answer
     after the command          exits at once
 
@@ -85,9 +86,10 @@ class Interrupts:
             self.received, self._received_at = number, time.monotonic()
             # Unlike threading, this takes no lock, which the interrupted code might hold.
             _thread.start_new_thread(self._repeat, (signal.Signals(number),))
-            raise Interrupted
+            if not _is_importing(frame):
+                raise Interrupted
         elif repeating:
-            if not _is_unwinding():
+            if not _is_unwinding() and not _is_importing(frame):
                 raise Interrupted
         elif time.monotonic() - self._received_at > _PATIENCE_SECONDS:
             os._exit(128 + self.received)
@@ -110,6 +112,13 @@ def _is_unwinding() -> bool:
     while error is not None and not isinstance(error, Interrupted):
         error = error.__context__
     return error is not None
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether the interrupted code is part of an import."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 current = Interrupts()

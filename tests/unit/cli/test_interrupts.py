@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,22 @@ def test_a_signal_ends_the_command_and_cleans_up(number: int) -> None:
             cleaned.append(True)
 
     assert run(command) == 128 + number and cleaned
+
+
+def test_an_import_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception inside the import of a native library such as torch can abort the process."""
+    lines = ["import signal, time", "signal.raise_signal(signal.SIGTERM)", "time.sleep(0.6)", "imported = True"]
+    (tmp_path / "imported_late.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+
+    def command() -> None:
+        import imported_late  # type: ignore[import-not-found]
+
+        found.append(imported_late.imported)
+        wait()
+
+    assert run(command) == 128 + signal.SIGTERM and found == [True]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
