@@ -20,10 +20,12 @@ from benchmarks import (
     plots,
     prefix_cache,
     quality,
+    shapes,
     tables,
     throughput,
     write_tables,
 )
+from tests import tiny
 
 WORDS = ["a", "page", "of", "cache", "holds", "four", "rows", "and", "rest", "is", "found", "by", "hash", "when", "no"]
 
@@ -57,7 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_programs_fill_the_page(
     data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.machine.peak_gflops", lambda dtype: 1.0)
+    monkeypatch.setattr("benchmarks.machine.peak_gflops", lambda dtype, device="cpu": 1.0)
     monkeypatch.setattr("benchmarks.machine.copy_gb_per_second", lambda: 1.0)
     monkeypatch.setattr(prefix_cache, "WARM", 4)
     monkeypatch.setattr(throughput, "WARM", 4)
@@ -129,3 +131,19 @@ def test_deterministic_prints_its_price_and_the_spread_of_the_default(
         assert part["price"] > 0
         assert part["spread"]["deterministic"] == {"component": 0, "one_minus_cosine": 0}
         assert 0 <= part["spread"]["default"]["component"] < 1e-5
+
+
+@pytest.mark.slow
+def test_throughput_of_a_random_qwen3_beside_lasers_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.machine.peak_gflops", lambda dtype, device="cpu": 1.0)
+    monkeypatch.setattr("benchmarks.machine.copy_gb_per_second", lambda: 1.0)
+    monkeypatch.setattr(throughput, "WARM", 4)
+    monkeypatch.setitem(shapes.SHAPES, "qwen3-0.6b", tiny.model("qwen3").config)
+    out = tmp_path / "shape.json"
+    options = ["--shape", "qwen3-0.6b", "--texts", "8", "--steps", "3", "--rounds", "2", "--dtype", "float32"]
+    throughput.main([*options, "--rest", "0", "--out", str(out)])
+    found = json.loads(out.read_text())["results"]
+    assert set(found) == {"documents, K=3", "queries, K=3"}
+    assert all(part["speedup"]["ours"] > 0 and part["share_of_peak"] > 0 for part in found.values())
+    with pytest.raises(SystemExit):
+        throughput.main([*options, "--rest", "0"])
