@@ -53,7 +53,7 @@ NO_PAIRS = (
     "(--self-pairs; in Python self_pairs=True)"
 )
 _CHUNK_TOKENS = 1_600
-"""Tokens per training pass: with SmolLM2-135M, training takes 3 GB at most."""
+"""Tokens per training pass: with SmolLM2-135M, the process takes 2.8 GB at most."""
 
 
 def adapt(
