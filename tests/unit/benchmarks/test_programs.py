@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("benchmarks.common", reason="benchmarks/ is not part of this copy")
 
 from benchmarks import (
+    adapt,
     common,
     congruence,
     cost,
@@ -32,7 +33,7 @@ WORDS = ["a", "page", "of", "cache", "holds", "four", "rows", "and", "rest", "is
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small version of shared/data: the text sources and one retrieval set."""
+    """A small version of shared/data: the text sources and two retrieval sets."""
     folder = tmp_path_factory.mktemp("data")
     rng = random.Random(0)
 
@@ -44,14 +45,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with gzip.open(folder / "train" / f"{source}.jsonl.gz", "wt", encoding="utf-8") as file:
             for _ in range(40):
                 file.write(json.dumps({"query": words(5), "positive": words(rng.randint(5, 20))}) + "\n")
-    one = folder / "eval" / "retrieval" / "small"
-    one.mkdir(parents=True)
-    corpus = [{"_id": f"d{i}", "title": "", "text": words(9)} for i in range(14)]
-    queries = [{"_id": f"q{i}", "text": words(4)} for i in range(4)]
-    (one / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
-    (one / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
-    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(4))
-    (one / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    for path, documents, questions in (("eval/retrieval/small", 14, 4), ("dev_retrieval/notes", 50, 48)):
+        one = folder / path
+        one.mkdir(parents=True)
+        corpus = [{"_id": f"d{i}", "title": "", "text": words(9)} for i in range(documents)]
+        queries = [{"_id": f"q{i}", "text": f"{words(4)} {i}"} for i in range(questions)]
+        (one / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
+        (one / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+        judged = "".join(f"q{i}\td{i}\t1\n" for i in range(questions))
+        (one / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
     return folder
 
 
@@ -71,6 +73,7 @@ def test_all_programs_fill_the_page(
         cost: ["--lengths", "8", "16", "--batches", "1", "2", "--steps", "1", "2", "--tokens", "32", "--rounds", "1"],
         prefix_cache: ["--texts", "8", "--block-sizes", "8", "--rounds", "2", *lock],
         memory: ["--sizes", "40", "--long", "0"],
+        adapt: ["--work", str(tmp_path / "models"), "--minutes", "1"],
         quality: sets,
         congruence: [
             "--texts",
@@ -103,6 +106,10 @@ def test_all_programs_fill_the_page(
     assert all(mix["passed"] for mix in results["congruence"]["results"].values())
     samples = results["memory"]["results"]["ours, 40"]["samples"]
     assert samples[-1][1] <= 40 and samples[-1][2] > 0
+
+    gained = results["adapt"]["results"]["notes"]
+    assert gained["documents"] == 50 and gained["asked"] == 12 and gained["peak_gb"] > 0
+    assert "| notes |" in page
 
     plots.main(["--results", str(tmp_path), "--figures", str(tmp_path)])
     for plot in plots.PLOTS:
