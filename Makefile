@@ -33,7 +33,7 @@ demo: $(READY)  ## embed Python's own documentation, store it in Qdrant, ask it 
 	$(BIN)/python examples/demo.py
 
 unit: $(READY)  ## the fast tests: no model, nothing that starts or kills processes
-	$(PYTEST) $(XDIST) $(WORKERS) tests/unit -m "not model and not slow and not gpu"
+	$(PYTEST) $(XDIST) $$(($(WORKERS) + 1)) tests/unit -m "not model and not slow and not gpu"
 
 test: $(READY)  ## all tests but vLLM's; the first run fetches the model (93 MB)
 	$(PYTEST) $(XDIST) $$(($(WORKERS) + 1)) tests --durations=15  # one more worker, because many tests wait for processes

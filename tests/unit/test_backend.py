@@ -32,6 +32,7 @@ def lazy(model: Any) -> LazyBackend:
     return LazyBackend(loaded.pop, SPEC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factory", [paged, ReferenceBackend, lazy])
 def test_a_closed_backend_releases_its_model(factory: BackendFactory) -> None:
     model = tiny.model()

@@ -115,6 +115,7 @@ def test_unusable_texts_are_reported_with_their_index(text: object, message: str
     assert "text 5" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_megabyte_of_text_is_truncated_and_flagged() -> None:
     prompt = _query("the way of the world " * 50_000)
     assert prompt.truncated

@@ -50,6 +50,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 DTYPES = [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=needs_float16_products)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_bits_do_not_depend_on_batch_order_history_and_threads(tied: bool, dtype: torch.dtype) -> None:

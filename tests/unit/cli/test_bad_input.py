@@ -117,6 +117,7 @@ def test_a_wrong_api_key_is_reported_and_not_retried(
     assert "HTTP 401" in result.err and "QDRANT_API_KEY" in result.err and "wrong" not in result.err
 
 
+@pytest.mark.slow
 def test_a_collection_deleted_during_the_run_is_reported_and_rebuilt_by_the_next(
     gircse: Gircse, tiny_model: list[str], tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def test_doctor_names_broken_parts_and_exits_1(
     assert "BROKEN" in gircse("doctor", "--model", damaged).out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_password_in_the_url_is_never_printed(
     gircse: Gircse, tiny_model: list[str], monkeypatch: pytest.MonkeyPatch, debug: bool

@@ -46,6 +46,7 @@ def _cut(text: str, max_tokens: int = 60, **options: Any) -> list[Chunk]:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     DOCUMENTS, st.sampled_from(["\n", "\r\n"]), st.integers(8, 120), st.sampled_from(get_args(By)), st.integers(0, 119)

@@ -211,6 +211,7 @@ def test_the_table_shows_sets_mean_and_sample_size(root: Path) -> None:
     assert str(report.mean[5]) in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_plots(root: Path, tmp_path: Path, ending: str) -> None:
     one = evaluate(folders.WordVectors(), root, (1, 5), model="words")
@@ -224,6 +225,7 @@ def test_plots(root: Path, tmp_path: Path, ending: str) -> None:
         assert "fewer words" in path.read_text()
 
 
+@pytest.mark.slow
 def test_the_ticks_of_k_are_integers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 

@@ -271,6 +271,7 @@ def _add_foreign(client: QdrantClient, *sizes: int) -> None:
     client.upsert("old", points)
 
 
+@pytest.mark.slow
 def test_requests_stay_below_the_servers_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     client = QdrantClient(":memory:")
     ensure_collection(client, "old", _old_embedder().spec)

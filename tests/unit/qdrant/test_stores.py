@@ -391,6 +391,7 @@ def test_a_damaged_edge_store_is_reported(tmp_path: Path) -> None:
         open_client(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_collection_too_large_for_its_store_warns_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("qdrant_edge", reason="the edge extra is not installed")
     monkeypatch.setattr(stores, "LOCAL_POINTS", 5)

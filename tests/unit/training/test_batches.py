@@ -119,6 +119,7 @@ def test_any_cursor_resumes_the_same_order():
         assert take(source, cursor, 1)[0].cursor > cursor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_a_run_sees_exactly_the_rows_that_it_asks_for(batch_size):
     data = [row._replace(negative="n") for row in rows(180)] + [row._replace(negative="m") for row in rows(7, "same")]

@@ -69,6 +69,7 @@ def test_the_objective_sees_the_pooled_states(tmp_path: Path, steps: int, lexica
     assert float((1 - (pool(states)[:, -1].double() * expected).sum(-1)).max()) <= 1e-6
 
 
+@pytest.mark.slow
 def test_a_preset_is_trained_saved_and_trained_further(tmp_path: Path) -> None:
     values = {**inputs(tmp_path), "preset": "laser", "rows": 12, "steps": 3, "model": str(tmp_path / "laser")}
     laser.folder(tmp_path / "laser")

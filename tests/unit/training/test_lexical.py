@@ -226,6 +226,7 @@ def test_gradient_caching_does_not_change_gradients(tmp_path, chunk_tokens):
         assert (one.grad - other.grad).norm() <= 1e-4 * one.grad.norm()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     keys = {"lexical_weight": [0.3, 0.0], "lexical_prefixes": True}
     straight = make_trainer(tmp_path / "a", **keys)

@@ -104,6 +104,7 @@ def test_a_teacher_is_distilled_and_tasks_can_be_excepted(tmp_path, folders):
     assert all(record["teacher"] > 0 for record in judged)
 
 
+@pytest.mark.slow
 def test_distillation_draws_the_student_to_the_teacher(tmp_path, folders):
     last = {}
     for weight in (0.0, 5.0):

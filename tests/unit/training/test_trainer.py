@@ -66,6 +66,7 @@ def weights(trainer):
     return torch.cat([p.detach().flatten() for p in trainer.parameters])
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_logs_its_parts(tmp_path):
     trainer = make_trainer(tmp_path, rows=300, save_rows=300, learning_rate=0.003, temperature=0.1)
     trainer.run()
@@ -442,6 +443,7 @@ def read_adapter(folder):
     return torch.cat([tensors[name].float().flatten() for name in sorted(tensors)])
 
 
+@pytest.mark.slow
 def test_the_embedder_loads_a_trained_checkpoint(tmp_path):
     from gircse_rag import Embedder
 

@@ -194,6 +194,7 @@ def test_markdown_of_elements(tmp_path: Path, page: str, expected: str) -> None:
     assert read_one(_write(tmp_path, page)).text == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tags", ["<div>", "<b>", "<p>", "<ul><li>", "<table><tr><td>", "<b>x<p>", "<a ", "<!--", "<li>x", "x</html>"]
 )

@@ -190,6 +190,7 @@ _BOMBS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _BOMBS)
 def test_a_small_parquet_that_unpacks_to_over_100_megabytes_is_refused(tmp_path: Path, kind: str) -> None:
     columns, expected = _BOMBS[kind]

@@ -68,6 +68,7 @@ def test_an_error_without_a_message_is_reported_by_its_class(tmp_path: Path, mon
     assert reason(path) == "not readable as PDF: StopIteration"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "expected"), [(MAX_BYTES + 1, "page 1 unpacks to 8,388,609 bytes"), (80_000_000, "unpacks to more than")]
 )
@@ -123,6 +124,7 @@ def test_a_pdf_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytes
     assert len(begun) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", ["pages", "forms"])
 def test_a_large_stream_drawn_many_times_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: str

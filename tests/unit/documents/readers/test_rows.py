@@ -171,6 +171,7 @@ def test_a_name_that_occurs_twice_in_a_json_object_is_refused(tmp_path: Path, li
     assert "occurs twice in one object" in reason(tmp_path / "a.jsonl")
 
 
+@pytest.mark.slow
 def test_an_object_of_very_many_names_is_checked_in_linear_time(tmp_path: Path) -> None:
     """Quadratic time would take an hour."""
     fields = ",".join(f'"c{number}":1' for number in range(500_000))

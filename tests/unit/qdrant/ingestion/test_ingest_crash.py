@@ -70,6 +70,7 @@ def _crash_at(client: QdrantClient, patch: pytest.MonkeyPatch, number: int, *, a
     return writes
 
 
+@pytest.mark.slow
 def test_after_a_crash_at_any_write_the_next_run_repeats_at_most_two_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
