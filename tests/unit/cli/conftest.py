@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +39,9 @@ def gircse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     for variable in ("QDRANT_URL", "GIRCSE_DEBUG"):
         monkeypatch.delenv(variable, raising=False)
+    access = logging.getLogger("gircse_rag.access")  # the servers' log, which must not stay on this test's stderr
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(access, name, copy.copy(getattr(access, name)))
 
     def run(*arguments: str | os.PathLike[str], stdin: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))

@@ -199,6 +199,7 @@ def test_the_log_has_ids_and_counts_but_no_texts(start: Callable[..., Any], capl
     forged = post(http, [SECRET, ""]).request
     assert forged is not None
     http.get("/v1/models", headers={"X-Request-Id": 'a"} {"status": 200'})
+    wait_until(lambda: len(caplog.records) == 3)  # a request is logged after its answer has been sent
     first, second, third = (json.loads(record.message) for record in caplog.records)
     tokens = answer.json()["usage"]["prompt_tokens"]
     assert first | {"time": 0, "seconds": 0} == {
@@ -222,13 +223,17 @@ def test_metrics_count_by_route_and_status(start: Callable[..., Any]) -> None:
     post(http, [""])
     http.get("/v1/models/x/y")
     http.get("/no/such/route")
-    lines = set(http.get("/metrics").text.splitlines())
-    assert 'gircse_http_requests_total{route="/v1/embeddings",status="200"} 1.0' in lines
-    assert 'gircse_http_requests_total{route="/v1/embeddings",status="400"} 1.0' in lines
-    assert 'gircse_http_requests_total{route="/v1/models/{name:path}",status="404"} 1.0' in lines
-    assert 'gircse_http_requests_total{route="unknown",status="404"} 1.0' in lines
-    assert "gircse_texts_total 2.0" in lines
-    assert any(line.startswith("gircse_engine_rows_total") and not line.endswith(" 0.0") for line in lines)
+
+    def lines() -> set[str]:
+        return set(http.get("/metrics").text.splitlines())
+
+    # A request is counted after its answer has been sent.
+    wait_until(lambda: 'gircse_http_requests_total{route="unknown",status="404"} 1.0' in lines())
+    assert 'gircse_http_requests_total{route="/v1/embeddings",status="200"} 1.0' in lines()
+    assert 'gircse_http_requests_total{route="/v1/embeddings",status="400"} 1.0' in lines()
+    assert 'gircse_http_requests_total{route="/v1/models/{name:path}",status="404"} 1.0' in lines()
+    assert "gircse_texts_total 2.0" in lines()
+    assert any(line.startswith("gircse_engine_rows_total") and not line.endswith(" 0.0") for line in lines())
 
 
 def test_an_unexpected_error_is_500_without_its_details(
