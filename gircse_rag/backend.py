@@ -63,15 +63,6 @@ class Refinement:
         return len(self.trajectory)
 
 
-def leading(vectors: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
-    """The first `dimension` components of unit vectors (..., d), at unit length again: (..., dimension)."""
-    if vectors.shape[-1] == dimension:
-        return vectors
-    part = vectors[..., :dimension]
-    shortened: NDArray[np.float32] = part / np.linalg.norm(part, axis=-1, keepdims=True)
-    return shortened
-
-
 def check_process(process: int) -> None:
     """Refuse to work in another process than `process`, the id of the one that loaded the model.
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from gircse_rag.backend import Backend, Refinement, Request
 from gircse_rag.backends.loading import BackendName, load_backend
+from gircse_rag.checkpoint.rotation import Rotation
 from gircse_rag.errors import GircseError, GircseWarning, InputError, plural
 from gircse_rag.prompts import Role, check_role
 from gircse_rag.result import EmbeddingResult
@@ -42,11 +43,19 @@ class Embedder:
         spec: the vector space, see EmbeddingSpec.
         backend_tokenizer: the model's tokenizer as the `tokenizers` library has it.
         backend: runs the refinement.
+        rotation: of the checkpoint, for shortened vectors; None if it has none.
     """
 
-    def __init__(self, backend: Backend, tokenizer: Tokenizer | PreTrainedTokenizerBase, spec: EmbeddingSpec) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer | PreTrainedTokenizerBase,
+        spec: EmbeddingSpec,
+        rotation: Rotation | None = None,
+    ) -> None:
         self.backend = backend
         self.spec = spec
+        self.rotation = rotation
         if isinstance(tokenizer, Tokenizer):
             self.backend_tokenizer = tokenizer
         else:  # a copy, because the owner's may be set to truncate
@@ -103,8 +112,9 @@ class Embedder:
             deterministic: on this machine a text gets the same bits alone, in any batch and order, and with any number
                 of threads (docs/understand/engine.md). Slower, and only for backend "paged" on a CPU. Part of no
                 fingerprint.
-            dimensions: keep only so many leading components of each vector, at unit length again. Less memory for a
-                lower score (docs/understand/model-card.md); part of the fingerprint. None keeps all.
+            dimensions: shorten each vector to so many components, at unit length again, after the checkpoint's
+                rotation if it has one. Less memory for a slightly lower score (docs/understand/model-card.md); part of
+                the fingerprint. None keeps all.
 
         Raises:
             CheckpointError: the model cannot be loaded; says why and what to do.
@@ -255,6 +265,7 @@ class Embedder:
             results,
             errors,
             dimension=self.dimension,
+            rotation=self.rotation,
             trajectory=trajectory,
             decode=self._decode if soft_tokens else None,
         )

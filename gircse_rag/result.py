@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from gircse_rag.backend import Refinement, leading
+from gircse_rag.backend import Refinement
+from gircse_rag.checkpoint.rotation import Rotation, shorten
 from gircse_rag.errors import GircseError, plural
 from gircse_rag.tokens import Prompt
 
@@ -53,6 +54,7 @@ class EmbeddingResult:
         errors: dict[int, GircseError],
         *,
         dimension: int,
+        rotation: Rotation | None,
         trajectory: bool,
         decode: Callable[[int], str] | None,
     ) -> EmbeddingResult:
@@ -63,6 +65,7 @@ class EmbeddingResult:
             refinements: per text, what the backend computed, or None where it failed.
             errors: position -> error.
             dimension: d; longer vectors are cut to it.
+            rotation: what precedes the cut, or None.
             trajectory: whether the result has a trajectory.
             decode: token id -> text, for the soft tokens; None leaves them out.
         """
@@ -73,9 +76,9 @@ class EmbeddingResult:
         for index, found in enumerate(refinements):
             if found is None:
                 continue
-            vectors[index] = leading(found.vector, dimension)
+            vectors[index] = shorten(found.vector, dimension, rotation)
             if trajectories is not None:
-                trajectories[index, : found.steps] = leading(found.trajectory, dimension)
+                trajectories[index, : found.steps] = [shorten(z, dimension, rotation) for z in found.trajectory]
                 trajectories[index, found.steps :] = vectors[index]
         soft_tokens = decode and [
             [[(decode(token), weight) for token, weight in step] for step in (found and found.soft_tokens) or []]

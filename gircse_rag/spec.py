@@ -43,6 +43,7 @@ class EmbeddingSpec:
         adapter: name, folder or Hub id of the LoRA adapter, or None.
         adapter_hash: sha256 of its weights and configuration, or None.
         dimension: d, the length of a vector: the model's, or less if its vectors are shortened.
+        rotation_hash: sha256 of the rotation that shortened vectors had before the cut; None for whole vectors.
         temperature: tau of the soft token's softmax.
         pooling: "mean" over h_1..h_K after K soft tokens (GIRCSE), or "mean_with_prompt" over h_0..h_{K-1} after K - 1
             soft tokens (LaSER); h_0 is the prompt's last state.
@@ -62,6 +63,7 @@ class EmbeddingSpec:
     base_hash: str
     tokenizer_hash: str
     dimension: int
+    rotation_hash: str | None = None
     adapter: str | None = None
     adapter_hash: str | None = None
     temperature: float = 1.0
@@ -105,6 +107,8 @@ class EmbeddingSpec:
     def fingerprint(self) -> str:
         """32 hex digits; equal exactly when vectors are comparable."""
         space = {name: value for name, value in self.to_dict().items() if name not in _NOT_IN_FINGERPRINT}
+        if self.rotation_hash is None:  # as before there were rotations
+            del space["rotation_hash"]
         return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
@@ -116,8 +120,8 @@ class EmbeddingSpec:
         """Number of soft tokens that K = `steps` pooled states need."""
         return steps - self.pools_prompt
 
-    def shortened(self, dimension: int) -> EmbeddingSpec:
-        """The spec of the same vectors cut to their first `dimension` components: a space of its own.
+    def shortened(self, dimension: int, rotation_hash: str | None = None) -> EmbeddingSpec:
+        """The spec of the same vectors cut to `dimension` components, rotated before: a space of its own.
 
         Raises:
             InputError: `dimension` is not an integer from 1 to this spec's.
@@ -126,7 +130,9 @@ class EmbeddingSpec:
             raise InputError(
                 f"dimensions must be an integer from 1 to {self.dimension}, the model's own, not {dimension!r}"
             )
-        return replace(self, dimension=dimension)
+        if dimension == self.dimension:
+            return self
+        return replace(self, dimension=dimension, rotation_hash=self.rotation_hash or rotation_hash)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain JSON values; `from_dict` reads them back."""

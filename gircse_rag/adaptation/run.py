@@ -312,8 +312,7 @@ class _Run:
         )
         # adapt.json is written last: a folder with it is complete.
         if adapted.changed:
-            for path in sorted((self.work / "training" / "checkpoint").iterdir()):
-                shutil.copy2(path, self.out / path.name)
+            shutil.copytree(self.work / "training" / "checkpoint", self.out, dirs_exist_ok=True)
         adapted.save(self.digest)
         shutil.rmtree(self.work, ignore_errors=True)
         return adapted

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from gircse_rag.backends.lazy import LazyBackend
-from gircse_rag.errors import InputError
+from gircse_rag.checkpoint.locate import locate
+from gircse_rag.checkpoint.rotation import Rotation
+from gircse_rag.errors import CheckpointError, InputError
 from gircse_rag.hardware import device_of, dtype_of
 from gircse_rag.spec import EmbeddingSpec, check_steps
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from gircse_rag.backend import Backend
 
     Loaded = tuple[Backend, Tokenizer | PreTrainedTokenizerBase, EmbeddingSpec]
+    LoadedWithRotation = tuple[Backend, Tokenizer | PreTrainedTokenizerBase, EmbeddingSpec, Rotation | None]
 
 BackendName = Literal["paged", "reference", "vllm"]
 BACKENDS: tuple[BackendName, ...] = ("paged", "reference", "vllm")
@@ -36,15 +39,23 @@ def load_backend(
     preset: str | None,
     deterministic: bool,
     dimensions: int | None,
-) -> Loaded:
-    """Load a checkpoint. `Embedder.from_pretrained` describes the arguments.
+) -> LoadedWithRotation:
+    """Load a checkpoint with its rotation. `Embedder.from_pretrained` describes the arguments.
 
     Raises:
         CheckpointError: the model cannot be loaded.
         InputError: an argument is invalid.
     """
     loaded, tokenizer, spec = _load(name, backend, device, dtype, steps, url, lazy, revision, preset, deterministic)
-    return loaded, tokenizer, spec if dimensions is None else spec.shortened(dimensions)
+    rotation = Rotation.read(locate(os.fspath(name), revision).folder)
+    if rotation is not None and spec.rotation_hash is None and len(rotation.rows) != spec.dimension:
+        raise CheckpointError(
+            f"{name}: its rotation is for {len(rotation.rows)} dimensions, but its vectors have {spec.dimension}; they "
+            "belong to different models: remove the folder `rotation`, or get it again"
+        )
+    if dimensions is not None:
+        spec = spec.shortened(dimensions, None if rotation is None else rotation.hash)
+    return loaded, tokenizer, spec, rotation
 
 
 def _load(

@@ -5,6 +5,7 @@
     spec_file gircse.json, and the entry that `gircse export` adds to config.json
     model_config  the base model's config.json, checked before anything is allocated
     lora      a PEFT LoRA adapter, merged into its base model
+    rotation  shortened vectors, and the matrix that makes their leading components the important ones
     hashing   sha256 of the weights, the adapter and the tokenizer
     load      `load_checkpoint`: all of the above together
     prepared  `load_weights`: the same for the engine, from a merged copy in the user's cache

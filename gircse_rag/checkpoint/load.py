@@ -22,6 +22,7 @@ from gircse_rag.checkpoint.lora import FLOAT16_MAX, merge_lora, read_lora
 from gircse_rag.checkpoint.model_config import advice, read_model_config
 from gircse_rag.checkpoint.presets import check_preset, preset_fields
 from gircse_rag.checkpoint.progress_bars import without_progress_bars
+from gircse_rag.checkpoint.rotation import Rotation
 from gircse_rag.checkpoint.spec_file import EXPORT_KEY, SPEC_FILE, make_spec, read_export, read_json
 from gircse_rag.errors import CheckpointError, GircseWarning, first_line, plural
 from gircse_rag.spec import EmbeddingSpec
@@ -35,11 +36,13 @@ class Checkpoint:
         model: a plain transformers causal LM with the adapter merged, in eval mode, on its device.
         tokenizer: its fast tokenizer.
         spec: its vector space.
+        rotation: for shortened vectors, or None.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     spec: EmbeddingSpec
+    rotation: Rotation | None = None
 
 
 def load_hf(
@@ -132,7 +135,7 @@ def load_checkpoint(
     model.to(device)
     for parameter in model.parameters():  # not buffers: rotary frequencies must stay float32
         parameter.data = parameter.data.to(dtype)
-    return Checkpoint(model.eval().requires_grad_(False), tokenizer, spec)
+    return Checkpoint(model.eval().requires_grad_(False), tokenizer, spec, Rotation.read(located.folder))
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> tuple[PreTrainedTokenizerBase, dict[str, str | None]]:

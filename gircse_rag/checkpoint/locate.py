@@ -18,6 +18,8 @@ from gircse_rag.checkpoint.spec_file import read_json
 from gircse_rag.errors import CheckpointError, InputError, first_line
 
 ADAPTER_CONFIG = "adapter_config.json"
+ROTATION = Path("rotation", "model.safetensors")
+"""In a folder of its own, because vLLM reads every .safetensors file beside config.json."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,10 @@ def checkpoint_state(name: str, revision: str | None = None) -> str:
     located = locate(name, revision)
     folders = [located.folder] if located.adapter is None else [located.folder, located.base.folder]
     digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.iterdir()):
+    for path in sorted(path for folder in folders for path in (*folder.iterdir(), folder / ROTATION)):
         if path.suffix == ".json":
             digest.update(f"{path.name} ".encode() + path.read_bytes())
-        elif path.suffix == ".safetensors":
+        elif path.suffix == ".safetensors" and path.exists():
             status = path.stat()
             digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns} {status.st_ino} ".encode())
     return digest.hexdigest()[:32]

@@ -45,7 +45,7 @@ def compare(
     for wording in (None, *dict.fromkeys(wordings)):
         chosen = embedder
         if wording is None:
-            chosen = _BareEmbedder(embedder.backend, embedder.backend_tokenizer, embedder.spec)
+            chosen = _BareEmbedder(embedder.backend, embedder.backend_tokenizer, embedder.spec, embedder.rotation)
         hits = search_batch(
             [question.text for question in asked],
             collection=collection,

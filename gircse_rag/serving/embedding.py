@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gircse_rag.backend import Refinement, Request, leading
+from gircse_rag.backend import Refinement, Request
 from gircse_rag.backends.paged import PagedBackend
+from gircse_rag.checkpoint.rotation import shorten
 from gircse_rag.embedder import AUTO_STEPS, DEFAULT_TOLERANCE, Embedder
 from gircse_rag.errors import GircseError, InputError
 from gircse_rag.prompts import Role, check_role
@@ -33,7 +34,7 @@ class Task:
         max_length: maximum tokens per text if smaller than the spec's.
         truncate: cut longer texts at their end; otherwise they are an error.
         tokenizer: hash of the tokenizer that made the token ids.
-        dimensions: leading components of each vector to keep; None keeps all.
+        dimensions: number of components that shortened vectors keep; None keeps all.
     """
 
     inputs: Any
@@ -81,7 +82,7 @@ class RequestBackend:
 
 def embedder_for(embedder: Embedder, backend: PagedBackend, cancelled: threading.Event) -> Embedder:
     """The embedder as one HTTP request sees it."""
-    return Embedder(RequestBackend(backend, cancelled), embedder.backend_tokenizer, embedder.spec)
+    return Embedder(RequestBackend(backend, cancelled), embedder.backend_tokenizer, embedder.spec, embedder.rotation)
 
 
 def embed(embedder: Embedder, settings: Settings, task: Task) -> Embedded:
@@ -94,19 +95,19 @@ def embed(embedder: Embedder, settings: Settings, task: Task) -> Embedded:
     """
     check_count(len(task.inputs), settings, "inputs")
     steps, tolerance = _resolve_steps(task.steps, len(task.inputs), embedder, settings)
-    spec = embedder.spec if task.dimensions is None else embedder.spec.shortened(task.dimensions)
+    dimension = embedder.dimension if task.dimensions is None else embedder.spec.shortened(task.dimensions).dimension
     prompts = _encode(embedder, settings, task)
     check_tokens(prompts, settings)
     positions: dict[Request, list[int]] = {}
     for index, (prompt, number) in enumerate(zip(prompts, steps, strict=True)):
         positions.setdefault(Request(prompt.token_ids, number, tolerance), []).append(index)
-    vectors = np.empty((len(prompts), spec.dimension), dtype=np.float32)
+    vectors = np.empty((len(prompts), dimension), dtype=np.float32)
     errors: dict[int, GircseError] = {}
     requests = list(positions)
     for position, outcome in embedder.backend.refine(requests):
         for index in positions[requests[position]]:
             if isinstance(outcome, Refinement):
-                vectors[index] = leading(outcome.vector, spec.dimension)
+                vectors[index] = shorten(outcome.vector, dimension, embedder.rotation)
             else:
                 errors[index] = type(outcome)(f"text {index}: {outcome}", index=index)
     if errors:

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 from gircse_rag.checkpoint import Checkpoint, load_checkpoint
 from gircse_rag.checkpoint.bundled import BUNDLED
+from gircse_rag.checkpoint.locate import locate
+from gircse_rag.checkpoint.rotation import Rotation
 from gircse_rag.checkpoint.spec_file import SPEC_FILE, read_spec_file
 from gircse_rag.errors import CheckpointError, InputError, require
 from gircse_rag.hardware import device_of, dtype_of
@@ -155,6 +157,10 @@ def _save_checkpoint(config: TrainConfig, model: Any, batches: Batches, rows_see
         batches.tokenizer.save_pretrained(fresh)
         save_spec(fresh, batches.spec, config.pooling)
         save_record(fresh, config, batches, rows_seen)
+        start = locate(config.model).folder if config.adapter is None else _adapter_folder(config.adapter)
+        rotation = Rotation.read(start)
+        if rotation is not None and not config.dimensions:  # if trained, the leading components need no rotation
+            rotation.write(fresh)
         (fresh / "README.md").write_text(_model_card(config, rank, rows_seen), encoding="utf-8")
 
 

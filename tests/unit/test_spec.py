@@ -16,6 +16,7 @@ OTHER_SPACE: dict[str, Any] = {
     "tokenizer_hash": "c" * 64,
     "adapter_hash": "c" * 64,
     "dimension": 64,
+    "rotation_hash": "c" * 64,
     "temperature": 0.5,
     "query_template": "{instruction}: {text}",
     "document_template": "passage: {text}",

@@ -4,6 +4,7 @@
     model.safetensors     base and adapter merged
     tokenizer.json, ...   unchanged, but never adds special tokens: vLLM would request them, and GIRCSE uses none
     gircse.json           templates, temperature, lengths, steps
+    rotation/             for shortened vectors, if the checkpoint has one
 
 Vector space and fingerprint are those of the exported checkpoint.
 """
@@ -89,6 +90,8 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     config[EXPORT_KEY] = {"spec": spec.to_dict(), "weights": weights}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / SPEC_FILE).write_text(json.dumps(spec_file_fields(spec), indent=2) + "\n", encoding="utf-8")
+    if checkpoint.rotation is not None:
+        checkpoint.rotation.write(folder)
     _write_tokenizer(checkpoint.tokenizer, folder)
 
 

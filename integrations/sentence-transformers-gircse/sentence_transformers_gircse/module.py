@@ -39,7 +39,7 @@ class GircseModule(InputModule):
         dtype: "auto", "float32", "bfloat16" or "float16", or the torch dtype.
         backend: execution backend. None: the default of `Embedder.from_pretrained`.
         revision: branch, tag or commit of a Hub id. None: its main branch.
-        dimensions: leading components of each vector to keep. None: all.
+        dimensions: number of components that shortened vectors keep. None: all.
 
     Raises:
         ValueError: an argument is invalid, or the model cannot be loaded.

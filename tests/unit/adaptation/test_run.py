@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -15,6 +17,7 @@ from gircse_rag import Adapted, Embedder, adapt
 from gircse_rag.adaptation import Progress, self_pairs
 from gircse_rag.adaptation.inputs import Inputs
 from gircse_rag.adaptation.run import WORK
+from gircse_rag.checkpoint.rotation import Rotation
 from gircse_rag.engine.model_runner import ModelRunner
 from gircse_rag.errors import CheckpointError, InputError, MissingExtraError
 from tests import tiny
@@ -55,7 +58,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterat
     folder = tmp_path_factory.mktemp("whole")
     data.write_notes(folder / "notes")
     data.write_pairs(folder / "pairs.csv")
-    yield folder, run(folder, tiny_folder)
+    model = shutil.copytree(tiny_folder, folder / "model")
+    Rotation.fit(np.random.default_rng(0).standard_normal((50, 32), dtype=np.float32)).write(model)
+    yield folder, run(folder, model)
 
 
 def test_a_run_reports_and_writes_a_model(whole: tuple[Path, Adapted]) -> None:
@@ -79,6 +84,7 @@ def test_a_run_reports_and_writes_a_model(whole: tuple[Path, Adapted]) -> None:
     with Embedder.from_pretrained(str(out), device="cpu", dtype="float32") as embedder:
         assert embedder.spec.default_instruction == INSTRUCTION and embedder.spec.max_length == 512
         assert embedder.embed_queries(["how do I clean the pump?"]).shape == (1, 32)
+        assert embedder.rotation is not None, "the old model's rotation was not handed on"
 
 
 def test_the_wordings_include_the_bare_question(whole: tuple[Path, Adapted]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -20,6 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from gircse_rag.checkpoint.rotation import Rotation
 from gircse_rag.errors import CheckpointError, GircseError, GircseWarning, InputError
 from gircse_rag.spec import EmbeddingSpec
 from gircse_rag.training.baseline import Baseline, trained_pooling
@@ -226,6 +228,19 @@ def test_spec_fields_of_the_base_are_kept_with_the_adapter(tmp_path):
     (tmp_path / "base" / "gircse.json").write_text('{"temperature": 0.5}')
     with pytest.raises(InputError, match=r"temperature 0\.5; training supports only 1"):
         train(TrainConfig.of({**values, "output": str(tmp_path / "hot")}))
+
+
+def test_a_rotation_is_handed_on_unless_dimensions_are_trained(tmp_path):
+    values = {**inputs(tmp_path), "rows": 6}
+    rotation = Rotation.fit(np.random.default_rng(0).standard_normal((50, 32), dtype=np.float32))
+    rotation.write(tmp_path / "base")
+    folder = train(TrainConfig.of(values))
+    further = train(TrainConfig.of({**values, "output": str(tmp_path / "more"), "adapter": str(folder)}))
+    nested = train(TrainConfig.of({**values, "output": str(tmp_path / "nested"), "dimensions": [8, 32]}))
+    for trained in (folder, further):
+        found = Rotation.read(trained)
+        assert found is not None and found.hash == rotation.hash
+    assert Rotation.read(nested) is None
 
 
 @pytest.mark.parametrize("change", [{"max_length": 100_000}, {"steps": 250, "max_length": 800}])

@@ -48,7 +48,7 @@ class GircseDocumentEmbedder(GircseComponent):
         :param meta_fields_to_embed: metadata fields to embed along with the document text.
         :param embedding_separator: string between the metadata fields and the document text.
         :param revision: branch, tag or commit of a Hub id. None: its main branch.
-        :param dimensions: leading components of each vector to keep. None: all.
+        :param dimensions: number of components that shortened vectors keep. None: all.
         :param progress_bar: show progress on stderr: a bar on a terminal, else a line every ten seconds.
         :raises TypeError: there is no such option; says what replaces that of another embedder.
         """

@@ -46,7 +46,7 @@ class GircseTextEmbedder(GircseComponent):
         :param device: None: CUDA if available, else Apple's GPU, else the CPU.
         :param dtype: "auto", "float32", "bfloat16" or "float16".
         :param revision: branch, tag or commit of a Hub id. None: its main branch.
-        :param dimensions: leading components of each vector to keep. None: all.
+        :param dimensions: number of components that shortened vectors keep. None: all.
         :raises ValueError: the instruction is invalid.
         :raises TypeError: there is no such option; says what replaces that of another embedder.
         """
