@@ -64,7 +64,7 @@ def test_call_instruction_overrides_the_default(tiny_embedder: Embedder, recordi
 )
 def test_options_of_other_embeddings_name_their_replacement(options: dict[str, object], hint: str) -> None:
     with pytest.raises(ValidationError, match=hint):
-        GircseEmbeddings(model="no-such-model", **options)  # type: ignore[arg-type]
+        GircseEmbeddings(model="no-such-model", **options)
 
 
 def test_progress_is_shown_on_request(

@@ -65,7 +65,7 @@ def test_invalid_arguments(retriever: GircseRetriever) -> None:
         GircseRetriever(vectorstore=retriever.vectorstore, search_type="similarity_score_threshold")
     threshold = {"search_type": "similarity_score_threshold", "search_kwargs": {"score_threshold": 0.5}}
     with pytest.raises(ValueError, match="InMemoryVectorStore has no relevance scores by vector"):
-        GircseRetriever(vectorstore=retriever.vectorstore, **threshold).invoke("x")  # type: ignore[arg-type]
+        GircseRetriever(vectorstore=retriever.vectorstore, **threshold).invoke("x")
 
 
 def test_the_json_schema_can_be_made() -> None:

@@ -9,16 +9,20 @@ from torch import Tensor
 from gircse_rag.engine.attention import Segment
 from gircse_rag.engine.fixed import FixedPlan
 from gircse_rag.engine.kv_cache import KVCache
-from gircse_rag.engine.products import ROW_BLOCK, Form, make_product
+from gircse_rag.engine.products import ROW_BLOCK, Form, make_product, packed_form
 from gircse_rag.weights import DecoderWeights
 from tests import tiny
 from tests.unit.engine.test_decoder import needs_float16_products
 
 CONFIG = DecoderWeights.of(tiny.model()).config
+needs_bfloat16_products = pytest.mark.skipif(
+    packed_form(torch.empty(0, dtype=torch.bfloat16)) is not Form.ONEDNN, reason="oneDNN has no bfloat16 on this CPU"
+)
 FORMS = [
     (Form.PLAIN, torch.float32),
+    (Form.PLAIN, torch.bfloat16),
     (Form.ONEDNN, torch.float32),
-    (Form.ONEDNN, torch.bfloat16),
+    pytest.param(Form.ONEDNN, torch.bfloat16, marks=needs_bfloat16_products),
     pytest.param(Form.FBGEMM, torch.float16, marks=needs_float16_products),
 ]
 
